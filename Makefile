@@ -1,0 +1,34 @@
+# The README's commands. VENV and PIP_ARGS may be overridden, for example
+#   make demo PIP_ARGS="--index-url https://... --extra-index-url https://..."
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ela_mm_installed
+
+.PHONY: setup demo test test-all lint clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements/stack.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip 'setuptools<82' wheel
+	@echo "Installing the stack (torch brings several GB of CUDA packages) ..."
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements/stack.txt
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-build-isolation -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python tools/demo.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-all: setup
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: setup
+	$(BIN)/python -m ruff check .
+
+clean:
+	rm -rf build dist *.egg-info work_dirs data/digits

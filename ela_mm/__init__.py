@@ -1,0 +1,22 @@
+"""Efficient Layer Attention for MMDetection and MMPretrain.
+
+Importing the package registers ``ELAResNet`` and its relatives with every
+installed host, and ``ELAPruneHook`` and the pruning criteria with mmengine:
+``custom_imports = dict(imports=['ela_mm'])`` in a config is enough.
+"""
+from . import compat
+
+compat.install()  # before anything imports mmcv.ops
+
+from .engine import ELAPruneHook  # noqa: E402
+from .models import LayerAttention, LayerMemory  # noqa: E402
+from .hosts import register  # noqa: E402
+from .pruning import adjacent_kl, ebqm  # noqa: E402
+from .version import __version__  # noqa: E402
+
+register()
+
+__all__ = [
+    'ELAPruneHook', 'LayerAttention', 'LayerMemory', '__version__',
+    'adjacent_kl', 'ebqm'
+]

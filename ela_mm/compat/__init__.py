@@ -1,0 +1,19 @@
+"""Makes the supported OpenMMLab stack work on current torch.
+
+Imported for its effect by :mod:`ela_mm`, before any host package:
+
+- :mod:`.mmcv_ops` lets ``mmcv-lite`` stand in for the compiled ``mmcv``;
+- :mod:`.checkpoints` lets mmengine's checkpoints load under ``weights_only``.
+
+Both step aside where they are not needed, and both may be installed twice.
+"""
+from . import checkpoints, mmcv_ops
+
+
+def install() -> None:
+    """Install every compatibility measure; repeated calls change nothing."""
+    mmcv_ops.install()
+    checkpoints.install()
+
+
+__all__ = ['install']

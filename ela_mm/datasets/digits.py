@@ -1,0 +1,145 @@
+"""Scatters scikit-learn's real handwritten digits into a detection set.
+
+The pictures and annotations are COCO's format: several digits of different
+sizes on one canvas, boxes tight on the ink, masks of the ink. The digits of
+train and val are disjoint, and everything follows from a seed.
+"""
+import json
+import os
+import os.path as osp
+import shutil
+import tempfile
+from typing import List, Tuple
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+CLASSES = tuple(str(digit) for digit in range(10))
+# Of scikit-learn's 1797 digits of 8x8 pixels, these many are for training.
+NUM_TRAIN_DIGITS = 1400
+# Sides of a pasted digit in pixels.
+SIZES = (18, 40)
+DIGITS_PER_IMAGE = (3, 5)
+# The largest share of a digit's box that another digit's box may cover.
+MAX_OVERLAP = 0.1
+# Brightness above which a pixel of a digit counts as ink, of 255.
+INK = 80
+
+
+def make_digits(root: str,
+                num_train: int = 300,
+                num_val: int = 80,
+                size: int = 96,
+                seed: int = 0) -> None:
+    """Write the set: ``train.json``, ``val.json``, ``train/`` and ``val/``.
+
+    The folder appears whole or not at all, so that processes which start
+    together may all call it.
+
+    Args:
+        root (str): Folder to create.
+        num_train (int): Pictures for training. Defaults to 300.
+        num_val (int): Pictures for validation. Defaults to 80.
+        size (int): Side of the square pictures in pixels. Defaults to 96.
+        seed (int): Decides everything. Defaults to 0.
+
+    Raises:
+        ImportError: Without scikit-learn.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ImportError(
+            'the digits come from scikit-learn, which is not installed: pip '
+            'install scikit-learn, or ela_mm[demo]') from None
+    rng = np.random.default_rng(seed)
+    digits = load_digits()
+    order = rng.permutation(len(digits.target))
+    splits = dict(
+        train=(order[:NUM_TRAIN_DIGITS], num_train),
+        val=(order[NUM_TRAIN_DIGITS:], num_val))
+    parent = osp.dirname(osp.abspath(root))
+    os.makedirs(parent, exist_ok=True)
+    folder = tempfile.mkdtemp(dir=parent)
+    os.chmod(folder, 0o755)
+    try:
+        for split, (members, count) in splits.items():
+            _write_split(folder, split, digits.images[members],
+                         digits.target[members], count, size, rng)
+        os.rename(folder, root)
+    except OSError:
+        if not osp.isdir(root):  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_split(folder: str, split: str, images: np.ndarray,
+                 labels: np.ndarray, count: int, size: int,
+                 rng: np.random.Generator) -> None:
+    os.makedirs(osp.join(folder, split))
+    coco = dict(
+        images=[],
+        annotations=[],
+        categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES)])
+    for image_id in range(count):
+        canvas, objects = _compose(images, labels, size, rng)
+        file_name = f'{image_id:05d}.png'
+        cv2.imwrite(osp.join(folder, split, file_name), canvas)
+        coco['images'].append(
+            dict(id=image_id, file_name=file_name, width=size, height=size))
+        for label, mask in objects:
+            rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+            box = coco_mask.toBbox(rle)  # x, y, width, height: tight
+            area = coco_mask.area(rle)
+            coco['annotations'].append(
+                dict(
+                    id=len(coco['annotations']) + 1,
+                    image_id=image_id,
+                    category_id=int(label),
+                    bbox=box.tolist(),
+                    area=int(area),
+                    iscrowd=0,
+                    segmentation=dict(
+                        size=rle['size'], counts=rle['counts'].decode())))
+    with open(osp.join(folder, f'{split}.json'), 'w') as file:
+        json.dump(coco, file)
+
+
+def _compose(
+    images: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator
+) -> Tuple[np.ndarray, List[Tuple[int, np.ndarray]]]:
+    """One picture (size, size) uint8 and its (label, ink mask) objects."""
+    canvas = rng.normal(40, 12, (size, size))
+    covered: List[np.ndarray] = []  # boxes x1 y1 x2 y2
+    objects = []
+    wanted = rng.integers(DIGITS_PER_IMAGE[0], DIGITS_PER_IMAGE[1] + 1)
+    for _ in range(20 * wanted):  # a crowded canvas takes no more: give up
+        if len(objects) == wanted:
+            break
+        pick = rng.integers(len(labels))
+        side = int(rng.integers(SIZES[0], SIZES[1] + 1))
+        left, top = rng.integers(0, size - side + 1, 2)
+        ink = cv2.resize(
+            images[pick] * (255 / 16), (side, side),
+            interpolation=cv2.INTER_CUBIC).clip(0, 255)
+        mask = np.zeros((size, size), bool)
+        mask[top:top + side, left:left + side] = ink > INK
+        ys, xs = np.nonzero(mask)
+        box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+        if any(_overlap(box, other) > MAX_OVERLAP for other in covered):
+            continue
+        window = canvas[top:top + side, left:left + side]
+        np.maximum(window, ink * rng.uniform(0.7, 1), out=window)
+        covered.append(box)
+        objects.append((int(labels[pick]), mask))
+    return canvas.clip(0, 255).astype(np.uint8), objects
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over the smaller of two boxes."""
+    width, height = (np.minimum(a[2:], b[2:]) -
+                     np.maximum(a[:2], b[:2])).clip(min=0)
+    areas = [np.prod(box[2:] - box[:2]) for box in (a, b)]
+    return float(width * height / min(areas))

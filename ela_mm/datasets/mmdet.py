@@ -1,0 +1,25 @@
+"""The digits as a dataset of mmdet."""
+import os.path as osp
+
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+
+from .digits import CLASSES, make_digits
+
+
+@DATASETS.register_module()
+class DigitsDetectionDataset(CocoDataset):
+    """Handwritten digits on a canvas, made on first use.
+
+    Takes the arguments of :class:`mmdet.datasets.CocoDataset`. Where
+    ``data_root`` does not exist yet, :func:`make_digits` writes it.
+    """
+
+    METAINFO = dict(classes=CLASSES)
+    MAKES_ITS_DATA = True
+
+    def load_data_list(self) -> list:
+        """Make the set if needed, then load it as mmdet does."""
+        if not osp.isdir(self.data_root):
+            make_digits(self.data_root)
+        return super().load_data_list()

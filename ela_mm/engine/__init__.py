@@ -1,0 +1,3 @@
+from .hooks import ELAPruneHook
+
+__all__ = ['ELAPruneHook']

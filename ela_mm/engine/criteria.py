@@ -1,0 +1,40 @@
+"""The criteria in mmengine's registry, where both hosts' configs find them.
+
+A function of a user's own becomes a criterion by
+``@mmengine.registry.FUNCTIONS.register_module()``; see
+:mod:`ela_mm.pruning.criteria` for what it takes and returns.
+"""
+from typing import Optional
+
+from mmengine.registry import FUNCTIONS
+
+from ..pruning.criteria import CRITERIA, Criterion
+
+for _name, _function in CRITERIA.items():
+    FUNCTIONS.register_module(name=_name, module=_function, force=True)
+
+
+def build_criterion(config: Optional[dict] = None) -> Criterion:
+    """Build a criterion from its config.
+
+    Args:
+        config (dict, optional): ``type`` and the criterion's parameters.
+            Defaults to dict(type='EBQM').
+
+    Returns:
+        Criterion: Checked and with its defaults filled in.
+
+    Raises:
+        ValueError: On an unknown type or wrong parameters.
+    """
+    config = dict(config or dict(type='EBQM'))
+    name = config.pop('type', None)
+    function = FUNCTIONS.get(name) if isinstance(name, str) else name
+    if not callable(function):
+        raise ValueError(
+            f'unknown criterion {name!r}: expected one of '
+            f'{", ".join(CRITERIA)}, or a function registered in '
+            'mmengine.registry.FUNCTIONS')
+    return Criterion(
+        name if isinstance(name, str) else function.__name__, function,
+        **config)

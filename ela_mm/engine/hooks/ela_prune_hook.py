@@ -1,0 +1,390 @@
+"""When to measure, reduce, decide, apply and log: pruning while training."""
+import gc
+import math
+from typing import List, Optional, Sequence, Tuple
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop, IterBasedTrainLoop
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ...models.backbones.ela_resnet import SKIP_MODES, LayerAttentionMixin
+from ...pruning import KLStatistics
+from ...visualization import prune_table
+from ..criteria import build_criterion
+from ..record import FORMAT, write_record
+from ..step_timer import StepTimer
+from ..windows import Window, check_windows, window_of
+
+# Where the hook keeps its state in mmengine's checkpoints.
+STATE_KEY = 'ela_prune_hook'
+# Steps right after a pruning that are not timed: allocators settle.
+WARM_UP_STEPS = 2
+
+
+@HOOKS.register_module()
+class ELAPruneHook(Hook):
+    """Skips redundant attention layers at the end of each window.
+
+    Within a window it averages the KL divergence between the attention
+    weights of neighbouring layers over all training iterations and ranks; at
+    the window's end, before validation, EMA's swap and the checkpoint of that
+    epoch, a criterion decides which layers are skipped from then on. Every
+    decision is logged as a table, sent to the Visualizer and written to
+    ``ela_decisions.json`` in the work dir.
+
+    Args:
+        windows (Sequence[Sequence[int]]): Pairs (first, last) of epochs,
+            inclusive and counted from 1. The paper: [(1, 1), (7, 7)] on COCO,
+            [(1, 3), (51, 53)] on ImageNet, [(1, 3), (45, 48), (91, 93)] on
+            CIFAR.
+        criterion (dict, optional): ``type`` and parameters. Defaults to
+            dict(type='EBQM'), see :func:`ela_mm.ebqm`.
+        by_epoch (bool): Whether windows count epochs; if False, iterations.
+            Defaults to True.
+        skip (str): ``'layer'`` or ``'retrieval'``, see
+            :meth:`LayerAttentionMixin.skip_layers`. Defaults to ``'layer'``.
+        timing_steps (int): Steps whose median is reported before and after a
+            pruning. Defaults to 50.
+
+    Raises:
+        ValueError: Before training starts, on wrong windows, an unknown
+            criterion or wrong parameters, or a model without layer attention.
+    """
+
+    # Before EMAHook (NORMAL) and CheckpointHook (VERY_LOW).
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self,
+                 windows: Sequence[Sequence[int]],
+                 criterion: Optional[dict] = None,
+                 by_epoch: bool = True,
+                 skip: str = 'layer',
+                 timing_steps: int = 50) -> None:
+        self.windows = check_windows(windows)
+        self.criterion = build_criterion(criterion)
+        if skip not in SKIP_MODES:
+            raise ValueError(f'skip={skip!r}: expected one of {SKIP_MODES}')
+        if timing_steps < 1:
+            raise ValueError(f'timing_steps={timing_steps}: expected at least '
+                             '1 step')
+        self.by_epoch = by_epoch
+        self.skip = skip
+        self.statistics = KLStatistics()
+        self.decisions: List[dict] = []
+        self._timer = StepTimer(timing_steps)
+        self._timing_steps = timing_steps
+        self._steps_since_pruning: Optional[int] = None  # None: not timing
+        self._resumed_state: Optional[dict] = None
+
+    # --- before training -----------------------------------------------------
+
+    def before_run(self, runner) -> None:
+        """Check model and windows, before weights are loaded."""
+        if not isinstance(runner._train_loop, BaseLoop):
+            return  # validation or test only: nothing to prune
+        if is_model_wrapper(runner.model) and not isinstance(
+                runner.model, DistributedDataParallel):
+            raise ValueError(
+                f'ELAPruneHook cannot prune inside {type(runner.model).__name__}'
+                ': expected no model wrapper or MMDistributedDataParallel')
+        self.backbone = find_backbone(runner.model)
+        if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise ValueError(
+                f'windows={self.windows} count epochs, but the train loop is '
+                'iteration-based: set by_epoch=False and count iterations')
+        unit, limit = (('epoch', runner.max_epochs) if self.by_epoch else
+                       ('iteration', runner.max_iters))
+        last = self.windows[-1]
+        if last[1] > limit:
+            raise ValueError(f'window {last} lies past the last {unit} of the '
+                             f'training, {limit}: it would never be decided')
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Keep the state for before_train; the weights are not loaded yet."""
+        if runner._resume:
+            self._resumed_state = checkpoint.get(STATE_KEY, {})
+
+    def before_train(self, runner) -> None:
+        """Take up the state of a resumed run; the weights are loaded now."""
+        state, self._resumed_state = self._resumed_state, None
+        if state:
+            self.decisions = state['decisions']
+            device = next(self.backbone.parameters()).device
+            self.statistics.load_state_dict(state['statistics'], device)
+            if self.decisions and self._is_untimed(self.decisions[-1]):
+                self._steps_since_pruning = 0
+        if state is not None:
+            self._warn_of_missed_windows(runner)
+        # Decided at the first train(); a resumed run keeps its decision.
+        self.backbone.fresh_norms = state['fresh_norms'] if state else None
+        inert = self.backbone.inert_layers
+        if inert:
+            self._skip(runner, inert, 'layer')
+            runner.logger.info(
+                f'{len(inert)} attention layers lie in frozen stages with '
+                'fresh weights: they add exactly 0 and cannot learn, so they '
+                f'are skipped from the start ({", ".join(inert)})')
+        if any(not layer.active for layer in self.backbone.attention_layers):
+            self._rewrap(runner)  # the mask came after the model was wrapped
+        self._write_record(runner)
+
+    def _warn_of_missed_windows(self, runner) -> None:
+        done = runner.epoch if self.by_epoch else runner.iter
+        decided = [tuple(d['window']) for d in self.decisions]
+        for window in self.windows:
+            if window[1] <= done and window not in decided:
+                runner.logger.warning(
+                    f'window {window} ended before this run was resumed at '
+                    f'{done} and was not decided then: it is left out')
+
+    # --- within a window -----------------------------------------------------
+
+    def before_train_iter(self,
+                          runner,
+                          batch_idx: int,
+                          data_batch=None) -> None:
+        """Observe the attention weights of this step, if in a window."""
+        if self._window(runner) is not None:
+            self.backbone.observe(self.statistics.update)
+        self._timer.start()
+
+    def after_train_iter(self,
+                         runner,
+                         batch_idx: int,
+                         data_batch=None,
+                         outputs: Optional[dict] = None) -> None:
+        """Stop observing; decide if an iteration window ends here."""
+        self._timer.stop()
+        self.backbone.observe(None)
+        if self._steps_since_pruning is not None:
+            self._steps_since_pruning += 1
+            if self._steps_since_pruning <= WARM_UP_STEPS:
+                self._timer.reset()
+            elif len(self._timer) == self._timing_steps:
+                self._report_gain(runner)
+        if not self.by_epoch:
+            self._decide_if_over(runner, runner.iter + 1)
+
+    def after_train_epoch(self, runner) -> None:
+        """Decide if an epoch window ends here."""
+        self._report_gain(runner)  # with the steps that the epoch had
+        if self.by_epoch:
+            self._decide_if_over(runner, runner.epoch + 1)
+
+    def _window(self, runner) -> Optional[Window]:
+        count = (runner.epoch if self.by_epoch else runner.iter) + 1
+        return window_of(self.windows, count)
+
+    # --- at its end ----------------------------------------------------------
+
+    def _decide_if_over(self, runner, count: int) -> None:
+        window = window_of(self.windows, count)
+        if window is not None and window[1] == count:
+            self._report_gain(runner)
+            self._decide(runner, window)
+
+    def _decide(self, runner, window: Window) -> None:
+        """Decide on a window's statistics, apply, log and record."""
+        layers = self.backbone.attention_layers
+        active = [layer.name for layer in layers if layer.active]
+        samples = self.statistics.samples()
+        measured = self.statistics.reduce(active)
+        self.statistics.reset()
+        skip, mapped, note = self._apply_criterion(measured)
+        before = self._timer.median
+        if skip:
+            self._skip(runner, skip, self.skip)
+            self._rewrap(runner)
+        self._timer.reset()
+        decision = dict(
+            window=list(window),
+            epoch=runner.epoch + 1,
+            iter=runner.iter + (not self.by_epoch),
+            samples_per_rank=samples,
+            criterion=self.criterion.config,
+            skip=self.skip,
+            layers=[
+                dict(
+                    name=layer.name,
+                    stage=layer.stage,
+                    index=layer.index,
+                    kl=_finite(measured[layer.name].mean)
+                    if layer.name in measured else None,
+                    kl_std=_finite(measured[layer.name].std)
+                    if layer.name in measured else None,
+                    mapped=mapped.get(layer.name),
+                    status=_status(layer, measured, skip)) for layer in layers
+            ],
+            skipped=skip,
+            active=len(active) - len(skip),
+            total=len(layers),
+            note=note,
+            step_time_before=before,
+            step_time_after=None)
+        self.decisions.append(decision)
+        self._steps_since_pruning = 0 if skip else None
+        self._log(runner, decision)
+        self._write_record(runner)
+
+    def _apply_criterion(
+            self, measured: dict) -> Tuple[List[str], dict, Optional[str]]:
+        """Names to skip, mapped values by name, and why nothing is."""
+        names = list(measured)
+        if len(names) < 2:
+            return [], {}, (f'{len(names)} layers were measured; ranking needs '
+                            'at least 2')
+        try:
+            skip, mapped = self.criterion([measured[n].mean for n in names])
+        except ValueError as error:
+            return [], {}, str(error)
+        skipped = [name for name, gone in zip(names, skip) if gone]
+        values = {name: _finite(y) for name, y in zip(names, mapped)}
+        note = None if skipped else 'the criterion found no layer redundant'
+        return skipped, values, note
+
+    def _skip(self, runner, names: List[str], mode: str) -> None:
+        """Skip layers in the model and in every averaged copy of it."""
+        self.backbone.skip_layers(names, mode)
+        for hook in runner.hooks:
+            averaged = getattr(hook, 'ema_model', None)
+            if averaged is not None:
+                find_backbone(averaged).skip_layers(names, mode)
+        skipped = {
+            parameter
+            for parameter in self.backbone.parameters()
+            if not parameter.requires_grad
+        }
+        wrapper = runner.optim_wrapper
+        wrappers = wrapper.values() if hasattr(wrapper,
+                                               'values') else [wrapper]
+        for wrapper in wrappers:  # momentum of a skipped layer is dead weight
+            for parameter in skipped.intersection(wrapper.optimizer.state):
+                del wrapper.optimizer.state[parameter]
+
+    @staticmethod
+    def _rewrap(runner) -> None:
+        """Let DDP sort its buckets anew, without the skipped parameters."""
+        if not isinstance(runner.model, DistributedDataParallel):
+            return
+        module = runner.model.module
+        runner.model = None
+        gc.collect()  # the old reducer must let go of the gradients first
+        runner.model = runner.wrap_model(
+            runner.cfg.get('model_wrapper_cfg'), module)
+        runner.model.train(module.training)
+
+    # --- reporting -----------------------------------------------------------
+
+    @staticmethod
+    def _is_untimed(decision: dict) -> bool:
+        return bool(decision['skipped']) and decision['step_time_after'] is None
+
+    def _report_gain(self, runner) -> None:
+        """Say what the last pruning bought, once its steps are timed."""
+        if self._steps_since_pruning is None or not len(self._timer):
+            return
+        self._steps_since_pruning = None
+        decision = self.decisions[-1]
+        decision['step_time_after'] = self._timer.median
+        runner.logger.info(
+            f'{_pruned(decision)}; step {_seconds(decision["step_time_before"])}'
+            f' -> {_seconds(decision["step_time_after"])} (medians of up to '
+            f'{self._timing_steps} steps)')
+        self._write_record(runner)
+
+    def _log(self, runner, decision: dict) -> None:
+        unit = 'epochs' if self.by_epoch else 'iterations'
+        first, last = decision['window']
+        runner.logger.info(
+            f'redundancy of the attention layers, {unit} {first} to {last}, '
+            f'criterion {self.criterion.config}:\n'
+            f'{prune_table(decision["layers"])}')
+        if decision['skipped']:
+            runner.logger.info(_pruned(decision) +
+                               f': {", ".join(decision["skipped"])}')
+        else:
+            runner.logger.warning(f'nothing pruned: {decision["note"]}')
+        scalars = {
+            f'ela/kl/{layer["name"]}': layer['kl']
+            for layer in decision['layers'] if layer['kl'] is not None
+        }
+        scalars['ela/active'] = decision['active']
+        runner.visualizer.add_scalars(scalars, step=decision['iter'])
+
+    def _write_record(self, runner) -> None:
+        if not is_main_process():
+            return
+        layers = self.backbone.attention_layers
+        record = dict(
+            format=FORMAT,
+            windows=[list(window) for window in self.windows],
+            by_epoch=self.by_epoch,
+            criterion=self.criterion.config,
+            skip=self.skip,
+            layers=[layer.name for layer in layers],
+            active=[layer.name for layer in layers if layer.active],
+            decisions=self.decisions)
+        write_record(record, runner.work_dir)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Add what a resumed run needs: statistics, decisions, norms."""
+        fresh = self.backbone.fresh_norms
+        checkpoint[STATE_KEY] = dict(
+            statistics=self.statistics.state_dict(),
+            decisions=self.decisions,
+            fresh_norms=None if fresh is None else sorted(fresh))
+
+
+def find_backbone(model: nn.Module) -> LayerAttentionMixin:
+    """The one backbone with prunable layer attention in a model.
+
+    Args:
+        model (nn.Module): A model, wrapped or not.
+
+    Returns:
+        LayerAttentionMixin: The backbone.
+
+    Raises:
+        ValueError: If the model has none, or more than one.
+    """
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LayerAttentionMixin) and module.attention_layers
+    }
+    if not found:
+        raise ValueError(
+            f'{type(model).__name__} has no layer attention to prune: expected '
+            "a backbone such as dict(type='ELAResNet', attention='base')")
+    if len(found) > 1:
+        raise ValueError(
+            f'{type(model).__name__} has {len(found)} backbones with layer '
+            f'attention ({", ".join(found)}): ELAPruneHook prunes exactly one')
+    return next(iter(found.values()))
+
+
+def _status(layer, measured: dict, skip: List[str]) -> str:
+    if not layer.active:
+        return 'skipped before'
+    if layer.name in skip:
+        return 'skipped'
+    if layer.name in measured:
+        return 'kept'
+    return 'kept (first of its stage)'
+
+
+def _finite(value: float) -> Optional[float]:
+    return float(value) if math.isfinite(value) else None
+
+
+def _seconds(value: Optional[float]) -> str:
+    return 'not timed' if value is None else f'{value:.3g} s'
+
+
+def _pruned(decision: dict) -> str:
+    return (f'pruned {len(decision["skipped"])} of {decision["total"]} '
+            f'attention layers, {decision["active"]} active')

@@ -1,0 +1,161 @@
+"""What tools/train.py and tools/test.py share: from arguments to a Runner."""
+import argparse
+import os
+import os.path as osp
+import sys
+from typing import Callable, Iterator, Tuple
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import DATASETS, RUNNERS, init_default_scope
+from mmengine.runner import Runner
+
+
+class UsageError(Exception):
+    """Something that the user can put right; shown without a traceback."""
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that the hosts' tools have in common."""
+    parser.add_argument('config', help='config file, of a detector or a '
+                        'classifier')
+    parser.add_argument(
+        '--work-dir',
+        help='where logs and checkpoints go; default: the config\'s, else '
+        'work_dirs/<name of the config>')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value, nested keys by '
+        'dots, lists as key="[a,b]" or key=a,b, without white space')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how distributed processes are started')
+    # torch.distributed.launch passes it; torchrun sets LOCAL_RANK.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Load the config and apply the common options.
+
+    Args:
+        args (argparse.Namespace): From :func:`add_common_arguments`.
+
+    Returns:
+        Config: With launcher, work dir and dataloader defaults set.
+
+    Raises:
+        UsageError: If the file does not exist.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not osp.isfile(args.config):
+        raise UsageError(f'config {args.config!r} does not exist: expected '
+                         'the path of a config file')
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        name = osp.splitext(osp.basename(args.config))[0]
+        cfg.work_dir = osp.join('work_dirs', name)
+    if cfg.get('default_scope') == 'mmpretrain':
+        _set_classification_loaders(cfg)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    return cfg
+
+
+def _set_classification_loaders(cfg: Config) -> None:
+    """mmpretrain's own tools set these; its configs rely on it."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        if loader is None:
+            continue
+        loader.setdefault('pin_memory', True)
+        loader.setdefault('persistent_workers',
+                          loader.get('num_workers', 0) > 0)
+        loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
+
+
+def _datasets(dataset: dict, path: str) -> Iterator[Tuple[str, dict]]:
+    """The innermost datasets of a config, with their place in it."""
+    if 'dataset' in dataset:
+        yield from _datasets(dataset['dataset'], f'{path}.dataset')
+    elif isinstance(dataset.get('datasets'), list):
+        for i, member in enumerate(dataset['datasets']):
+            yield from _datasets(member, f'{path}.datasets.{i}')
+    else:
+        yield path, dataset
+
+
+def check_data(cfg: Config, *loaders: str) -> None:
+    """Check that the data of some loaders is there, before models are built.
+
+    Args:
+        cfg (Config): The whole config.
+        loaders (str): Names such as ``train_dataloader``.
+
+    Raises:
+        UsageError: Naming the first missing file or folder and its option.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    for loader in loaders:
+        if cfg.get(loader) is None:
+            continue
+        for path, dataset in _datasets(cfg[loader]['dataset'],
+                                       f'{loader}.dataset'):
+            cls = DATASETS.get(dataset.get('type')) if isinstance(
+                dataset.get('type'), str) else dataset.get('type')
+            if getattr(cls, 'MAKES_ITS_DATA', False):
+                continue
+            root = dataset.get('data_root') or ''
+            wanted = [('data_root', root)]
+            if dataset.get('ann_file'):
+                wanted.append(('ann_file', osp.join(root,
+                                                    dataset['ann_file'])))
+            for option, place in wanted:
+                if place and '://' not in place and not osp.exists(place):
+                    raise UsageError(
+                        f'{place!r} does not exist ({path}.{option}): put the '
+                        'data there, or point to it with --cfg-options '
+                        f'{path}.data_root=FOLDER')
+
+
+def set_up_distributed(cfg: Config) -> None:
+    """Make a launcher work without a GPU, where mmengine would ask for one.
+
+    Args:
+        cfg (Config): Changed in place; nothing happens without a launcher or
+            with a GPU.
+    """
+    if cfg.launcher == 'none' or torch.cuda.is_available():
+        return
+    if cfg.launcher != 'pytorch':
+        raise UsageError(f'--launcher {cfg.launcher} needs GPUs; on CPUs use '
+                         'torchrun and --launcher pytorch')
+    if 'RANK' not in os.environ:
+        raise UsageError('--launcher pytorch expects to be started by '
+                         'torchrun, which sets RANK and its like')
+    dist.init_process_group('gloo')
+    wrapper = cfg.setdefault('model_wrapper_cfg', ConfigDict())
+    wrapper.setdefault('type', 'MMDistributedDataParallel')
+    wrapper['device_ids'] = None
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that the config asks for."""
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    return Runner.from_cfg(cfg)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool's main function; a UsageError ends it with one line."""
+    try:
+        main()
+    except UsageError as error:
+        sys.exit(f'error: {error}')

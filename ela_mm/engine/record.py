@@ -1,0 +1,50 @@
+"""The machine-readable record of every decision of a run."""
+import json
+import os
+import os.path as osp
+import tempfile
+
+FILE_NAME = 'ela_decisions.json'
+FORMAT = 1
+
+
+def write_record(record: dict, folder: str) -> str:
+    """Write the record, whole or not at all.
+
+    Args:
+        record (dict): Anything that JSON holds; infinities and NaN are not.
+        folder (str): Where ``ela_decisions.json`` is replaced.
+
+    Returns:
+        str: The file's path.
+    """
+    path = osp.join(folder, FILE_NAME)
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, suffix='.json.tmp')
+    with os.fdopen(handle, 'w') as file:
+        json.dump(record, file, indent=1, allow_nan=False)
+    os.chmod(temporary, 0o644)  # mkstemp keeps it to its owner
+    os.replace(temporary, path)
+    return path
+
+
+def read_record(folder: str) -> dict:
+    """Read the record of a run.
+
+    Args:
+        folder (str): The run's work dir.
+
+    Returns:
+        dict: ``layers``, ``windows``, ``criterion``, ``skip`` and
+        ``decisions``, one per window so far; see docs/record.md.
+
+    Raises:
+        FileNotFoundError: If the run has no record.
+    """
+    path = osp.join(folder, FILE_NAME)
+    if not osp.isfile(path):
+        raise FileNotFoundError(
+            f'no {FILE_NAME} in {folder!r}: expected the work dir of a run '
+            'that was trained with ELAPruneHook')
+    with open(path) as file:
+        return json.load(file)

@@ -1,0 +1,3 @@
+from .layers import LayerAttention, LayerMemory
+
+__all__ = ['LayerAttention', 'LayerMemory']

@@ -1,0 +1,425 @@
+"""The mixin that adds layer attention to a host's ResNet family.
+
+A stage runs ``x = block(x)``, then ``x = x + attention(x, memory)``. The
+host's blocks stay as they are, under their own names: any ResNet checkpoint
+loads, and the missing keys are the attention's alone. The mixin also holds
+the decision which layers are active, as buffers, so that a plain checkpoint
+carries it.
+"""
+from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..layers import LayerAttention, LayerMemory, LightLayerAttention
+
+# Called with a layer's name, the weights (B, h, n) of its active predecessor
+# and its own weights (B, h, m).
+Observer = Callable[[str, Tensor, Tensor], None]
+
+ATTENTION_TYPES = ('base', 'light', None)
+SKIP_MODES = ('layer', 'retrieval')
+
+
+class AttentionLayerInfo(NamedTuple):
+    """One attention layer of a backbone.
+
+    Attributes:
+        name (str): ``layer<stage>.<index>``, as its block is named in the
+            state dict.
+        stage (int): Stage, from 1.
+        index (int): Block within the stage, from 0.
+        active (bool): False where the layer is skipped.
+    """
+    name: str
+    stage: int
+    index: int
+    active: bool
+
+
+class _Stage(BaseModule):
+    """A host's stage and one attention layer per block.
+
+    Indexes, iterates and counts like the host's sequence of blocks.
+
+    Args:
+        blocks (nn.Sequential): The host's blocks; they keep their names.
+        layers (List[nn.Module]): One per block.
+    """
+
+    def __init__(self, blocks: nn.Sequential, layers: List[nn.Module]) -> None:
+        super().__init__()
+        for name, block in blocks.named_children():
+            self.add_module(name, block)
+        self.attention = nn.ModuleList(layers)
+
+    def __len__(self) -> int:
+        return len(self.attention)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (self._modules[str(i)] for i in range(len(self)))
+
+    def __getitem__(self, index):
+        return list(self)[index]
+
+
+class AttentionStage(_Stage):
+    """A stage with MRLA-base, which can skip layers.
+
+    Args:
+        name (str): The stage's name in the backbone, ``layer1`` and so on.
+        blocks (nn.Sequential): The host's blocks.
+        layers (List[LayerAttention]): One per block.
+
+    Attributes:
+        active (List[bool]): Per layer, whether it retrieves.
+        visible (List[bool]): Per layer, whether later layers see its key and
+            value. Always true of an active layer.
+        observer (Callable | None): Sees neighbouring layers' weights.
+    """
+
+    def __init__(self, name: str, blocks: nn.Sequential,
+                 layers: List[LayerAttention]) -> None:
+        super().__init__(blocks, layers)
+        self.name = name
+        self.active = [True] * len(layers)
+        self.visible = [True] * len(layers)
+        self.observer: Optional[Observer] = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the blocks and the active layers.
+
+        Args:
+            x (Tensor): (B, C_in, H_in, W_in).
+
+        Returns:
+            Tensor: (B, C, H, W).
+        """
+        memory = LayerMemory()
+        for i, block in enumerate(self):
+            x = block(x)  # (B, C, H, W)
+            if self.active[i]:
+                previous = memory.weights  # (B, h, n)
+                x = x + self.attention[i](x, memory)  # (B, C, H, W)
+                if self.observer is not None and previous is not None:
+                    self.observer(f'{self.name}.{i}', previous, memory.weights)
+            elif self.visible[i]:
+                self.attention[i].remember(x, memory)
+        return x
+
+
+class LightAttentionStage(_Stage):
+    """A stage with MRLA-light.
+
+    Args:
+        blocks (nn.Sequential): The host's blocks.
+        layers (List[LightLayerAttention]): One per block.
+    """
+
+    def __init__(self, blocks: nn.Sequential,
+                 layers: List[LightLayerAttention]) -> None:
+        super().__init__(blocks, layers)
+        for block in self:
+            if block.downsample is not None:
+                # Checkpointing would run the downsample without a graph, and
+                # its output is needed outside of the block.
+                block.with_cp = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the blocks, each followed by its attention.
+
+        Args:
+            x (Tensor): (B, C_in, H_in, W_in).
+
+        Returns:
+            Tensor: (B, C, H, W).
+        """
+        for block, attention in zip(self, self.attention):
+            x, identity = self._block_and_shortcut(block, x)
+            x = x + attention(x, identity)  # (B, C, H, W)
+        return x
+
+    @staticmethod
+    def _block_and_shortcut(block: nn.Module,
+                            x: Tensor) -> Tuple[Tensor, Tensor]:
+        """A block's output and its shortcut, which is computed only once."""
+        if block.downsample is None:
+            return block(x), x
+        shortcut = []
+        handle = block.downsample.register_forward_hook(
+            lambda module, args, output: shortcut.append(output))
+        try:
+            return block(x), shortcut[0]
+        finally:
+            handle.remove()
+
+
+class LayerAttentionMixin:
+    """Adds layer attention to a ResNet class of mmdet or mmpretrain.
+
+    Put it before the host's class: ``class ELAResNet(LayerAttentionMixin,
+    ResNet)``. All arguments of the host stay valid.
+
+    Args:
+        attention (str | None): ``'base'`` for MRLA-base, which ELA prunes,
+            ``'light'`` for MRLA-light, None for the plain host network.
+            Defaults to ``'base'``.
+        head_dim (int, optional): d, channels per head. Defaults to 16 for
+            ``'base'`` and 32 for ``'light'``, the paper's.
+        act (bool): Whether a relu ends the term of ``'base'``. Defaults to
+            True.
+        zero_init_attention (bool): Start from the plain network, bit for bit,
+            by a learnable scale per channel that is 0 at first. For training
+            that starts from plain ResNet weights. Defaults to False.
+
+    Raises:
+        ValueError: On an unknown ``attention``, a ``head_dim`` that does not
+            divide the channels of a stage, or an option that the chosen
+            attention does not have.
+    """
+
+    def __init__(self,
+                 *args,
+                 attention: Optional[str] = 'base',
+                 head_dim: Optional[int] = None,
+                 act: bool = True,
+                 zero_init_attention: bool = False,
+                 **kwargs) -> None:
+        if attention not in ATTENTION_TYPES:
+            raise ValueError(f'attention={attention!r}: expected one of '
+                             f'{ATTENTION_TYPES}')
+        if attention != 'base' and (zero_init_attention or not act):
+            raise ValueError(
+                f'attention={attention!r} knows neither act=False nor '
+                "zero_init_attention=True; these are options of 'base'")
+        # Plain values, which make_res_layer needs during the host's __init__.
+        self.attention = attention
+        self._layer_options = dict()
+        if head_dim is not None:
+            self._layer_options['head_dim'] = head_dim
+        if attention == 'base':
+            self._layer_options.update(act=act, zero_init=zero_init_attention)
+        # Names of the layers whose norm norm_eval leaves in training mode;
+        # None: not decided yet.
+        self._fresh_norms: Optional[frozenset] = None
+        super().__init__(*args, **kwargs)
+        if attention == 'base':
+            total = sum(len(stage) for stage in self._stages())
+            self.register_buffer('active', torch.ones(total, dtype=torch.bool))
+            self.register_buffer('visible', torch.ones(total,
+                                                       dtype=torch.bool))
+
+    # --- building ------------------------------------------------------------
+
+    def _stage_channels(self, kwargs: dict) -> int:
+        """Output channels of the stage that ``make_res_layer`` builds."""
+        raise NotImplementedError(
+            f'{type(self).__name__} must say how its host names the channels '
+            'of a stage: override _stage_channels')
+
+    def make_res_layer(self, **kwargs) -> nn.Module:
+        """Build a stage as the host does and add attention to it."""
+        blocks = super().make_res_layer(**kwargs)
+        if self.attention is None:
+            return blocks
+        # mmpretrain has a rate per block, mmdet no stochastic depth.
+        rates = kwargs.get('drop_path_rate', [0.] * len(blocks))
+        layer_type = dict(base=LayerAttention, light=LightLayerAttention)
+        layers = [
+            layer_type[self.attention](
+                channels=self._stage_channels(kwargs),
+                norm_cfg=kwargs['norm_cfg'],
+                drop_path_rate=rate,
+                **self._layer_options) for rate in rates
+        ]
+        if self.attention == 'light':
+            return LightAttentionStage(blocks, layers)
+        # The host appends a stage's name to res_layers after it is built.
+        return AttentionStage(f'layer{len(self.res_layers) + 1}', blocks,
+                              layers)
+
+    def _stages(self) -> List[AttentionStage]:
+        if self.attention != 'base':
+            return []
+        return [getattr(self, name) for name in self.res_layers]
+
+    # --- skipping ------------------------------------------------------------
+
+    @property
+    def attention_layers(self) -> List[AttentionLayerInfo]:
+        """The prunable layers in order; none unless ``attention='base'``."""
+        return [
+            AttentionLayerInfo(f'{stage.name}.{i}', number, i, active)
+            for number, stage in enumerate(self._stages(), start=1)
+            for i, active in enumerate(stage.active)
+        ]
+
+    def skip_layers(self, names: Iterable[str], skip: str = 'layer') -> None:
+        """Skip attention layers from the next forward pass on.
+
+        Their parameters stay in the state dict and stop requiring gradients.
+        ``load_state_dict`` of an unpruned checkpoint makes them active again.
+
+        Args:
+            names (Iterable[str]): Names as in :attr:`attention_layers`;
+                layers that are skipped already stay as they are.
+            skip (str): ``'layer'``: query, key, value, norm and sum all
+                vanish. ``'retrieval'``: only the layer's own retrieval does,
+                its key and value stay visible to later layers. Defaults to
+                ``'layer'``.
+
+        Raises:
+            ValueError: On an unknown name or mode.
+        """
+        if skip not in SKIP_MODES:
+            raise ValueError(f'skip={skip!r}: expected one of {SKIP_MODES}')
+        names = list(names)
+        order = [layer.name for layer in self.attention_layers]
+        unknown = [name for name in names if name not in order]
+        if unknown:
+            known = f'{order[0]} to {order[-1]}' if order else 'none'
+            raise ValueError(
+                f'no attention layer {unknown[0]!r}; this '
+                f'{type(self).__name__} has {known} (see attention_layers)')
+        for name in names:
+            position = order.index(name)
+            if self.active[position]:
+                # In place: averaged models hold references to the buffers.
+                self.active[position] = False
+                self.visible[position] = skip == 'retrieval'
+        self._apply_masks()
+
+    def _apply_masks(self) -> None:
+        """Bring flags and requires_grad in line with the buffers."""
+        active = self.active.tolist()
+        visible = self.visible.tolist()
+        start = 0
+        for number, stage in enumerate(self._stages(), start=1):
+            frozen = number <= self.frozen_stages
+            seen_later = False  # by an active layer of this stage
+            for i in reversed(range(len(stage))):
+                was = stage.active[i], stage.visible[i]
+                stage.active[i] = active[start + i]
+                seen_later |= stage.active[i]
+                # A key that no active layer reads is work for nothing.
+                stage.visible[i] = seen_later and (active[start + i]
+                                                   or visible[start + i])
+                if was == (stage.active[i], stage.visible[i]):
+                    continue
+                layer = stage.attention[i]
+                retrieving = [layer.query, layer.norm]
+                if layer.scale is not None:
+                    retrieving.append(layer.scale)
+                for module in retrieving:
+                    _require_grad(module, stage.active[i] and not frozen)
+                for module in (layer.key, layer.value):
+                    _require_grad(module, stage.visible[i] and not frozen)
+            start += len(stage)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args,
+                              **kwargs) -> None:
+        """Load, with the mask of the checkpoint or none at all."""
+        if self.attention != 'base' or not any(
+                key.startswith(prefix) for key in state_dict):
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            return
+        for name in ('active', 'visible'):
+            mask = getattr(self, name)
+            loaded = state_dict.setdefault(prefix + name,
+                                           torch.ones_like(mask))
+            if loaded.shape != mask.shape:
+                raise ValueError(
+                    f'the checkpoint has a mask of {loaded.numel()} attention '
+                    f'layers ({prefix + name}), this {type(self).__name__} '
+                    f'has {mask.numel()}: build the backbone with the depth '
+                    'that the checkpoint was trained with')
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._apply_masks()
+        self._fresh_norms = None  # other weights, another decision
+
+    # --- measuring -----------------------------------------------------------
+
+    def observe(self, observer: Optional[Observer]) -> None:
+        """Let a function see neighbouring layers' weights at every forward.
+
+        Args:
+            observer (Callable | None): Called as ``observer(name, prev,
+                curr)`` with the later layer's name, the weights (B, h, n) of
+                its active predecessor and its own (B, h, m). None stops it.
+        """
+        for stage in self._stages():
+            stage.observer = observer
+
+    # --- norms ---------------------------------------------------------------
+
+    @property
+    def fresh_norms(self) -> Optional[frozenset]:
+        """Layers whose norm ``norm_eval=True`` leaves in training mode.
+
+        ``norm_eval`` freezes the statistics of pretrained norms. Those of
+        attention that starts fresh have seen no data; frozen, they would stay
+        at mean 0 and variance 1 for good. It is decided once, when training
+        starts, by whether a norm has ever seen a batch. None: not yet.
+        """
+        return self._fresh_norms
+
+    @fresh_norms.setter
+    def fresh_norms(self, names: Optional[Iterable[str]]) -> None:
+        self._fresh_norms = None if names is None else frozenset(names)
+
+    @property
+    def inert_layers(self) -> List[str]:
+        """Active layers that add exactly 0 and cannot learn otherwise.
+
+        Such are fresh, zero-initialised layers in frozen stages.
+        """
+        return [
+            layer.name for layer, module in self._named_attention()
+            if layer.active and module.scale is not None
+            and layer.stage <= self.frozen_stages
+            and not module.scale.weight.any()
+        ]
+
+    def _named_attention(self):
+        modules = [m for stage in self._stages() for m in stage.attention]
+        return list(zip(self.attention_layers, modules))
+
+    def train(self, mode: bool = True):
+        """Set the mode as the host does; keep fresh norms in training.
+
+        Args:
+            mode (bool): Training or evaluation. Defaults to True.
+
+        Returns:
+            LayerAttentionMixin: self, where the hosts return None.
+        """
+        super().train(mode)
+        if not (mode and self.norm_eval):
+            return self
+        layers = self._named_attention()
+        if self._fresh_norms is None:
+            self._fresh_norms = frozenset(
+                layer.name for layer, module in layers
+                if getattr(module.norm, 'num_batches_tracked', None) == 0)
+            if self._fresh_norms:
+                print_log(
+                    f'norm_eval=True: the norms of {len(self._fresh_norms)} '
+                    'attention layers have seen no data yet and stay in '
+                    'training mode', 'current')
+        for layer, module in layers:
+            if (layer.name in self._fresh_norms
+                    and layer.stage > self.frozen_stages):
+                module.norm.train()
+        return self
+
+
+def _require_grad(module: nn.Module, required: bool) -> None:
+    for parameter in module.parameters():
+        parameter.requires_grad_(required)
+        if not required:
+            parameter.grad = None
+
+
+__all__ = ['AttentionLayerInfo', 'AttentionStage', 'LayerAttentionMixin']

@@ -1,0 +1,184 @@
+"""Layer attention (MRLA-base): a block retrieves features of earlier blocks.
+
+Equations 4 and 5 of "Enhancing Layer Attention Efficiency through Pruning
+Redundant Retrievals" (arXiv 2503.06473), after "Cross-Layer Retrospective
+Retrieving via Layer Attention" (MRLA, Fang et al., ICLR 2023).
+"""
+import math
+from typing import List, Optional
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from mmcv.cnn.bricks.scale import LayerScale
+from torch import Tensor, nn
+
+from .retrieval import retrieve
+
+
+class LayerMemory:
+    """What the layers of one stage leave for the later ones.
+
+    One instance serves one stage and one forward pass.
+
+    Attributes:
+        keys (List[Tensor]): n tensors (B, h, d), in the order of the layers.
+        values (List[Tensor]): n tensors (B, C, H, W).
+        weights (Tensor | None): (B, h, n) float32, the attention weights P of
+            the last layer that attended; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.keys: List[Tensor] = []
+        self.values: List[Tensor] = []
+        self.weights: Optional[Tensor] = None
+
+
+def pooled_kernel_size(channels: int) -> int:
+    """Kernel of the query and key convolution over channels.
+
+    ECA's rule, which MRLA takes over: int(|(log2 C + 1) / 2|), made odd.
+
+    Args:
+        channels (int): C.
+
+    Returns:
+        int: 3 for C = 64, 5 from 128 to 1024, 7 for 2048.
+    """
+    size = int(abs((math.log2(channels) + 1) / 2))
+    return size if size % 2 else size + 1
+
+
+def check_head_dim(channels: int, head_dim: int) -> None:
+    """Raise a ValueError unless ``head_dim`` divides ``channels``."""
+    if head_dim < 1 or channels % head_dim:
+        raise ValueError(
+            f'head_dim={head_dim} does not divide the {channels} channels of '
+            'the layer; choose a head_dim that divides the channels of every '
+            'stage (the paper: 16, and 32 for MRLA-light)')
+
+
+class LayerAttention(nn.Module):
+    """Attention of one layer over itself and the earlier layers of its stage.
+
+    Args:
+        channels (int): C, channels of the block's output.
+        head_dim (int): d, channels per head; C / d heads. Defaults to 16,
+            MRLA-base's.
+        act (bool): Whether a relu follows the norm. Defaults to True.
+        norm_cfg (dict, optional): Norm of the retrieved features, built by
+            mmcv. Its affine parameters are trained whatever ``requires_grad``
+            it holds: that entry describes pretrained norms, this one is new.
+            Defaults to dict(type='BN').
+        drop_path_rate (float): Probability of dropping the term for a sample
+            (stochastic depth). Defaults to 0.
+        zero_init (bool): Multiply the term by a learnable scale per channel
+            that starts at 0 (LayerScale): the term is 0 at first and still
+            learns. A zero norm weight would not: relu has no gradient at 0.
+            This project's choice. Defaults to False.
+
+    Raises:
+        ValueError: If ``head_dim`` is not a positive divisor of ``channels``.
+    """
+
+    def __init__(self,
+                 channels: int,
+                 head_dim: int = 16,
+                 act: bool = True,
+                 norm_cfg: Optional[dict] = None,
+                 drop_path_rate: float = 0.,
+                 zero_init: bool = False) -> None:
+        super().__init__()
+        check_head_dim(channels, head_dim)
+        self.channels = channels
+        self.head_dim = head_dim
+        self.num_heads = channels // head_dim
+        kernel = pooled_kernel_size(channels)
+        padding = kernel // 2
+        self.query = nn.Conv1d(1, 1, kernel, padding=padding, bias=False)
+        self.key = nn.Conv1d(1, 1, kernel, padding=padding, bias=False)
+        self.value = nn.Conv2d(
+            channels, channels, 3, padding=1, groups=channels, bias=False)
+        norm_cfg = {**(norm_cfg or dict(type='BN')), 'requires_grad': True}
+        self.norm = build_norm_layer(norm_cfg, channels)[1]
+        self.act = nn.ReLU(inplace=True) if act else nn.Identity()
+        self.drop_path = DropPath(
+            drop_path_rate) if drop_path_rate else nn.Identity()
+        self.scale = LayerScale(
+            channels, data_format='channels_first',
+            scale=0.) if zero_init else None
+
+    def forward(self, x: Tensor, memory: LayerMemory) -> Tensor:
+        """Retrieve features for the output of a block.
+
+        Args:
+            x (Tensor): (B, C, H, W), the block's output.
+            memory (LayerMemory): The stage's memory; this layer's key, value
+                and attention weights are added to it.
+
+        Returns:
+            Tensor: (B, C, H, W), the term to add to ``x``.
+        """
+        pooled = self.remember(x, memory)  # (B, 1, C)
+        retrieved = self.attend(pooled, memory)  # (B, C, H, W)
+        term = self.drop_path(self.act(self.norm(retrieved)))  # (B, C, H, W)
+        return term if self.scale is None else self.scale(term)
+
+    def remember(self, x: Tensor, memory: LayerMemory) -> Tensor:
+        """Add this layer's key and value to the memory.
+
+        Args:
+            x (Tensor): (B, C, H, W), the block's output.
+            memory (LayerMemory): Written.
+
+        Returns:
+            Tensor: (B, 1, C), ``x`` averaged over positions, for the query.
+        """
+        pooled = x.mean((2, 3)).unsqueeze(1)  # (B, 1, C)
+        memory.keys.append(self._heads(self.key(pooled)))  # (B, h, d)
+        memory.values.append(self.value(x))  # (B, C, H, W)
+        return pooled
+
+    def attend(self, pooled: Tensor, memory: LayerMemory) -> Tensor:
+        """Weigh and sum the values in memory.
+
+        Args:
+            pooled (Tensor): (B, 1, C), what :meth:`remember` returned.
+            memory (LayerMemory): n keys and values; ``weights`` is written.
+
+        Returns:
+            Tensor: (B, C, H, W).
+        """
+        query = self._heads(self.query(pooled))  # (B, h, d)
+        keys = torch.stack(memory.keys, dim=2)  # (B, h, n, d), pooled: small
+        # Half precision would merge close weights, and KL reads them.
+        with torch.autocast(query.device.type, enabled=False):
+            query, keys = _at_least_float32(query), _at_least_float32(keys)
+            logits = (query.unsqueeze(2) * keys).sum(-1)  # (B, h, n)
+            weights = torch.softmax(
+                logits / math.sqrt(self.head_dim), dim=-1)  # (B, h, n)
+        memory.weights = weights
+        return retrieve(weights, memory.values)  # (B, C, H, W)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(len(x), self.num_heads, self.head_dim)  # (B, h, d)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args,
+                              **kwargs) -> None:
+        """Reconcile the optional scale with what the checkpoint holds."""
+        name = prefix + 'scale.weight'
+        if self.scale is None and name in state_dict:
+            raise ValueError(
+                f'the checkpoint holds {name!r}: its layer attention was '
+                'trained with zero_init_attention=True, and without the scale '
+                'its features would be wrong; set zero_init_attention=True in '
+                'the backbone that loads it')
+        if (self.scale is not None and name not in state_dict
+                and prefix + 'value.weight' in state_dict):
+            # Attention trained without a scale is attention of scale 1.
+            state_dict[name] = torch.ones_like(self.scale.weight)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.half, torch.bfloat16) else x

@@ -1,0 +1,77 @@
+"""MRLA-light, the paper's lightweight comparison (equation 7).
+
+Instead of retrieving from every earlier layer, each layer mixes its own value
+with the block's shortcut, which carries what came before. It has no weights
+over layers, so there is no redundancy to measure and nothing to prune.
+"""
+import math
+from typing import Optional
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from torch import Tensor, nn
+
+from .layer_attention import check_head_dim, pooled_kernel_size
+
+
+class LightLayerAttention(nn.Module):
+    """One layer's MRLA-light term.
+
+    Args:
+        channels (int): C, channels of the block's output.
+        head_dim (int): d, channels per head. Defaults to 32, MRLA-light's.
+        norm_cfg (dict, optional): Norm of the term, always trained. Defaults
+            to dict(type='BN').
+        drop_path_rate (float): Probability of dropping the term for a sample.
+            Defaults to 0.
+
+    Raises:
+        ValueError: If ``head_dim`` is not a positive divisor of ``channels``.
+    """
+
+    def __init__(self,
+                 channels: int,
+                 head_dim: int = 32,
+                 norm_cfg: Optional[dict] = None,
+                 drop_path_rate: float = 0.) -> None:
+        super().__init__()
+        check_head_dim(channels, head_dim)
+        self.head_dim = head_dim
+        self.num_heads = channels // head_dim
+        kernel = pooled_kernel_size(channels)
+        self.query = nn.Conv1d(
+            1, 1, kernel, padding=kernel // 2, bias=False)
+        self.key = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
+        self.value = nn.Conv2d(
+            channels, channels, 3, padding=1, groups=channels, bias=False)
+        # MRLA starts the shortcut's share at a draw from N(0, 1).
+        self.mix = nn.Parameter(torch.randn(channels))  # lambda of eq. 7
+        norm_cfg = {**(norm_cfg or dict(type='BN')), 'requires_grad': True}
+        self.norm = build_norm_layer(norm_cfg, channels)[1]
+        self.drop_path = DropPath(
+            drop_path_rate) if drop_path_rate else nn.Identity()
+
+    def forward(self, x: Tensor, identity: Tensor) -> Tensor:
+        """Mix the layer's own value with the block's shortcut.
+
+        Args:
+            x (Tensor): (B, C, H, W), the block's output.
+            identity (Tensor): (B, C, H, W), the block's shortcut, after its
+                downsample where it has one.
+
+        Returns:
+            Tensor: (B, C, H, W), the term to add to ``x``.
+        """
+        batch, channels = x.shape[:2]
+        pooled = x.mean((2, 3)).unsqueeze(1)  # (B, 1, C)
+        heads = (batch, self.num_heads, self.head_dim)
+        query = self.query(pooled).view(heads)  # (B, h, d)
+        key = self.key(pooled).view(heads)  # (B, h, d)
+        logits = (query * key).sum(-1) / math.sqrt(self.head_dim)  # (B, h)
+        gate = torch.sigmoid(logits).repeat_interleave(
+            self.head_dim, dim=1)  # (B, C)
+        own = gate.view(batch, channels, 1, 1) * self.value(x)  # (B, C, H, W)
+        mixed = torch.addcmul(own, self.mix.view(1, -1, 1, 1).to(own.dtype),
+                              identity.to(own.dtype))  # (B, C, H, W)
+        return self.drop_path(self.norm(mixed))

@@ -1,0 +1,80 @@
+"""Pruning criteria: which layers to skip, given their KL divergences.
+
+A criterion is a function ``(kl, **parameters) -> (L, ) bool``, True = skip. It
+may carry a function ``mapping``, ``(kl, **some of the parameters) -> (L, )``:
+the value that it compares with its threshold, shown in tables and pictures.
+"""
+import inspect
+from typing import Any, Callable, Dict, Tuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .ebqm import as_candidates, ebqm
+
+CRITERIA: Dict[str, Callable[..., np.ndarray]] = {'EBQM': ebqm}
+
+
+class Criterion:
+    """A criterion with its parameters, checked when it is built.
+
+    Args:
+        name (str): As in the config's ``criterion=dict(type=name)``.
+        function (Callable): ``(kl, **parameters) -> (L, ) bool``.
+        parameters (Any): Its keyword arguments; defaults are filled in.
+
+    Attributes:
+        config (dict): ``type`` and every parameter, defaults included.
+
+    Raises:
+        ValueError: On a parameter that the function does not take or whose
+            value it refuses.
+    """
+
+    def __init__(self, name: str, function: Callable[..., np.ndarray],
+                 **parameters: Any) -> None:
+        signature = inspect.signature(function)
+        try:
+            bound = signature.bind(None, **parameters)
+        except TypeError as error:
+            known = ', '.join(list(signature.parameters)[1:])
+            raise ValueError(f'criterion {name}: {error}; it takes {known}'
+                             ) from None
+        bound.apply_defaults()
+        self.function = function
+        self.parameters = {**bound.arguments, **bound.kwargs}
+        self.parameters.pop(next(iter(signature.parameters)))  # kl itself
+        self.config = dict(type=name, **self.parameters)
+        try:  # wrong values are found now, not at the end of the first window
+            self([0.1, 0.2, 0.3, 0.4])
+        except ValueError as error:
+            raise ValueError(f'criterion {name}: {error}') from None
+
+    def __call__(self, kl: ArrayLike) -> Tuple[np.ndarray, np.ndarray]:
+        """Decide.
+
+        Args:
+            kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
+
+        Returns:
+            tuple: (L, ) bool, True = skip, and (L, ) float64, the mapped
+            values (the KL divergences where the criterion maps nothing).
+
+        Raises:
+            ValueError: If ``kl`` is empty or not finite.
+        """
+        kl = as_candidates(kl)
+        skip = np.asarray(self.function(kl, **self.parameters))
+        if skip.shape != kl.shape or skip.dtype != bool:
+            raise ValueError(
+                f'returned {skip.dtype} of shape {skip.shape}, expected bool '
+                f'of shape {kl.shape}')
+        mapping = getattr(self.function, 'mapping', None)
+        if mapping is None:
+            return skip, kl
+        accepted = inspect.signature(mapping).parameters
+        return skip, mapping(
+            kl, **{
+                name: value
+                for name, value in self.parameters.items() if name in accepted
+            })

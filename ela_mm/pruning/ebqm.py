@@ -1,0 +1,101 @@
+"""Enhanced Beta Quantile Mapping (algorithm 1): which layers are redundant."""
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import beta as beta_distribution
+
+
+def as_candidates(kl: ArrayLike) -> np.ndarray:
+    """Check the KL values that a criterion decides on.
+
+    Args:
+        kl (ArrayLike): (L, ), one value per candidate layer.
+
+    Returns:
+        np.ndarray: (L, ) float64.
+
+    Raises:
+        ValueError: If there is none, or one of them is NaN or infinite.
+    """
+    kl = np.asarray(kl, dtype=np.float64)
+    if kl.ndim != 1 or not len(kl):
+        raise ValueError('expected the KL divergences of one or more candidate '
+                         f'layers as a flat list, got shape {kl.shape}')
+    if not np.isfinite(kl).all():
+        position = int(np.flatnonzero(~np.isfinite(kl))[0])
+        raise ValueError(f'KL divergence number {position} is {kl[position]}; '
+                         'a layer of unknown redundancy cannot be ranked')
+    return kl
+
+
+def beta_quantile_map(kl: ArrayLike,
+                      gamma: float = 0.75,
+                      alpha: float = 2.0,
+                      beta: float = 5.0) -> np.ndarray:
+    """Map KL divergences to [0, 1], lines 3 to 6 of algorithm 1.
+
+    Args:
+        kl (ArrayLike): (L, ), KL divergences in nats of all candidates of the
+            network, in any order.
+        gamma (float): Quantile in (0, 1]; only candidates at or below it may
+            be skipped. Defaults to 0.75, this project's choice: the paper
+            gives none.
+        alpha (float): First shape of the Beta distribution, > 0. Defaults to
+            2, the paper's on ImageNet and COCO.
+        beta (float): Second shape, > 0. Defaults to 5, likewise.
+
+    Returns:
+        np.ndarray: (L, ) float64, y = F_Beta((x - min S) / (max S - min S)).
+        NaN above the gamma-quantile, and everywhere if the values at or below
+        it do not differ: equal values rank nothing.
+
+    Raises:
+        ValueError: On parameters out of range, no candidates, NaN or inf.
+    """
+    if not 0 < gamma <= 1:
+        raise ValueError(f'gamma={gamma}: expected a quantile in (0, 1]')
+    if not alpha > 0 or not np.isfinite(alpha):
+        raise ValueError(f'alpha={alpha}: expected a shape parameter > 0')
+    if not beta > 0 or not np.isfinite(beta):
+        raise ValueError(f'beta={beta}: expected a shape parameter > 0')
+    kl = as_candidates(kl)
+    mapped = np.full_like(kl, np.nan)
+    in_reach = kl <= np.quantile(kl, gamma)  # S of algorithm 1
+    low, high = kl[in_reach].min(), kl[in_reach].max()
+    if high > low:
+        normalized = (kl[in_reach] - low) / (high - low)
+        mapped[in_reach] = beta_distribution.cdf(normalized, alpha, beta)
+    return mapped
+
+
+def ebqm(kl: ArrayLike,
+         gamma: float = 0.75,
+         alpha: float = 2.0,
+         beta: float = 5.0,
+         mu: float = 0.2) -> np.ndarray:
+    """Decide which layers are redundant (algorithm 1).
+
+    Args:
+        kl (ArrayLike): (L, ), KL divergences in nats of all candidates of the
+            network, pooled over its stages, in any order. Layers that are
+            already skipped are no candidates.
+        gamma (float): See :func:`beta_quantile_map`. Defaults to 0.75.
+        alpha (float): See :func:`beta_quantile_map`. Defaults to 2.
+        beta (float): See :func:`beta_quantile_map`. Defaults to 5.
+        mu (float): Threshold in [0, 1] on the mapped value. Defaults to 0.2,
+            the paper's on COCO (ImageNet 0.25; CIFAR 0.3 with alpha=5,
+            beta=1).
+
+    Returns:
+        np.ndarray: (L, ) bool, True where the layer is to be skipped.
+
+    Raises:
+        ValueError: On parameters out of range, no candidates, NaN or inf.
+    """
+    if not 0 <= mu <= 1:
+        raise ValueError(f'mu={mu}: expected a threshold in [0, 1]')
+    # NaN compares false: out of reach, or nothing to rank.
+    return beta_quantile_map(kl, gamma, alpha, beta) < mu
+
+
+# What tables and pictures show beside the decision.
+ebqm.mapping = beta_quantile_map

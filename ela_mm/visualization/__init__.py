@@ -1,0 +1,3 @@
+from .table import prune_table
+
+__all__ = ['prune_table']

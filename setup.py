@@ -1,0 +1,64 @@
+"""Package ela_mm; configs and tools travel in ``ela_mm/.mim``, as in the hosts.
+"""
+import os
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+
+
+class BuildWithConfigs(build_py):
+    """Adds configs and tools to the wheel, where ``mim`` looks for them."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:  # the working tree is used as it is
+            return
+        for folder in ('configs', 'tools'):
+            shutil.copytree(
+                ROOT / folder,
+                os.path.join(self.build_lib, 'ela_mm', '.mim', folder),
+                ignore=shutil.ignore_patterns('__pycache__'),
+                dirs_exist_ok=True)
+
+
+def read_version() -> str:
+    text = (ROOT / 'ela_mm' / 'version.py').read_text()
+    return re.search(r"__version__ = '(.+)'", text).group(1)
+
+
+DETECTION = ['mmdet>=3.1,<3.4']
+CLASSIFICATION = ['mmpretrain>=1.0,<1.3']
+DEMO = ['scikit-learn>=1.2']
+
+setup(
+    name='ela_mm',
+    version=read_version(),
+    description='Efficient Layer Attention for MMDetection and MMPretrain: '
+    'layer attention that prunes its own redundancy while it trains',
+    long_description=(ROOT / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['ela_mm', 'ela_mm.*']),
+    python_requires='>=3.8',
+    # torch, torchvision, mmengine and mmcv (or mmcv-lite, or the onedl forks,
+    # which have other distribution names) are taken as the user has them.
+    install_requires=['numpy', 'scipy>=1.6', 'rich'],
+    extras_require=dict(
+        det=DETECTION,
+        cls=CLASSIFICATION,
+        demo=DEMO,
+        dev=DEMO + ['hypothesis', 'pytest', 'ruff', 'tensorboard']),
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    cmdclass=dict(build_py=BuildWithConfigs),
+    zip_safe=False,
+)

@@ -1,0 +1,112 @@
+"""Evaluate a checkpoint of a detector or a classifier.
+
+A pruned checkpoint gives the pruned network; the config needs no change.
+"""
+import argparse
+import os.path as osp
+from copy import deepcopy
+
+from mmengine import dump
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+
+import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.engine.launch import (UsageError, add_common_arguments,
+                                  build_runner, check_data, load_config, run,
+                                  set_up_distributed)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_common_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', help='write the predictions to this .pkl, or '
+                        'the metrics (see --out-item)')
+    parser.add_argument(
+        '--out-item',
+        choices=['pred', 'metrics'],
+        default='pred',
+        help='what --out receives; default: predictions')
+    parser.add_argument(
+        '--show-dir', help='draw the predictions into this folder')
+    parser.add_argument(
+        '--show', action='store_true', help='show them in a window')
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2,
+        help='seconds that --show keeps a picture')
+    parser.add_argument(
+        '--tta', action='store_true', help='test-time augmentation')
+    return parser.parse_args()
+
+
+def set_visualization(cfg: Config, args: argparse.Namespace) -> None:
+    """Switch the host's visualization hook on."""
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise UsageError(f'--show and --show-dir: {args.config} has no '
+                         'default_hooks.visualization to draw with')
+    hook.update(show=args.show, wait_time=args.wait_time)
+    if hook['type'].endswith('DetVisualizationHook'):
+        hook.update(draw=True, test_out_dir=args.show_dir)
+    else:
+        hook.update(enable=True, out_dir=args.show_dir)
+
+
+def set_tta(cfg: Config) -> None:
+    """Wrap model and pipeline as the config says, else flip and average."""
+    test = cfg.test_dataloader.dataset
+    while 'dataset' in test:
+        test = test['dataset']
+    detection = cfg.get('default_scope') == 'mmdet'
+    if 'tta_model' not in cfg:
+        cfg.tta_model = dict(
+            type='DetTTAModel',
+            tta_cfg=dict(
+                nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+        ) if detection else dict(type='mmpretrain.AverageClsScoreTTA')
+    if 'tta_pipeline' not in cfg:
+        pack = deepcopy(test.pipeline[-1])
+        if detection:
+            pack.meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape',
+                              'scale_factor', 'flip', 'flip_direction')
+        flips = [dict(type='RandomFlip', prob=p) for p in (1., 0.)]
+        cfg.tta_pipeline = deepcopy(test.pipeline)
+        cfg.tta_pipeline[-1] = dict(
+            type='TestTimeAug', transforms=[flips, [pack]])
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    test.pipeline = cfg.tta_pipeline
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
+        raise UsageError(f'checkpoint {args.checkpoint!r} does not exist')
+    cfg.load_from = args.checkpoint
+    cfg.resume = False
+    if args.out is not None and args.out_item == 'pred' and not (
+            args.out.endswith(('.pkl', '.pickle'))):
+        raise UsageError(f'--out {args.out!r}: predictions are written as '
+                         '.pkl or .pickle')
+    if args.show or args.show_dir:
+        set_visualization(cfg, args)
+    if args.tta:
+        set_tta(cfg)
+    check_data(cfg, 'test_dataloader')
+    set_up_distributed(cfg)
+    runner = build_runner(cfg)
+    if args.out is not None and args.out_item == 'pred':
+        if cfg.get('default_scope') == 'mmdet':
+            from mmdet.evaluation import DumpDetResults as Dump
+        else:
+            Dump = DumpResults
+        runner.test_evaluator.metrics.append(Dump(out_file_path=args.out))
+    metrics = runner.test()
+    if args.out is not None and args.out_item == 'metrics':
+        dump(metrics, args.out)
+
+
+if __name__ == '__main__':
+    run(main)

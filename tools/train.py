@@ -1,0 +1,61 @@
+"""Train a detector or a classifier from its config.
+
+For one GPU or the CPU: python tools/train.py CONFIG
+For several GPUs:       torchrun --nproc_per_node=8 tools/train.py CONFIG --launcher pytorch
+"""
+import argparse
+
+import torch
+
+import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.engine.launch import (UsageError, add_common_arguments,
+                                  build_runner, check_data, load_config, run,
+                                  set_up_distributed)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_common_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='go on from this checkpoint; without a value from the latest in '
+        'the work dir')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='automatic mixed precision (needs a GPU)')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate to the batch size that is used')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise UsageError('--amp needs a GPU and this machine shows none: '
+                             'leave it out')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UsageError(
+                f'--auto-scale-lr: {args.config} does not say for which batch '
+                'size its learning rate is meant; set '
+                'auto_scale_lr=dict(base_batch_size=...) in it')
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    check_data(cfg, 'train_dataloader', 'val_dataloader')
+    set_up_distributed(cfg)
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    run(main)
