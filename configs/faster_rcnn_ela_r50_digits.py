@@ -19,7 +19,8 @@ model = dict(
     rpn_head=dict(
         in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64),
+        bbox_roi_extractor=dict(
+            out_channels=64, roi_layer=dict(sampling_ratio=2)),
         bbox_head=dict(in_channels=64, fc_out_channels=128, num_classes=10)),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=128)),
@@ -27,11 +28,12 @@ model = dict(
         rcnn=dict(sampler=dict(num=64))),
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)))
 
+# Small pictures and training from scratch: the paper's setting for CIFAR.
 custom_hooks = [
     dict(
         type='ELAPruneHook',
         windows=[(1, 1), (3, 3)],
-        criterion=dict(type='EBQM', gamma=0.75, alpha=2.0, beta=5.0, mu=0.2))
+        criterion=dict(type='EBQM', gamma=0.75, alpha=5.0, beta=1.0, mu=0.3))
 ]
 
 data_root = 'data/digits/'
@@ -62,10 +64,12 @@ val_dataloader = dict(
         data_prefix=dict(img='val/'),
         test_mode=True,
         pipeline=load_pipeline + [
+            dict(type='Resize', scale=(96, 96)),  # their size; sets the scale
             boxes,
             dict(
                 type='PackDetInputs',
-                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape'))
+                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                           'scale_factor'))
         ]))
 test_dataloader = val_dataloader
 val_evaluator = dict(

@@ -11,10 +11,10 @@ custom_imports = dict(imports=['ela_mm'], allow_failed_imports=False)
 # is the plain ResNet's, bit for bit.
 model = dict(backbone=dict(type='ELAResNet', zero_init_attention=True))
 # To start from ELA-pretrained ImageNet weights instead, replace that line by
-# model = dict(backbone=dict(type='ELAResNet', init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='path/to/ela_resnet101.pth', prefix='backbone.')))
+# model = dict(backbone=dict(type='ELAResNet', init_cfg=dict(checkpoint='path/to/ela_resnet101.pth', prefix='backbone.')))
 
 # Measure redundancy in epochs 1 and 7, skip redundant layers right after each.
-# gamma is this project's choice (docs/design.md), the rest is the paper's.
+# gamma is this project's choice (docs/choices.md), the rest is the paper's.
 custom_hooks = [
     dict(
         type='ELAPruneHook',

@@ -11,9 +11,15 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.engine.launch import (UsageError, add_common_arguments,
-                                  build_runner, check_data, load_config, run,
-                                  set_up_distributed)
+from ela_mm.engine.launch import (
+    UsageError,
+    add_common_arguments,
+    build_runner,
+    check_data,
+    load_config,
+    run,
+    set_up_distributed,
+)
 
 
 def parse_args() -> argparse.Namespace:

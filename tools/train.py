@@ -1,16 +1,22 @@
 """Train a detector or a classifier from its config.
 
-For one GPU or the CPU: python tools/train.py CONFIG
-For several GPUs:       torchrun --nproc_per_node=8 tools/train.py CONFIG --launcher pytorch
+One GPU or the CPU: python tools/train.py CONFIG
+Several GPUs: torchrun --nproc_per_node=8 tools/train.py CONFIG --launcher pytorch
 """
 import argparse
 
 import torch
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.engine.launch import (UsageError, add_common_arguments,
-                                  build_runner, check_data, load_config, run,
-                                  set_up_distributed)
+from ela_mm.engine.launch import (
+    UsageError,
+    add_common_arguments,
+    build_runner,
+    check_data,
+    load_config,
+    run,
+    set_up_distributed,
+)
 
 
 def parse_args() -> argparse.Namespace:

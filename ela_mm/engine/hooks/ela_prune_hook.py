@@ -148,9 +148,13 @@ class ELAPruneHook(Hook):
                           batch_idx: int,
                           data_batch=None) -> None:
         """Observe the attention weights of this step, if in a window."""
-        if self._window(runner) is not None:
+        count = (runner.epoch if self.by_epoch else runner.iter) + 1
+        measuring = window_of(self.windows, count) is not None
+        if measuring:
             self.backbone.observe(self.statistics.update)
-        self._timer.start()
+        # Timing waits for the GPU: only where it is going to be reported.
+        if measuring or self._steps_since_pruning is not None:
+            self._timer.start()
 
     def after_train_iter(self,
                          runner,
@@ -174,10 +178,6 @@ class ELAPruneHook(Hook):
         self._report_gain(runner)  # with the steps that the epoch had
         if self.by_epoch:
             self._decide_if_over(runner, runner.epoch + 1)
-
-    def _window(self, runner) -> Optional[Window]:
-        count = (runner.epoch if self.by_epoch else runner.iter) + 1
-        return window_of(self.windows, count)
 
     # --- at its end ----------------------------------------------------------
 

@@ -1,0 +1,25 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import ela_mm  # noqa: F401  registers, and makes mmcv-lite enough
+from ela_mm.datasets.digits import make_digits
+
+ROOT = Path(__file__).parent.parent
+
+os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')  # the same run everywhere
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def digits_root(tmp_path_factory) -> Path:
+    """A few pictures of digits, in COCO's format."""
+    root = tmp_path_factory.mktemp('data') / 'digits'
+    make_digits(str(root), num_train=12, num_val=4, size=64, seed=1)
+    return root

@@ -1,0 +1,32 @@
+"""Started by torchrun: the toy under DDP; every rank writes what it ended with.
+"""
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.dist import get_rank
+from toy import toy_config
+
+from ela_mm.engine.launch import build_runner, set_up_distributed
+
+if __name__ == '__main__':
+    folder = Path(sys.argv[1])
+    cfg = toy_config(folder, max_epochs=3, windows=[(1, 1), (2, 2)])
+    cfg.launcher = 'pytorch'
+    if len(sys.argv) > 2:
+        cfg.resume, cfg.load_from = True, sys.argv[2]
+    set_up_distributed(cfg)
+    runner = build_runner(cfg)
+    runner.train()
+    module = runner.model.module
+    reduced = [p for p in module.parameters() if p.requires_grad]
+    torch.save(
+        dict(
+            state=module.state_dict(),
+            decisions=runner.hooks and next(
+                h for h in runner.hooks
+                if type(h).__name__ == 'ELAPruneHook').decisions,
+            in_buckets=sum(
+                p.numel() for p in runner.model._module_parameters),
+            trainable=sum(p.numel() for p in reduced)),
+        folder / f'rank{get_rank()}.pth')

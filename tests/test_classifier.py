@@ -1,0 +1,95 @@
+"""The same network on mmpretrain, and the tools on a classifier's config."""
+import cv2
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS
+from sklearn.datasets import load_digits
+from test_detector import tool
+
+from ela_mm.engine.record import read_record
+from ela_mm.models.backbones.mmdet import ELAResNet as DetectionELAResNet
+from ela_mm.models.backbones.mmpretrain import ELAResNet
+
+
+def randomized(net):
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return net.eval()
+
+
+@pytest.mark.parametrize('depth', [18, 50])
+def test_weights_and_mask_move_between_the_hosts(depth):
+    detection = randomized(DetectionELAResNet(depth, base_channels=16))
+    detection.skip_layers(['layer1.1', 'layer3.0'])
+    classification = ELAResNet(depth, stem_channels=16, base_channels=16)
+    classification.load_state_dict(detection.state_dict(), strict=True)
+    assert classification.attention_layers == detection.attention_layers
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(classification.eval()(x)[-1], detection(x)[-1])
+
+
+def test_drop_path_follows_the_hosts_rates():
+    net = ELAResNet(18, drop_path_rate=0.7)
+    rates = [getattr(layer.drop_path, 'drop_prob', 0.)
+             for stage in (1, 2, 3, 4)
+             for layer in getattr(net, f'layer{stage}').attention]
+    assert rates == pytest.approx([0.1 * i for i in range(8)])
+
+
+def test_registered_beside_the_detectors():
+    init_default_scope('mmpretrain')
+    assert type(MODELS.build(dict(type='ELAResNet', depth=18))) is ELAResNet
+
+
+CONFIG = """
+_base_ = 'mmpretrain::_base_/default_runtime.py'
+custom_imports = dict(imports=['ela_mm'])
+default_scope = 'mmpretrain'
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='ELAResNet', depth=34, stem_channels=16,
+                  base_channels=16),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=2, in_channels=128,
+              topk=(1, ), loss=dict(type='CrossEntropyLoss')),
+    data_preprocessor=dict(num_classes=2, mean=[40] * 3, std=[60] * 3))
+pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+train_dataloader = dict(
+    batch_size=4, num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(type='CustomDataset', data_root='{root}',
+                 pipeline=pipeline))
+val_dataloader = test_dataloader = train_dataloader
+val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1, ))
+train_cfg = dict(by_epoch=True, max_epochs=1)
+val_cfg = test_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
+auto_scale_lr = dict(base_batch_size=8)
+custom_hooks = [dict(type='ELAPruneHook', windows=[(1, 1)],
+                     criterion=dict(type='EBQM', alpha=5., beta=1., mu=0.3))]
+"""
+
+
+def test_tools_train_and_test_a_classifier(tmp_path):
+    digits = load_digits()
+    for label in (0, 1):
+        folder = tmp_path / 'data' / str(label)
+        folder.mkdir(parents=True)
+        for i, image in enumerate(digits.images[digits.target == label][:6]):
+            cv2.imwrite(str(folder / f'{i}.png'),
+                        cv2.resize(image * 15, (32, 32)))
+    config = tmp_path / 'classifier.py'
+    config.write_text(CONFIG.replace('{root}', str(tmp_path / 'data')))
+    work_dir = tmp_path / 'work'
+    process = tool('train.py', config, '--work-dir', work_dir,
+                   '--auto-scale-lr')
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert 'LR has been automatically scaled from 0.01 to 0.005' in (
+        process.stdout + process.stderr)
+    assert read_record(work_dir)['decisions'][0]['skipped']
+    process = tool('test.py', config, work_dir / 'epoch_1.pth', '--work-dir',
+                   work_dir, '--out', tmp_path / 'metrics.json', '--out-item',
+                   'metrics', '--tta')
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert 'accuracy/top1' in (tmp_path / 'metrics.json').read_text()

@@ -1,0 +1,149 @@
+"""mmcv-lite stands in for mmcv; checkpoints load, malicious ones do not."""
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmcv.ops import batched_nms, nms, roi_align, soft_nms
+from mmengine.logging import HistoryBuffer, MessageHub
+
+from ela_mm import compat
+from ela_mm.compat.checkpoints import restricted_getattr
+
+# Outputs of the compiled ops of mmcv 2.1.0.
+GOLDEN = np.load(Path(__file__).parent / 'data' / 'mmcv_ops_2.1.0.npz')
+
+
+def golden(name):
+    return torch.from_numpy(GOLDEN[name])
+
+
+def same_detections(ours, theirs):
+    """Equal rows, in any order among equal scores, which no NMS defines."""
+    assert torch.equal(ours[:, 4], theirs[:, 4])
+
+    def by_row(dets):
+        return dets[np.lexsort(dets.numpy().T[[3, 2, 1, 0, 4]])]
+
+    return torch.equal(by_row(ours), by_row(theirs))
+
+
+@pytest.mark.parametrize('offset', [0, 1])
+def test_nms(offset):
+    boxes, scores = golden('boxes2'), golden('scores2')
+    dets, _ = nms(boxes, scores, 0.5, offset=offset)
+    keep = golden(f'nms2_off{offset}_keep')
+    assert same_detections(dets,
+                           torch.cat([boxes, scores[:, None]], 1)[keep])
+
+
+@pytest.mark.parametrize('method', ['naive', 'linear', 'gaussian'])
+def test_soft_nms(method):
+    dets, keep = soft_nms(
+        golden('boxes2'), golden('scores2'), 0.4, 0.5, 1e-3, method)
+    expected = golden(f'softnms2_{method}_dets')
+    if method == 'gaussian':  # exp() differs in the last bit
+        torch.testing.assert_close(dets, expected)
+    else:
+        assert same_detections(dets, expected)
+    assert set(keep.tolist()) == set(golden(f'softnms2_{method}_keep').tolist())
+
+
+def test_batched_nms_keeps_classes_apart():
+    _, keep = batched_nms(
+        golden('boxes2'), golden('scores2'), golden('bnms2_idx'),
+        dict(type='nms', iou_threshold=0.5))
+    assert set(keep.tolist()) == set(golden('bnms2_keep').tolist())
+
+
+@pytest.mark.parametrize('case', ['s0_a1_avg', 's2_a0_avg', 's0_a1_max'])
+def test_roi_align(case):
+    sampling, aligned, mode = case.split('_')
+    x = golden('roi_x').requires_grad_()
+    out = roi_align(x, golden('rois'), (7, 7), 0.25, int(sampling[1]), mode,
+                    aligned == 'a1')
+    out.backward(torch.linspace(-1, 1, out.numel()).view_as(out))
+    torch.testing.assert_close(
+        out, golden(f'roialign_o7_{case}'), rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        x.grad, golden(f'roialign_o7_{case}_grad'), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16])
+def test_half_precision_on_the_cpu(dtype):
+    boxes, scores = golden('boxes1'), golden('scores1')
+    dets, _ = nms(boxes.to(dtype), scores.to(dtype), 0.5)
+    assert dets.dtype == dtype
+    x = golden('roi_x').to(dtype).requires_grad_()
+    out = roi_align(x, golden('rois').to(dtype), (7, 7), 0.25, 2, 'avg', True)
+    out.sum().backward()
+    assert out.dtype == x.grad.dtype == dtype and x.grad.any()
+
+
+def test_no_boxes():
+    empty = torch.zeros(0, 4)
+    assert nms(empty, torch.zeros(0), 0.5)[0].shape == (0, 5)
+    assert soft_nms(empty, torch.zeros(0))[0].shape == (0, 5)
+
+
+def test_other_ops_name_themselves_and_the_way_out():
+    import mmcv._ext
+    if hasattr(mmcv._ext, '__file__'):
+        pytest.skip('a compiled mmcv is installed')
+    with pytest.raises(NotImplementedError,
+                       match="'deform_conv_forward'.*mim install"):
+        mmcv._ext.deform_conv_forward()
+
+
+def test_install_twice_adds_one_finder():
+    import sys
+    compat.install()
+    names = [type(finder).__name__ for finder in sys.meta_path]
+    assert names.count('_ExtFinder') == 1
+
+
+def test_mmengine_checkpoints_load_under_weights_only(tmp_path):
+    hub = MessageHub('compat')
+    hub.update_scalar('loss', 0.5)
+    hub.update_scalar('lr', np.float64(0.1))
+    hub.update_info('iter', 3)
+    path = tmp_path / 'checkpoint.pth'
+    torch.save(dict(message_hub=hub.state_dict(), order=np.arange(3)), path)
+    loaded = torch.load(path, weights_only=True)
+    buffer = loaded['message_hub']['log_scalars']['loss']
+    assert isinstance(buffer, HistoryBuffer) and buffer.mean() == 0.5
+
+
+class RunsCode:
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command, )
+
+
+class UsesGetattr:
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__init__')
+
+
+def test_malicious_checkpoints_are_refused(tmp_path):
+    marker = tmp_path / 'ran'
+    for name, payload in (('system', RunsCode(f'touch {marker}')),
+                          ('getattr', UsesGetattr())):
+        path = tmp_path / f'{name}.pth'
+        torch.save(dict(state_dict={}, payload=payload), path)
+        with pytest.raises(Exception, match='getattr|posix|not trust|Weights'):
+            torch.load(path, weights_only=True)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize('obj, name', [(HistoryBuffer, '__init__'),
+                                       (os, 'system'), (HistoryBuffer, 'data'),
+                                       (HistoryBuffer(), 'mean')])
+def test_restricted_getattr_reaches_nothing_else(obj, name):
+    with pytest.raises(ValueError, match='do not trust it'):
+        restricted_getattr(obj, name)

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import entropy
+
+from ela_mm import adjacent_kl
+from ela_mm.pruning import KLStatistics
+
+EPS = 1e-8
+
+
+def weights(*shape):
+    return torch.rand(*shape).mul(6).softmax(-1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    heads=st.integers(1, 4),
+    n=st.integers(1, 8),
+    more=st.integers(0, 4))
+def test_matches_scipy(batch, heads, n, more):
+    prev, curr = weights(batch, heads, n), weights(batch, heads, n + more)
+    padded = np.pad(prev.numpy().astype(float), [(0, 0), (0, 0), (0, more)],
+                    constant_values=EPS)
+    # entropy() normalises; the padding's mass of 1e-8 is below the tolerance.
+    expected = entropy(padded, curr.numpy().astype(float), axis=-1).mean()
+    assert adjacent_kl(prev, curr).item() == pytest.approx(expected, abs=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(1, 36), more=st.integers(0, 3), sharpness=st.floats(0, 60))
+def test_never_negative_beyond_rounding(n, more, sharpness):
+    prev = (torch.randn(2, 2, n) * sharpness).softmax(-1)
+    curr = (torch.randn(2, 2, n + more) * sharpness).softmax(-1)
+    kl = adjacent_kl(prev, curr).item()
+    assert -1e-6 <= kl <= -np.log(EPS) + 1e-3
+
+
+def test_equal_weights_have_none_and_disjoint_ones_reach_the_ceiling():
+    p = weights(2, 3, 4)
+    assert adjacent_kl(p, p).item() == pytest.approx(0, abs=1e-6)
+    first, second = torch.eye(2).view(2, 1, 1, 2)
+    assert adjacent_kl(first, second).item() == pytest.approx(-np.log(EPS))
+
+
+def test_is_a_float32_scalar_without_a_graph():
+    prev = weights(2, 2, 3).half().requires_grad_()
+    kl = adjacent_kl(prev, weights(2, 2, 4).half())
+    assert kl.shape == () and kl.dtype == torch.float32
+    assert not kl.requires_grad
+
+
+@pytest.mark.parametrize('prev, curr', [((2, 2, 4), (2, 2, 3)),
+                                        ((2, 2, 3), (2, 3, 3)),
+                                        ((2, 3), (2, 3))])
+def test_wrong_shapes_are_named(prev, curr):
+    with pytest.raises(ValueError, match=r'\(B, h, n\)'):
+        adjacent_kl(torch.rand(prev), torch.rand(curr))
+
+
+def test_statistics_count_every_sample_once():
+    """A short last batch weighs by its samples."""
+    prev, curr = weights(10, 2, 3), weights(10, 2, 4)
+    statistics = KLStatistics()
+    for part in (slice(0, 8), slice(8, 10)):
+        statistics.update('layer1.1', prev[part], curr[part])
+    mean = statistics.reduce(['layer1.0', 'layer1.1'])['layer1.1'].mean
+    assert mean == pytest.approx(adjacent_kl(prev, curr).item(), rel=1e-5)
+    assert statistics.samples() == 10
+
+
+def test_statistics_go_on_from_their_state():
+    whole, first, second = KLStatistics(), KLStatistics(), KLStatistics()
+    for i in range(4):
+        prev, curr = weights(2, 2, 3), weights(2, 2, 4)
+        whole.update('layer1.1', prev, curr)
+        (first if i < 2 else second).update('layer1.1', prev, curr)
+        if i == 1:
+            second.load_state_dict(first.state_dict(), 'cpu')
+    assert second.reduce(['layer1.1']) == whole.reduce(['layer1.1'])
+    assert whole.reduce(['layer1.1'])['layer1.1'].std > 0
+
+
+def test_layers_that_nobody_measured_are_left_out():
+    assert KLStatistics().reduce(['layer1.0', 'layer1.1']) == {}
