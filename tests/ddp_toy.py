@@ -26,7 +26,7 @@ if __name__ == '__main__':
             decisions=runner.hooks and next(
                 h for h in runner.hooks
                 if type(h).__name__ == 'ELAPruneHook').decisions,
-            in_buckets=sum(
-                p.numel() for p in runner.model._module_parameters),
-            trainable=sum(p.numel() for p in reduced)),
+            in_buckets=runner.model._get_ddp_logging_data()
+            ['num_parameter_tensors'],
+            trainable=len(reduced)),
         folder / f'rank{get_rank()}.pth')

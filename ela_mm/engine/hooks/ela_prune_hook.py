@@ -195,11 +195,9 @@ class ELAPruneHook(Hook):
         measured = self.statistics.reduce(active)
         self.statistics.reset()
         skip, mapped, note = self._apply_criterion(measured)
-        before = self._timer.median
         if skip:
             self._skip(runner, skip, self.skip)
             self._rewrap(runner)
-        self._timer.reset()
         decision = dict(
             window=list(window),
             epoch=runner.epoch + 1,
@@ -223,9 +221,11 @@ class ELAPruneHook(Hook):
             active=len(active) - len(skip),
             total=len(layers),
             note=note,
-            step_time_before=before,
-            step_time_after=None)
+            step_time_before=self._timer.median,
+            step_time_after=None,
+            steps_timed=[len(self._timer), 0])
         self.decisions.append(decision)
+        self._timer.reset()
         self._steps_since_pruning = 0 if skip else None
         self._log(runner, decision)
         self._write_record(runner)
@@ -290,10 +290,12 @@ class ELAPruneHook(Hook):
         self._steps_since_pruning = None
         decision = self.decisions[-1]
         decision['step_time_after'] = self._timer.median
+        decision['steps_timed'][1] = len(self._timer)
+        before, after = decision['steps_timed']
         runner.logger.info(
             f'{_pruned(decision)}; step {_seconds(decision["step_time_before"])}'
-            f' -> {_seconds(decision["step_time_after"])} (medians of up to '
-            f'{self._timing_steps} steps)')
+            f' -> {_seconds(decision["step_time_after"])} (medians of {before} '
+            f'and {after} steps)')
         self._write_record(runner)
 
     def _log(self, runner, decision: dict) -> None:
