@@ -5,7 +5,8 @@ from importlib.util import find_spec
 # Modules to import for their registrations, by host.
 HOSTS = dict(
     mmdet=('ela_mm.models.backbones.mmdet', 'ela_mm.datasets.mmdet'),
-    mmpretrain=('ela_mm.models.backbones.mmpretrain', ))
+    mmpretrain=('ela_mm.models.backbones.mmpretrain',
+                'ela_mm.datasets.mmpretrain'))
 
 
 def register() -> list:

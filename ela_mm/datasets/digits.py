@@ -27,22 +27,14 @@ MAX_OVERLAP = 0.1
 INK = 80
 
 
-def make_digits(root: str,
-                num_train: int = 300,
-                num_val: int = 80,
-                size: int = 96,
-                seed: int = 0) -> None:
-    """Write the set: ``train.json``, ``val.json``, ``train/`` and ``val/``.
-
-    The folder appears whole or not at all, so that processes which start
-    together may all call it.
+def load_split(split: str) -> Tuple[np.ndarray, np.ndarray]:
+    """Scikit-learn's digits for training or for validation.
 
     Args:
-        root (str): Folder to create.
-        num_train (int): Pictures for training. Defaults to 300.
-        num_val (int): Pictures for validation. Defaults to 80.
-        size (int): Side of the square pictures in pixels. Defaults to 96.
-        seed (int): Decides everything. Defaults to 0.
+        split (str): ``'train'`` (1400 digits) or ``'val'`` (397).
+
+    Returns:
+        tuple: (N, 8, 8) float64 images from 0 to 16 and (N, ) int labels.
 
     Raises:
         ImportError: Without scikit-learn.
@@ -53,20 +45,41 @@ def make_digits(root: str,
         raise ImportError(
             'the digits come from scikit-learn, which is not installed: pip '
             'install scikit-learn, or ela_mm[demo]') from None
-    rng = np.random.default_rng(seed)
     digits = load_digits()
-    order = rng.permutation(len(digits.target))
-    splits = dict(
-        train=(order[:NUM_TRAIN_DIGITS], num_train),
-        val=(order[NUM_TRAIN_DIGITS:], num_val))
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    members = dict(
+        train=order[:NUM_TRAIN_DIGITS], val=order[NUM_TRAIN_DIGITS:])[split]
+    return digits.images[members], digits.target[members]
+
+
+def make_digits(root: str,
+                num_train: int = 256,
+                num_val: int = 80,
+                size: int = 96,
+                seed: int = 0) -> None:
+    """Write the set: ``train.json``, ``val.json``, ``train/`` and ``val/``.
+
+    The folder appears whole or not at all, so that processes which start
+    together may all call it.
+
+    Args:
+        root (str): Folder to create.
+        num_train (int): Pictures for training. Defaults to 256.
+        num_val (int): Pictures for validation. Defaults to 80.
+        size (int): Side of the square pictures in pixels. Defaults to 96.
+        seed (int): Decides what lies where. Defaults to 0.
+
+    Raises:
+        ImportError: Without scikit-learn.
+    """
+    rng = np.random.default_rng(seed)
     parent = osp.dirname(osp.abspath(root))
     os.makedirs(parent, exist_ok=True)
     folder = tempfile.mkdtemp(dir=parent)
     os.chmod(folder, 0o755)
     try:
-        for split, (members, count) in splits.items():
-            _write_split(folder, split, digits.images[members],
-                         digits.target[members], count, size, rng)
+        for split, count in (('train', num_train), ('val', num_val)):
+            _write_split(folder, split, *load_split(split), count, size, rng)
         os.rename(folder, root)
     except OSError:
         if not osp.isdir(root):  # else another process was faster

@@ -1,5 +1,6 @@
 """What tools/train.py and tools/test.py share: from arguments to a Runner."""
 import argparse
+import inspect
 import os
 import os.path as osp
 import sys
@@ -62,15 +63,23 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         name = osp.splitext(osp.basename(args.config))[0]
         cfg.work_dir = osp.join('work_dirs', name)
-    if cfg.get('default_scope') == 'mmpretrain':
-        _set_classification_loaders(cfg)
+    prepare_config(cfg)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     return cfg
 
 
-def _set_classification_loaders(cfg: Config) -> None:
-    """mmpretrain's own tools set these; its configs rely on it."""
+def prepare_config(cfg: Config) -> Config:
+    """Set the dataloader defaults that mmpretrain's configs rely on.
+
+    Args:
+        cfg (Config): Changed in place, if it is a classifier's.
+
+    Returns:
+        Config: The same.
+    """
+    if cfg.get('default_scope') != 'mmpretrain':
+        return cfg
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
         if loader is None:
@@ -79,6 +88,7 @@ def _set_classification_loaders(cfg: Config) -> None:
         loader.setdefault('persistent_workers',
                           loader.get('num_workers', 0) > 0)
         loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
+    return cfg
 
 
 def _datasets(dataset: dict, path: str) -> Iterator[Tuple[str, dict]]:
@@ -108,9 +118,7 @@ def check_data(cfg: Config, *loaders: str) -> None:
             continue
         for path, dataset in _datasets(cfg[loader]['dataset'],
                                        f'{loader}.dataset'):
-            cls = DATASETS.get(dataset.get('type')) if isinstance(
-                dataset.get('type'), str) else dataset.get('type')
-            if getattr(cls, 'MAKES_ITS_DATA', False):
+            if _brings_its_data(dataset):
                 continue
             root = dataset.get('data_root') or ''
             wanted = [('data_root', root)]
@@ -123,6 +131,19 @@ def check_data(cfg: Config, *loaders: str) -> None:
                         f'{place!r} does not exist ({path}.{option}): put the '
                         'data there, or point to it with --cfg-options '
                         f'{path}.data_root=FOLDER')
+
+
+def _brings_its_data(dataset: dict) -> bool:
+    """Whether a dataset makes or downloads what it does not find."""
+    cls = dataset.get('type')
+    if isinstance(cls, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            cls = registry.get(cls)
+    if cls is None:  # building it will say so
+        return True
+    downloads = 'download' in inspect.signature(cls).parameters
+    return getattr(cls, 'MAKES_ITS_DATA', False) or (
+        downloads and dataset.get('download', True))
 
 
 def set_up_distributed(cfg: Config) -> None:

@@ -8,24 +8,26 @@ FILE_NAME = 'ela_decisions.json'
 FORMAT = 1
 
 
-def write_record(record: dict, folder: str) -> str:
-    """Write the record, whole or not at all.
+def write_whole(text: str, path: str) -> None:
+    """Replace a file, whole or not at all."""
+    folder = osp.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, suffix='.tmp')
+    with os.fdopen(handle, 'w') as file:
+        file.write(text)
+    os.chmod(temporary, 0o644)  # mkstemp keeps it to its owner
+    os.replace(temporary, path)
+
+
+def write_record(record: dict, folder: str) -> None:
+    """Replace the record of a run.
 
     Args:
         record (dict): Anything that JSON holds; infinities and NaN are not.
-        folder (str): Where ``ela_decisions.json`` is replaced.
-
-    Returns:
-        str: The file's path.
+        folder (str): The run's work dir.
     """
-    path = osp.join(folder, FILE_NAME)
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix='.json.tmp')
-    with os.fdopen(handle, 'w') as file:
-        json.dump(record, file, indent=1, allow_nan=False)
-    os.chmod(temporary, 0o644)  # mkstemp keeps it to its owner
-    os.replace(temporary, path)
-    return path
+    text = json.dumps(record, indent=1, allow_nan=False)
+    write_whole(text, osp.join(folder, FILE_NAME))
 
 
 def read_record(folder: str) -> dict:

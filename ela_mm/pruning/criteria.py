@@ -10,9 +10,20 @@ from typing import Any, Callable, Dict, Tuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .ablations import eqm, fixed, gamma, gqm, normal, sigmoid, softmax, threshold
 from .ebqm import as_candidates, ebqm
 
-CRITERIA: Dict[str, Callable[..., np.ndarray]] = {'EBQM': ebqm}
+# By the name that a config gives as ``criterion=dict(type=name)``.
+CRITERIA: Dict[str, Callable[..., np.ndarray]] = dict(
+    EBQM=ebqm,
+    threshold=threshold,
+    fixed=fixed,
+    normal=normal,
+    gamma=gamma,
+    softmax=softmax,
+    sigmoid=sigmoid,
+    GQM=gqm,
+    EQM=eqm)
 
 
 class Criterion:

@@ -27,6 +27,45 @@ def as_candidates(kl: ArrayLike) -> np.ndarray:
     return kl
 
 
+def normalize_below_quantile(kl: ArrayLike, gamma: float) -> np.ndarray:
+    """Lines 3 to 5 of algorithm 1: what is in reach, normalised.
+
+    Args:
+        kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
+        gamma (float): Quantile in (0, 1]; S holds the candidates at or below
+            it.
+
+    Returns:
+        np.ndarray: (L, ) float64, (x - min S) / (max S - min S). NaN above
+        the quantile, and everywhere if the values of S do not differ: equal
+        values rank nothing.
+
+    Raises:
+        ValueError: On a gamma out of range, no candidates, NaN or inf.
+    """
+    if not 0 < gamma <= 1:
+        raise ValueError(f'gamma={gamma}: expected a quantile in (0, 1]')
+    kl = as_candidates(kl)
+    in_reach = kl <= np.quantile(kl, gamma)  # S of algorithm 1
+    low, high = kl[in_reach].min(), kl[in_reach].max()
+    if high == low:
+        return np.full_like(kl, np.nan)
+    return np.where(in_reach, (kl - low) / (high - low), np.nan)
+
+
+def check_shapes(alpha: float, beta: float) -> None:
+    """Raise a ValueError unless both are shapes of a Beta distribution."""
+    for name, value in (('alpha', alpha), ('beta', beta)):
+        if not 0 < value < np.inf:
+            raise ValueError(f'{name}={value}: expected a shape parameter > 0')
+
+
+def check_threshold(mu: float) -> None:
+    """Raise a ValueError unless ``mu`` is a threshold on [0, 1]."""
+    if not 0 <= mu <= 1:
+        raise ValueError(f'mu={mu}: expected a threshold in [0, 1]')
+
+
 def beta_quantile_map(kl: ArrayLike,
                       gamma: float = 0.75,
                       alpha: float = 2.0,
@@ -44,27 +83,15 @@ def beta_quantile_map(kl: ArrayLike,
         beta (float): Second shape, > 0. Defaults to 5, likewise.
 
     Returns:
-        np.ndarray: (L, ) float64, y = F_Beta((x - min S) / (max S - min S)).
-        NaN above the gamma-quantile, and everywhere if the values at or below
-        it do not differ: equal values rank nothing.
+        np.ndarray: (L, ) float64, y = F_Beta(x'; alpha, beta), NaN where
+        :func:`normalize_below_quantile` is.
 
     Raises:
         ValueError: On parameters out of range, no candidates, NaN or inf.
     """
-    if not 0 < gamma <= 1:
-        raise ValueError(f'gamma={gamma}: expected a quantile in (0, 1]')
-    if not alpha > 0 or not np.isfinite(alpha):
-        raise ValueError(f'alpha={alpha}: expected a shape parameter > 0')
-    if not beta > 0 or not np.isfinite(beta):
-        raise ValueError(f'beta={beta}: expected a shape parameter > 0')
-    kl = as_candidates(kl)
-    mapped = np.full_like(kl, np.nan)
-    in_reach = kl <= np.quantile(kl, gamma)  # S of algorithm 1
-    low, high = kl[in_reach].min(), kl[in_reach].max()
-    if high > low:
-        normalized = (kl[in_reach] - low) / (high - low)
-        mapped[in_reach] = beta_distribution.cdf(normalized, alpha, beta)
-    return mapped
+    check_shapes(alpha, beta)
+    return beta_distribution.cdf(
+        normalize_below_quantile(kl, gamma), alpha, beta)
 
 
 def ebqm(kl: ArrayLike,
@@ -91,8 +118,7 @@ def ebqm(kl: ArrayLike,
     Raises:
         ValueError: On parameters out of range, no candidates, NaN or inf.
     """
-    if not 0 <= mu <= 1:
-        raise ValueError(f'mu={mu}: expected a threshold in [0, 1]')
+    check_threshold(mu)
     # NaN compares false: out of reach, or nothing to rank.
     return beta_quantile_map(kl, gamma, alpha, beta) < mu
 

@@ -1,0 +1,7 @@
+"""ELA-ResNet-110 on CIFAR-100, 180 epochs: the paper's section 4.1, table 1.
+
+Train: tools/train.py configs/ela_resnet110_cifar100.py
+"""
+_base_ = './ela_resnet20_cifar100.py'
+
+model = dict(backbone=dict(depth=110))

@@ -1,0 +1,62 @@
+"""Parameters and multiply-accumulates of a network with layer attention."""
+from typing import NamedTuple, Sequence
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..models.layers import LayerAttention
+
+
+class Complexity(NamedTuple):
+    """What a network costs.
+
+    Attributes:
+        parameters (int): Trainable or not; skipped layers' are still there.
+        macs (int): Multiply-accumulates of one forward pass: convolutions,
+            linear layers and matrix products, and the weighted sum of layer
+            attention, n C H W for a layer that retrieves from n values. Norms,
+            activations and residual sums are left out, as is customary.
+        retrieval_macs (int): The share of the weighted sums.
+    """
+    parameters: int
+    macs: int
+    retrieval_macs: int
+
+
+@torch.no_grad()
+def count(model: nn.Module, input_shape: Sequence[int]) -> Complexity:
+    """Count parameters and multiply-accumulates.
+
+    Args:
+        model (nn.Module): Called with one tensor; set to eval mode meanwhile.
+        input_shape (Sequence[int]): (C, H, W) of one picture.
+
+    Returns:
+        Complexity: For a batch of one.
+    """
+    retrieval = 0
+
+    def add_retrieval(module, args, term) -> None:
+        nonlocal retrieval
+        memory = args[1]
+        retrieval += len(memory.values) * term.numel()
+
+    handles = [
+        module.register_forward_hook(add_retrieval)
+        for module in model.modules() if isinstance(module, LayerAttention)
+    ]
+    training = model.training
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, *input_shape, device=device))
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    parameters = sum(p.numel() for p in model.parameters())
+    # The counter counts a multiply-accumulate as two operations.
+    return Complexity(parameters, counter.get_total_flops() // 2 + retrieval,
+                      retrieval)
