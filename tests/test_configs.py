@@ -1,31 +1,83 @@
 """Every config builds, and says what the paper says."""
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import HOOKS, init_default_scope
+from mmengine.registry import HOOKS, MODELS, init_default_scope
 
 CONFIGS = sorted((Path(__file__).parent.parent / 'configs').glob('*.py'))
-COCO = [path for path in CONFIGS if 'digits' not in path.stem]
+COCO = [path for path in CONFIGS
+        if 'rcnn' in path.stem and 'digits' not in path.stem]
+IMAGENET = [path for path in CONFIGS if 'imagenet' in path.stem]
+CIFAR = [path for path in CONFIGS if 'cifar' in path.stem]
+LAYERS = {20: 6, 50: 16, 56: 18, 101: 33, 110: 36}
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def ids(path):
+    return path.stem
+
+
+def depth_of(path) -> int:
+    return int(re.search(r'(?:_r|resnet)(\d+)', path.stem).group(1))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=ids)
 def test_builds(path):
     cfg = Config.fromfile(path)
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.init_cfg = None  # no download
     model = MODELS.build(cfg.model)
-    depth = 101 if 'r101' in path.stem else 50
-    assert len(model.backbone.attention_layers) == {50: 16, 101: 33}[depth]
-    assert model.with_mask == ('mask' in path.stem)
+    assert len(model.backbone.attention_layers) == LAYERS[depth_of(path)]
+    if 'rcnn' in path.stem:
+        assert model.with_mask == ('mask' in path.stem)
     for hook in cfg.custom_hooks:
         HOOKS.build(hook)
-    assert len(path.read_text().splitlines()) <= 110
+        assert hook.windows[-1][-1] <= cfg.train_cfg.max_epochs
 
 
-@pytest.mark.parametrize('path', COCO, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', IMAGENET, ids=ids)
+def test_imagenet_follows_section_4_1(path):
+    cfg = Config.fromfile(path)
+    (hook, ) = cfg.custom_hooks
+    assert hook.windows == [(1, 3), (51, 53)]
+    assert hook.criterion == dict(
+        type='EBQM', gamma=0.75, alpha=2.0, beta=5.0, mu=0.25)
+    assert cfg.train_cfg.max_epochs == 100
+    assert cfg.model.backbone.drop_path_rate == 0.2
+    assert cfg.optim_wrapper.optimizer == dict(
+        type='SGD', lr=0.1, momentum=0.9, weight_decay=0.0001)
+    assert cfg.auto_scale_lr.base_batch_size == 256
+    warm_up, steps = cfg.param_scheduler
+    assert (warm_up.type, warm_up.end) == ('LinearLR', 3)
+    assert steps.milestones == [30, 60, 90]
+
+
+@pytest.mark.parametrize('path', CIFAR, ids=ids)
+def test_cifar_follows_section_4_1(path):
+    cfg = Config.fromfile(path)
+    (hook, ) = cfg.custom_hooks
+    assert hook.windows == [(1, 3), (45, 48), (91, 93)]
+    assert hook.criterion == dict(
+        type='EBQM', gamma=0.75, alpha=5.0, beta=1.0, mu=0.3)
+    assert cfg.train_cfg.max_epochs == 180
+    assert cfg.train_dataloader.batch_size == 128
+    assert cfg.optim_wrapper.optimizer == dict(
+        type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4)
+    assert cfg.param_scheduler.milestones == [100, 150]
+    classes = 100 if path.stem.endswith('100') else 10
+    assert cfg.model.head.num_classes == classes
+    assert cfg.data_preprocessor.num_classes == classes
+    crop = cfg.train_dataloader.dataset.pipeline[-3]
+    assert (crop.crop_size, crop.padding) == (32, 4)
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        kind = cfg[loader].dataset.type
+        assert kind == ('CustomDataset' if 'folder' in path.stem else
+                        f'CIFAR{classes}')
+
+
+@pytest.mark.parametrize('path', COCO, ids=ids)
 def test_coco_follows_section_4_2(path):
     cfg = Config.fromfile(path)
     backbone, (hook, ) = cfg.model.backbone, cfg.custom_hooks

@@ -59,9 +59,8 @@ def parse_args() -> argparse.Namespace:
 
 def presets() -> List[str]:
     """Names of the grids that come along."""
-    return sorted(
-        osp.splitext(osp.basename(path))[0]
-        for path in glob.glob(osp.join(PRESETS, '*.yaml')))
+    return sorted(osp.splitext(name)[0] for name in os.listdir(PRESETS)
+                  if name.endswith(('.yaml', '.py')))
 
 
 def train_cell(cell: Cell, folder: str) -> None:
@@ -196,7 +195,7 @@ def main() -> None:
     if args.preset is not None and args.preset not in presets():
         raise UsageError(f'unknown preset {args.preset!r}: expected one of '
                          f'{", ".join(presets())}')
-    path = args.grid or osp.join(PRESETS, f'{args.preset}.yaml')
+    path = args.grid or glob.glob(osp.join(PRESETS, f'{args.preset}.*'))[0]
     grid = read_grid(path)
     name = osp.splitext(osp.basename(path))[0]
     out = args.out or osp.join('work_dirs', f'ablation_{name}')
