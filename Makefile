@@ -31,4 +31,4 @@ lint: setup
 	$(BIN)/python -m ruff check .
 
 clean:
-	rm -rf build dist *.egg-info work_dirs data/digits
+	rm -rf build dist *.egg-info work_dirs/demo data/digits

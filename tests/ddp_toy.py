@@ -1,5 +1,8 @@
 """Started by torchrun: the toy under DDP; every rank writes what it ended with.
+
+Arguments: the folder, the windows as JSON, and a checkpoint to resume from.
 """
+import json
 import sys
 from pathlib import Path
 
@@ -11,10 +14,10 @@ from ela_mm.engine.launch import build_runner, set_up_distributed
 
 if __name__ == '__main__':
     folder = Path(sys.argv[1])
-    cfg = toy_config(folder, max_epochs=3, windows=[(1, 1), (2, 2)])
+    cfg = toy_config(folder, max_epochs=3, windows=json.loads(sys.argv[2]))
     cfg.launcher = 'pytorch'
-    if len(sys.argv) > 2:
-        cfg.resume, cfg.load_from = True, sys.argv[2]
+    if len(sys.argv) > 3:
+        cfg.resume, cfg.load_from = True, sys.argv[3]
     set_up_distributed(cfg)
     runner = build_runner(cfg)
     runner.train()

@@ -1,5 +1,6 @@
 """The grid runner: from a file of variants to tables."""
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -68,15 +69,16 @@ def test_tables_hold_every_run(ran):
 def test_what_is_finished_is_not_run_again(ran):
     folder, _ = ran
     lost = folder / 'out' / 'plain' / 'depth_20' / 'seed_1'
-    (lost / 'result.json').unlink()  # as if killed right before the end
     kept = folder / 'out' / 'plain' / 'depth_20' / 'seed_0' / 'result.json'
+    top1 = json.loads((lost / 'result.json').read_text())['top1']
     before = kept.stat().st_mtime_ns
+    (lost / 'result.json').unlink()  # as if killed right before the end
     process = tool('ablation.py', folder / 'grid.yaml', '--out',
                    folder / 'out')
     assert process.returncode == 0
     assert process.stdout.count('finished before') == 3
     assert kept.stat().st_mtime_ns == before
-    assert (lost / 'result.json').exists()
+    assert json.loads((lost / 'result.json').read_text())['top1'] == top1
     # It went on from its last checkpoint: nothing was left to train.
     log = (lost / 'output.log').read_text()
     assert 'resumed epoch: 2' in log
@@ -89,7 +91,7 @@ def test_other_settings_do_not_mix_with_finished_runs(ran):
     other.write_text(GRID.replace('n: 2', 'n: 1'))
     process = tool('ablation.py', other, '--out', folder / 'out', '--collect')
     assert process.returncode == 1
-    assert re.search('two_smallest.*finished under other settings',
+    assert re.search('two_smallest.*begun under other settings',
                      process.stderr)
 
 
@@ -155,6 +157,9 @@ def test_wrong_grids_are_explained(tmp_path, text, message):
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(UsageError, match="grid 'none.yaml' does not exist"):
         read_grid('none.yaml')
+    with pytest.raises(UsageError, match='faster_rcnn.*evaluate top-1'):
+        cells(dict(config='configs/faster_rcnn_ela_r50.py', depths=[50],
+                   seeds=[0], variants={'a': {}}), str(ROOT))
     with pytest.raises(UsageError, match='none.py.*of the grid does not'):
         cells(dict(config='none.py', depths=[20], seeds=[0],
                    variants={'a': {}}), str(tmp_path))

@@ -3,6 +3,7 @@ import cv2
 import pytest
 import torch
 from mmengine.registry import init_default_scope
+from mmpretrain import ImageClassificationInferencer, get_model
 from mmpretrain.registry import MODELS
 from sklearn.datasets import load_digits
 from test_detector import tool
@@ -71,24 +72,57 @@ custom_hooks = [dict(type='ELAPruneHook', windows=[(1, 1)],
 """
 
 
-def test_tools_train_and_test_a_classifier(tmp_path):
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Config, work dir and output of a classifier on folders of pictures."""
+    folder = tmp_path_factory.mktemp('classifier')
     digits = load_digits()
     for label in (0, 1):
-        folder = tmp_path / 'data' / str(label)
-        folder.mkdir(parents=True)
+        pictures = folder / 'data' / str(label)
+        pictures.mkdir(parents=True)
         for i, image in enumerate(digits.images[digits.target == label][:6]):
-            cv2.imwrite(str(folder / f'{i}.png'),
+            cv2.imwrite(str(pictures / f'{i}.png'),
                         cv2.resize(image, (32, 32)).astype('uint8') * 15)
-    config = tmp_path / 'classifier.py'
-    config.write_text(CONFIG.replace('{root}', str(tmp_path / 'data')))
-    work_dir = tmp_path / 'work'
-    process = tool('train.py', config, '--work-dir', work_dir,
+    config = folder / 'classifier.py'
+    config.write_text(CONFIG.replace('{root}', str(folder / 'data')))
+    process = tool('train.py', config, '--work-dir', folder / 'work',
                    '--auto-scale-lr')
     assert process.returncode == 0, process.stderr[-2000:]
-    assert 'Scaling the original LR by 0.5' in process.stdout
+    return config, folder / 'work', process.stdout
+
+
+def test_tools_train_a_classifier(trained):
+    _, work_dir, output = trained
+    assert 'Scaling the original LR by 0.5' in output
     assert read_record(work_dir)['decisions'][0]['skipped']
+
+
+def test_tools_test_a_classifier_with_tta(trained, tmp_path):
+    config, work_dir, _ = trained
     process = tool('test.py', config, work_dir / 'epoch_1.pth', '--work-dir',
-                   work_dir, '--out', tmp_path / 'metrics.json', '--out-item',
+                   tmp_path, '--out', tmp_path / 'metrics.json', '--out-item',
                    'metrics', '--tta')
     assert process.returncode == 0, process.stderr[-2000:]
     assert 'accuracy/top1' in (tmp_path / 'metrics.json').read_text()
+
+
+def test_python_use_gives_the_pruned_network(trained):
+    """mmpretrain's get_model and inferencer, with a plain checkpoint."""
+    config, work_dir, _ = trained
+    checkpoint = str(work_dir / 'epoch_1.pth')
+    model = get_model(str(config), pretrained=checkpoint)
+    active = [layer.name for layer in model.backbone.attention_layers
+              if layer.active]
+    assert active == read_record(work_dir)['active'] and len(active) < 16
+    picture = next((config.parent / 'data' / '1').glob('*.png'))
+    inferencer = ImageClassificationInferencer(
+        str(config), pretrained=checkpoint, classes=['zero', 'one'])
+    (result, ) = inferencer(str(picture))
+    with torch.no_grad():
+        data = model.data_preprocessor(
+            dict(inputs=[torch.from_numpy(
+                cv2.imread(str(picture))).permute(2, 0, 1)]))
+        expected = model.eval()(data['inputs']).softmax(-1)[0]
+    torch.testing.assert_close(
+        torch.tensor(result['pred_scores']), expected, check_dtype=False,
+        rtol=1e-4, atol=1e-5)

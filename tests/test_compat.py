@@ -5,7 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmcv.ops import batched_nms, nms, roi_align, soft_nms
+from mmcv.ops import (
+    batched_nms,
+    nms,
+    roi_align,
+    sigmoid_focal_loss,
+    soft_nms,
+)
 from mmengine.logging import HistoryBuffer, MessageHub
 
 from ela_mm import compat
@@ -79,6 +85,26 @@ def test_half_precision_on_the_cpu(dtype):
     out = roi_align(x, golden('rois').to(dtype), (7, 7), 0.25, 2, 'avg', True)
     out.sum().backward()
     assert out.dtype == x.grad.dtype == dtype and x.grad.any()
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+def test_sigmoid_focal_loss_and_its_gradient(weighted):
+    """Against the formula, written with probabilities."""
+    logits = torch.randn(6, 4, requires_grad=True)
+    target = torch.tensor([0, 3, 4, 1, 4, 2])  # 4 is background
+    weight = torch.tensor([1., 2., 3., .5]) if weighted else None
+    ours = sigmoid_focal_loss(logits, target, 2.0, 0.25, weight, 'none')
+    p = logits.sigmoid()
+    positive = target[:, None] == torch.arange(4)
+    loss = torch.where(positive, -0.25 * (1 - p)**2 * p.log(),
+                       -0.75 * p**2 * (1 - p).log())
+    if weighted:
+        factors = torch.tensor([1., 2., 3., .5, 1.])
+        loss = loss * factors[target][:, None]
+    torch.testing.assert_close(ours, loss)
+    gradients = [torch.autograd.grad(x.sum(), logits, retain_graph=True)[0]
+                 for x in (ours, loss)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_no_boxes():

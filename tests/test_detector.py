@@ -132,12 +132,16 @@ COCO = 'configs/faster_rcnn_ela_r50.py'
     ('train.py', [COCO], "'data/coco/' does not exist.*data_root=FOLDER"),
     ('train.py', ['configs/none.py'], "config 'configs/none.py' does not"),
     ('train.py', [COCO, '--amp'], '--amp needs a GPU'),
+    ('train.py', [COCO, '--resume', 'none.pth'],
+     "checkpoint 'none.pth' does not exist"),
     ('train.py', [COCO, '--launcher', 'slurm', '--cfg-options',
                   'train_dataloader.dataset.data_root=',
                   'train_dataloader.dataset.ann_file=',
                   'val_dataloader=None'], 'slurm needs GPUs'),
     ('test.py', [COCO, 'none.pth'], "checkpoint 'none.pth' does not exist"),
     ('test.py', [COCO, COCO, '--out', 'a.txt'], r"'a.txt'.*\.pkl"),
+    ('test.py', [COCO, COCO, '--out', 'a.txt', '--out-item', 'metrics'],
+     r"'a.txt'.*\.json"),
 ])
 def test_mistakes_end_with_one_line(name, arguments, message, tmp_path):
     process = tool(name, *arguments, '--work-dir', tmp_path)
@@ -145,6 +149,27 @@ def test_mistakes_end_with_one_line(name, arguments, message, tmp_path):
     last = process.stderr.strip().splitlines()[-1]
     assert last.startswith('error: ') and re.search(message, last), last
     assert 'Traceback' not in process.stderr
+
+
+@pytest.mark.parametrize('option, message', [
+    ('custom_hooks.0.criterion.mu=3', 'mu=3: expected a threshold'),
+    ('custom_hooks.0.windows=[(1,9)]', 'lies past the last epoch'),
+    ('model.backbone.head_dim=7', 'head_dim=7 does not divide'),
+    ('val_evaluator.ann_file=no.json', 'val_evaluator.ann_file'),
+])
+def test_wrong_options_end_with_one_line(digits_root, tmp_path, option,
+                                         message):
+    config = tmp_path / 'small.py'
+    cfg = small_config(digits_root)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.type = 'CocoDataset'
+        loader.dataset.metainfo = dict(classes=tuple('0123456789'))
+    cfg.dump(config)
+    process = tool('train.py', config, '--work-dir', tmp_path,
+                   '--cfg-options', option)
+    assert process.returncode == 1
+    last = process.stderr.strip().splitlines()[-1]
+    assert last.startswith('error: ') and message in last, last
 
 
 def test_auto_scale_lr_needs_a_batch_size(digits_root, tmp_path):

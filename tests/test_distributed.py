@@ -1,4 +1,5 @@
 """Pruning under DDP: two processes with gloo, as torchrun starts them."""
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,11 @@ import torch
 HERE = Path(__file__).parent
 
 
-def launch(folder, *arguments):
+def launch(folder, windows, *arguments):
     process = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone',
          '--nproc_per_node=2', str(HERE / 'ddp_toy.py'), str(folder),
-         *map(str, arguments)],
+         json.dumps(windows), *map(str, arguments)],
         cwd=HERE, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr[-3000:]
     return [torch.load(folder / f'rank{rank}.pth') for rank in (0, 1)]
@@ -22,7 +23,7 @@ def launch(folder, *arguments):
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp('ddp')
-    return folder, launch(folder)
+    return folder, launch(folder, [(1, 1), (2, 2)])
 
 
 def assert_equal_states(a, b):
@@ -45,7 +46,7 @@ def test_ranks_decide_and_train_alike(ranks):
 def test_both_ranks_data_count(ranks):
     """Each rank sees half of the data; the statistics are of all of it."""
     _, (first, _) = ranks
-    assert first['decisions'][0]['samples_per_rank'] == 4
+    assert first['decisions'][0]['samples'] == 8
 
 
 def test_buckets_hold_no_skipped_parameter(ranks):
@@ -56,7 +57,18 @@ def test_buckets_hold_no_skipped_parameter(ranks):
 
 def test_resume_wraps_the_pruned_network(ranks, tmp_path):
     folder, (first, _) = ranks
-    resumed, other = launch(tmp_path, folder / 'epoch_2.pth')
+    resumed, other = launch(tmp_path, [(1, 1), (2, 2)],
+                            folder / 'epoch_2.pth')
     assert_equal_states(resumed['state'], first['state'])
     assert resumed['in_buckets'] == resumed['trainable'] == first['trainable']
     assert other['decisions'][0]['skipped'] == first['decisions'][0]['skipped']
+
+
+def test_resume_inside_a_window_keeps_all_ranks_statistics(tmp_path):
+    for name in 'ab':
+        (tmp_path / name).mkdir()
+    whole, _ = launch(tmp_path / 'a', [(1, 2)])
+    resumed, _ = launch(tmp_path / 'b', [(1, 2)], tmp_path / 'a/epoch_1.pth')
+    ours, theirs = resumed['decisions'][0], whole['decisions'][0]
+    assert ours['samples'] == theirs['samples'] == 16
+    assert ours['layers'] == theirs['layers']

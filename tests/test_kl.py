@@ -67,9 +67,10 @@ def test_statistics_count_every_sample_once():
     statistics = KLStatistics()
     for part in (slice(0, 8), slice(8, 10)):
         statistics.update('layer1.1', prev[part], curr[part])
-    mean = statistics.reduce(['layer1.0', 'layer1.1'])['layer1.1'].mean
-    assert mean == pytest.approx(adjacent_kl(prev, curr).item(), rel=1e-5)
-    assert statistics.samples() == 10
+    reduced = statistics.reduce(['layer1.0', 'layer1.1'])['layer1.1']
+    expected = adjacent_kl(prev, curr).item()
+    assert reduced.mean == pytest.approx(expected, rel=1e-5)
+    assert reduced.samples == 10
 
 
 def test_statistics_go_on_from_their_state():
@@ -86,3 +87,4 @@ def test_statistics_go_on_from_their_state():
 
 def test_layers_that_nobody_measured_are_left_out():
     assert KLStatistics().reduce(['layer1.0', 'layer1.1']) == {}
+    assert KLStatistics().reduce([]) == {}

@@ -67,7 +67,7 @@ def test_record_holds_what_the_decision_rests_on(run):
     decision = record['decisions'][0]
     measured = [x for x in decision['layers'] if x['kl'] is not None]
     assert len(measured) == 12
-    assert decision['samples_per_rank'] == 8
+    assert decision['samples'] == 8
     skip = ebqm([x['kl'] for x in measured], alpha=5., beta=1., mu=0.3)
     names = [x['name'] for x, gone in zip(measured, skip) if gone]
     assert names == decision['skipped'] and names
@@ -160,7 +160,7 @@ def test_resume_inside_a_window_keeps_its_statistics(tmp_path):
         load_from=str(tmp_path / 'a' / 'epoch_2.pth'))
     runner.train()
     a, b = (read_record(tmp_path / d)['decisions'][0] for d in 'ab')
-    assert a['samples_per_rank'] == b['samples_per_rank'] == 24
+    assert a['samples'] == b['samples'] == 24
     assert a['layers'] == b['layers']
 
 
@@ -203,7 +203,7 @@ def test_windows_of_iterations(tmp_path):
     runner.train()
     first, second = read_record(tmp_path)['decisions']
     assert (first['iter'], second['iter']) == (3, 6)
-    assert first['samples_per_rank'] == 4
+    assert first['samples'] == 4
     assert spy.active == [16] * 3 + [first['active']] * 3 + [second['active']
                                                              ] * 2
     backbone = runner.model.backbone
@@ -307,6 +307,16 @@ def test_equal_values_prune_nothing(tmp_path):
     assert hook._apply_criterion({})[2].startswith('0 layers were measured')
 
 
+def test_a_network_without_active_layers_trains_on(tmp_path):
+    runner = toy_runner(tmp_path, max_epochs=1)
+    backbone = runner.model.backbone
+    backbone.skip_layers(layer.name for layer in backbone.attention_layers)
+    runner.save_checkpoint(str(tmp_path), 'untrained.pth')
+    runner.train()
+    assert '0 layers were measured' in read_record(tmp_path)['decisions'][0][
+        'note']
+
+
 # --- bad arguments -----------------------------------------------------------
 
 
@@ -361,6 +371,14 @@ def test_a_users_function_is_a_criterion():
     assert skip.tolist() == [False, True, False, True]
     assert mapped.tolist() == [0.3, 0.1, 0.9, 0.2]
     assert criterion.config == dict(type='closest', n=2)
+
+    def forwards(kl, factor, **others):
+        return ebqm(np.asarray(kl) * factor, **others)
+
+    criterion = build_criterion(
+        dict(type=forwards, factor=2., **ConfigDict(mu=0.3)))
+    assert criterion.config == dict(type='forwards', factor=2., mu=0.3)
+    assert criterion([1., 2., 3., 9.])[0].any()
 
     with pytest.raises(ValueError, match='returned int64'):
         build_criterion(dict(type=lambda kl: np.argsort(kl)))

@@ -19,7 +19,7 @@ import sys
 from typing import List, Optional
 
 from mmengine.config import Config
-from mmengine.utils import mkdir_or_exist
+from mmengine.runner import find_latest_checkpoint
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.engine.grid import Cell, apply_overrides, cells, read_grid
@@ -35,6 +35,7 @@ from ela_mm.engine.record import FILE_NAME, read_record, write_whole
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 PRESETS = osp.join(ROOT, 'configs', 'ablations')
 METRIC = 'accuracy/top1'
+CELL = 'cell.json'
 RESULT = 'result.json'
 FIELDS = ('variant', 'depth', 'seed', 'top1', 'skipped', 'skipped_layers',
           'parameters', 'epoch_seconds', 'last_epoch_seconds')
@@ -52,8 +53,8 @@ def parse_args() -> argparse.Namespace:
         '--collect',
         action='store_true',
         help='run nothing, tabulate what is finished')
-    # One run, in its own process: the cell as JSON and its folder.
-    parser.add_argument('--cell', nargs=2, help=argparse.SUPPRESS)
+    # One run, in its own process: its folder, with the cell in it.
+    parser.add_argument('--cell', help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -63,17 +64,24 @@ def presets() -> List[str]:
                   if name.endswith(('.yaml', '.py')))
 
 
-def train_cell(cell: Cell, folder: str) -> None:
-    """Train one run, or go on with it, and write its result."""
-    cfg = prepare_config(Config.fromfile(cell.config))
+def train_cell(folder: str) -> None:
+    """Train the run of a folder, or go on with it, and write its result."""
+    with open(osp.join(folder, CELL)) as file:
+        cell = Cell(**json.load(file)['cell'])
+    cfg = Config.fromfile(cell.config)
     apply_overrides(cfg, cell.overrides)
+    prepare_config(cfg)
     cfg.model.backbone.depth = cell.depth
     cfg.randomness = dict(seed=cell.seed)
     cfg.work_dir = folder
-    cfg.resume = True  # from the latest checkpoint, if there is one
+    if find_latest_checkpoint(folder) is not None:
+        cfg.resume, cfg.load_from = True, None
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     runner = build_runner(cfg)
     runner.train()
+    # Evaluated here: of a run that was killed after its last checkpoint, the
+    # last evaluation may be missing.
+    top1 = float(runner.val()[METRIC])
     steps = len(runner.train_dataloader)
     seconds, _ = runner.message_hub.get_scalar('train/time').data
     skipped = []
@@ -84,14 +92,12 @@ def train_cell(cell: Cell, folder: str) -> None:
         variant=cell.variant,
         depth=cell.depth,
         seed=cell.seed,
-        top1=float(
-            runner.message_hub.get_scalar(f'val/{METRIC}').current()),
+        top1=top1,
         skipped=len(skipped),
         skipped_layers=skipped,
         parameters=sum(p.numel() for p in runner.model.parameters()),
         epoch_seconds=float(seconds.mean() * steps),
-        last_epoch_seconds=float(seconds[-steps:].mean() * steps),
-        fingerprint=cell.fingerprint)
+        last_epoch_seconds=float(seconds[-steps:].mean() * steps))
     write_whole(json.dumps(result, indent=1), osp.join(folder, RESULT))
 
 
@@ -99,18 +105,21 @@ def finished(cell: Cell, folder: str) -> Optional[dict]:
     """The result of a finished run, None if it is not.
 
     Raises:
-        UsageError: If it was finished under other settings.
+        UsageError: If it was begun under other settings.
     """
+    path = osp.join(folder, CELL)
+    if osp.isfile(path):
+        with open(path) as file:
+            if json.load(file)['fingerprint'] != cell.fingerprint:
+                raise UsageError(
+                    f'{folder} was begun under other settings than the grid '
+                    'or its config gives now: choose another --out, or '
+                    'remove that folder')
     path = osp.join(folder, RESULT)
     if not osp.isfile(path):
         return None
     with open(path) as file:
-        result = json.load(file)
-    if result['fingerprint'] != cell.fingerprint:
-        raise UsageError(
-            f'{folder} was finished under other settings than the grid gives '
-            'now: choose another --out, or remove that folder')
-    return result
+        return json.load(file)
 
 
 def run_grid(runs: List[Cell], out: str) -> int:
@@ -123,13 +132,13 @@ def run_grid(runs: List[Cell], out: str) -> int:
         if finished(cell, folder) is not None:
             print(f'{label}: finished before', flush=True)
             continue
-        mkdir_or_exist(folder)
+        begun = dict(cell=cell._asdict(), fingerprint=cell.fingerprint)
+        write_whole(json.dumps(begun), osp.join(folder, CELL))
         print(f'{label}: training ...', flush=True)
         log = osp.join(folder, 'output.log')
         with open(log, 'a') as file:
             process = subprocess.run(
-                [sys.executable, osp.abspath(__file__), '--cell',
-                 json.dumps(cell._asdict()), folder],
+                [sys.executable, osp.abspath(__file__), '--cell', folder],
                 stdout=file, stderr=subprocess.STDOUT)
         result = finished(cell, folder)
         if process.returncode or result is None:
@@ -187,7 +196,7 @@ def _spread(group: List[dict], key: str, digits: int) -> str:
 def main() -> None:
     args = parse_args()
     if args.cell:
-        train_cell(Cell(**json.loads(args.cell[0])), args.cell[1])
+        train_cell(args.cell)
         return
     if (args.grid is None) == (args.preset is None):
         raise UsageError('expected either a grid file or --preset '

@@ -5,7 +5,6 @@ Faster R-CNN with ELA-ResNet-50 on handwritten digits, a few minutes on a CPU.
 import argparse
 import glob
 import os.path as osp
-import statistics
 import time
 from copy import deepcopy
 from typing import Tuple
@@ -17,6 +16,7 @@ from mmengine.runner import Runner
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.engine.launch import build_runner, run
 from ela_mm.engine.record import FILE_NAME, read_record
+from ela_mm.engine.step_timer import StepTimer
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 CONFIG = osp.join(ROOT, 'configs', 'faster_rcnn_ela_r50_digits.py')
@@ -42,17 +42,17 @@ def time_side_by_side(runner: Runner, rounds: int = 8) -> Tuple[float, float]:
         state[mask] = torch.ones_like(state[mask])
     everything.backbone.load_state_dict(state)
     batch = next(iter(runner.train_dataloader))
-    seconds = {everything: [], pruned: []}
-    for _ in range(rounds + 1):
-        for model, times in seconds.items():
+    timers = {everything: StepTimer(rounds), pruned: StepTimer(rounds)}
+    for _ in range(rounds + 1):  # the first falls out of the timer's window
+        for model, timer in timers.items():
             model.train()
             data = model.data_preprocessor(deepcopy(batch), training=True)
-            start = time.perf_counter()
+            timer.start()
             loss, _ = model.parse_losses(model(**data, mode='loss'))
             loss.backward()
-            times.append(time.perf_counter() - start)
+            timer.stop()
             model.zero_grad()
-    return tuple(statistics.median(times[1:]) for times in seconds.values())
+    return timers[everything].median, timers[pruned].median
 
 
 def summarize(work_dir: str, metrics: dict, minutes: float,

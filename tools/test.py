@@ -15,6 +15,7 @@ from ela_mm.engine.launch import (
     UsageError,
     add_common_arguments,
     build_runner,
+    check_checkpoint,
     check_data,
     load_config,
     run,
@@ -53,11 +54,13 @@ def set_visualization(cfg: Config, args: argparse.Namespace) -> None:
     if hook is None:
         raise UsageError(f'--show and --show-dir: {args.config} has no '
                          'default_hooks.visualization to draw with')
+    # The detectors' hook puts a relative folder below the work dir.
+    folder = osp.abspath(args.show_dir) if args.show_dir else None
     hook.update(show=args.show, wait_time=args.wait_time)
     if hook['type'].endswith('DetVisualizationHook'):
-        hook.update(draw=True, test_out_dir=args.show_dir)
+        hook.update(draw=True, test_out_dir=folder)
     else:
-        hook.update(enable=True, out_dir=args.show_dir)
+        hook.update(enable=True, out_dir=folder, interval=1)
 
 
 def set_tta(cfg: Config) -> None:
@@ -88,14 +91,14 @@ def set_tta(cfg: Config) -> None:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
-    if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
-        raise UsageError(f'checkpoint {args.checkpoint!r} does not exist')
+    check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
     cfg.resume = False
-    if args.out is not None and args.out_item == 'pred' and not (
-            args.out.endswith(('.pkl', '.pickle'))):
-        raise UsageError(f'--out {args.out!r}: predictions are written as '
-                         '.pkl or .pickle')
+    endings = dict(
+        pred=('.pkl', '.pickle'), metrics=('.json', '.yaml', '.yml', '.pkl'))
+    if args.out is not None and not args.out.endswith(endings[args.out_item]):
+        raise UsageError(f'--out {args.out!r}: expected a file name that ends '
+                         f'in {" or ".join(endings[args.out_item])}')
     if args.show or args.show_dir:
         set_visualization(cfg, args)
     if args.tta:

@@ -12,6 +12,7 @@ from ela_mm.engine.launch import (
     UsageError,
     add_common_arguments,
     build_runner,
+    check_checkpoint,
     check_data,
     load_config,
     run,
@@ -58,6 +59,7 @@ def main() -> None:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
+        check_checkpoint(cfg.load_from)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     set_up_distributed(cfg)
     build_runner(cfg).train()

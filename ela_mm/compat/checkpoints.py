@@ -11,6 +11,7 @@ from typing import Any, Callable
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
 
 # A pickled method is ``getattr(HistoryBuffer, 'mean')``. These are the ones
 # that HistoryBuffer registers as statistics.
@@ -41,9 +42,8 @@ def restricted_getattr(obj: Any, name: str) -> Callable:
 
 def install() -> None:
     """Add mmengine's checkpoint types to torch's list of safe globals."""
-    add_safe_globals = getattr(torch.serialization, 'add_safe_globals', None)
-    if add_safe_globals is None:  # torch < 2.4 has no such list
-        return
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        return  # loads without the check, and knows no names in its list
     # numpy 2 moved its core, and pickles name the place of their time.
     multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
     allowed = [
@@ -54,4 +54,4 @@ def install() -> None:
     for function in (multiarray._reconstruct, multiarray.scalar):
         for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
             allowed.append((function, f'{module}.{function.__name__}'))
-    add_safe_globals(allowed)
+    torch.serialization.add_safe_globals(allowed)

@@ -1,10 +1,11 @@
 """Offers ``mmcv._ext`` backed by torchvision, so that mmcv-lite is enough.
 
 The compiled ``mmcv`` has no wheels for current torch, and building it takes
-the better part of an hour. Detectors need three of its ops: NMS, soft-NMS and
-RoIAlign. A finder at the *end* of ``sys.meta_path`` offers them under the
-extension's name: where a compiled mmcv is installed, the ordinary finders
-come first and it wins. Ops beyond these raise NotImplementedError when called.
+the better part of an hour. Common detectors need four of its ops: NMS,
+soft-NMS, RoIAlign and, on a GPU, the sigmoid focal loss. A finder at the *end*
+of ``sys.meta_path`` offers them under the extension's name: where a compiled
+mmcv is installed, the ordinary finders come first and it wins. Ops beyond
+these raise NotImplementedError when called.
 
 The argument names and the in-place outputs are those of mmcv 2.x's extension,
 because ``mmcv.ops`` calls it by keyword.
@@ -17,7 +18,7 @@ from typing import Any, Callable, Iterator, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-import torchvision  # noqa: F401  registers torch.ops.torchvision
+import torchvision
 from torch import Tensor
 
 _NAME = 'mmcv._ext'
@@ -212,6 +213,58 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor,
             aligned_width * columns, *shape, 1, aligned).to(grad_input.dtype)
 
 
+# --- focal loss --------------------------------------------------------------
+
+
+def _focal_loss(input: Tensor, target: Tensor, weight: Tensor, gamma: float,
+                alpha: float) -> Tensor:
+    classes = torch.arange(input.size(1), device=input.device)
+    one_hot = (target[:, None] == classes).to(input.dtype)  # (N, C)
+    loss = torchvision.ops.sigmoid_focal_loss(input, one_hot, alpha, gamma)
+    if weight.numel():
+        # Background, class C, has no weight of its own and counts in full.
+        padded = torch.cat([weight, weight.new_ones(1)])
+        loss = loss * padded[target.clamp(max=len(weight))][:, None]
+    return loss
+
+
+def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor,
+                               output: Tensor, gamma: float,
+                               alpha: float) -> None:
+    """Focal loss (Lin et al., ICCV 2017) of every class, into ``output``.
+
+    Args:
+        input (Tensor): (N, C) logits.
+        target (Tensor): (N, ) int64 classes; C is background.
+        weight (Tensor): (C, ) weights of the classes, or empty.
+        output (Tensor): (N, C), written.
+        gamma (float): Focusing exponent.
+        alpha (float): Share of the positive term, of 1.
+    """
+    output.copy_(
+        _focal_loss(_computable(input), target, weight, gamma, alpha))
+
+
+def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor,
+                                grad_input: Tensor, gamma: float,
+                                alpha: float) -> None:
+    """Derivative of every loss to its logit, into ``grad_input``.
+
+    Args:
+        input (Tensor): As in the forward.
+        target (Tensor): As in the forward.
+        weight (Tensor): As in the forward.
+        grad_input (Tensor): (N, C), written.
+        gamma (float): As in the forward.
+        alpha (float): As in the forward.
+    """
+    with torch.enable_grad():
+        logits = _computable(input).detach().requires_grad_()
+        loss = _focal_loss(logits, target, weight, gamma, alpha)
+    # Each loss depends on its own logit alone.
+    grad_input.copy_(torch.autograd.grad(loss.sum(), logits)[0])
+
+
 # --- the module --------------------------------------------------------------
 
 
@@ -226,6 +279,7 @@ def get_compiling_cuda_version() -> str:
 
 
 _OPS = (nms, softnms, roi_align_forward, roi_align_backward,
+        sigmoid_focal_loss_forward, sigmoid_focal_loss_backward,
         get_compiler_version, get_compiling_cuda_version)
 
 
@@ -234,9 +288,10 @@ def _missing(op: str) -> Callable:
     def raise_missing(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
             f'mmcv op {op!r} needs the compiled mmcv: mmcv-lite has no ops '
-            'and ela_mm adds NMS, soft-NMS and RoIAlign only. Install the '
-            'full package ("pip uninstall mmcv-lite", then "mim install '
-            '\'mmcv>=2.0,<2.2\'"), or leave out what uses this op')
+            'and ela_mm adds NMS, soft-NMS, RoIAlign and sigmoid focal loss '
+            'only. Install the full package ("pip uninstall mmcv-lite", then '
+            '"mim install \'mmcv>=2.0,<2.2\'"), or leave out what uses this '
+            'op')
 
     raise_missing.__name__ = op
     return raise_missing

@@ -13,7 +13,6 @@ from typing import List, Tuple
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
 CLASSES = tuple(str(digit) for digit in range(10))
 # Of scikit-learn's 1797 digits of 8x8 pixels, these many are for training.
@@ -91,6 +90,8 @@ def make_digits(root: str,
 def _write_split(folder: str, split: str, images: np.ndarray,
                  labels: np.ndarray, count: int, size: int,
                  rng: np.random.Generator) -> None:
+    # mmdet brings it; the digits as such, for mmpretrain, do without.
+    from pycocotools import mask as coco_mask
     os.makedirs(osp.join(folder, split))
     coco = dict(
         images=[],

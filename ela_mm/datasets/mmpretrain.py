@@ -4,6 +4,7 @@ import numpy as np
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS
 
+from ..errors import UsageError
 from .digits import CLASSES, load_split
 
 
@@ -21,7 +22,7 @@ class DigitsClassificationDataset(BaseDataset):
         **kwargs: Further arguments of mmpretrain's BaseDataset.
 
     Raises:
-        ValueError: On another split.
+        UsageError: On another split.
     """
 
     METAINFO = dict(classes=CLASSES)
@@ -29,7 +30,7 @@ class DigitsClassificationDataset(BaseDataset):
 
     def __init__(self, split: str, size: int = 16, **kwargs) -> None:
         if split not in ('train', 'val'):
-            raise ValueError(f"split={split!r}: expected 'train' or 'val'")
+            raise UsageError(f"split={split!r}: expected 'train' or 'val'")
         self.split = split
         self.size = size
         super().__init__(ann_file='', test_mode=split == 'val', **kwargs)

@@ -6,8 +6,10 @@ A function of a user's own becomes a criterion by
 """
 from typing import Optional
 
+from mmengine.config import ConfigDict
 from mmengine.registry import FUNCTIONS
 
+from ..errors import UsageError
 from ..pruning.criteria import CRITERIA, Criterion
 
 for _name, _function in CRITERIA.items():
@@ -25,13 +27,16 @@ def build_criterion(config: Optional[dict] = None) -> Criterion:
         Criterion: Checked and with its defaults filled in.
 
     Raises:
-        ValueError: On an unknown type or wrong parameters.
+        UsageError: On an unknown type or wrong parameters.
     """
     config = dict(config or dict(type='EBQM'))
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):  # plain, for records and checkpoints
+            config[key] = value.to_dict()
     name = config.pop('type', None)
     function = FUNCTIONS.get(name) if isinstance(name, str) else name
     if not callable(function):
-        raise ValueError(
+        raise UsageError(
             f'unknown criterion {name!r}: expected one of '
             f'{", ".join(CRITERIA)}, or a function registered in '
             'mmengine.registry.FUNCTIONS')

@@ -4,6 +4,7 @@ import itertools
 import json
 import os.path as osp
 import runpy
+from functools import lru_cache
 from typing import Any, Dict, List, NamedTuple
 
 from mmengine.config import Config
@@ -44,9 +45,15 @@ class Cell(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that decides the run's result."""
-        text = json.dumps(self._asdict(), sort_keys=True, default=str)
+        """Of what decides the run's result: the config's content included."""
+        decisive = dict(self._asdict(), config=_content(self.config))
+        text = json.dumps(decisive, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=None)
+def _content(config: str) -> dict:
+    return Config.fromfile(config).to_dict()
 
 
 def read_grid(path: str) -> dict:
@@ -54,7 +61,8 @@ def read_grid(path: str) -> dict:
 
     Args:
         path (str): YAML, JSON, or a Python file whose variables are the keys:
-            ``config`` (path, may hold ``{depth}``), ``depths``, ``seeds``,
+            ``config`` (path from here, else from the repository; may hold
+            ``{depth}``), ``depths``, ``seeds``,
             ``variants`` (name -> overrides), and, if wanted, ``overrides`` (of
             every run), ``paper`` (name -> depth -> number) and ``title``.
 
@@ -74,7 +82,7 @@ def read_grid(path: str) -> dict:
         else:
             grid = load(path)
     except Exception as error:  # whatever a parser or the file's code raises
-        first = str(error).splitlines()[0]
+        first = (str(error).splitlines() or [''])[0]
         raise UsageError(f'{path}: {type(error).__name__}: {first}') from None
     if not isinstance(grid, dict):
         raise UsageError(f'{path}: expected keys {", ".join(KEYS)}, got '
@@ -94,6 +102,11 @@ def read_grid(path: str) -> dict:
         if not isinstance(overrides, dict):
             raise UsageError(f'{path}: variant {name!r} is {overrides!r}, '
                              'expected overrides ({} for none)')
+    # JSON knows no numbers as keys.
+    grid['paper'] = {
+        variant: {int(depth): number for depth, number in numbers.items()}
+        for variant, numbers in grid.get('paper', {}).items()
+    }
     return grid
 
 
@@ -102,20 +115,27 @@ def cells(grid: dict, root: str) -> List[Cell]:
 
     Args:
         grid (dict): From :func:`read_grid`.
-        root (str): What a relative ``config`` is relative to.
+        root (str): What a relative ``config`` is relative to, if it is not
+            found from the current folder.
 
     Returns:
         List[Cell]: One per seed, depth and variant.
 
     Raises:
-        UsageError: If a config does not exist.
+        UsageError: If a config does not exist or does not evaluate top-1.
     """
     runs = []
     for seed, depth, (variant, overrides) in itertools.product(
             grid['seeds'], grid['depths'], grid['variants'].items()):
-        config = osp.join(root, grid['config'].replace('{depth}', str(depth)))
+        config = grid['config'].replace('{depth}', str(depth))
+        if not osp.isfile(config):
+            config = osp.join(root, config)
         if not osp.isfile(config):
             raise UsageError(f'config {config!r} of the grid does not exist')
+        if 'Accuracy' not in str(_content(config).get('val_evaluator')):
+            raise UsageError(f'config {config!r} of the grid does not '
+                             'evaluate top-1: expected a classifier with '
+                             "val_evaluator=dict(type='Accuracy')")
         runs.append(
             Cell(variant, depth, seed, config,
                  {**grid.get('overrides', {}), **overrides}))

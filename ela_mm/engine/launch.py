@@ -4,7 +4,7 @@ import inspect
 import os
 import os.path as osp
 import sys
-from typing import Callable, Iterator, Tuple
+from typing import Callable, Iterator, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -12,9 +12,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import DATASETS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
-
-class UsageError(Exception):
-    """Something that the user can put right; shown without a traceback."""
+from ..errors import UsageError
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,14 +61,15 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         name = osp.splitext(osp.basename(args.config))[0]
         cfg.work_dir = osp.join('work_dirs', name)
-    prepare_config(cfg)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
-    return cfg
+    return prepare_config(cfg)
 
 
 def prepare_config(cfg: Config) -> Config:
     """Set the dataloader defaults that mmpretrain's configs rely on.
+
+    Call it last: what the config or the user has set stays.
 
     Args:
         cfg (Config): Changed in place, if it is a classifier's.
@@ -118,8 +117,8 @@ def check_data(cfg: Config, *loaders: str) -> None:
             continue
         for path, dataset in _datasets(cfg[loader]['dataset'],
                                        f'{loader}.dataset'):
-            if _brings_its_data(dataset):
-                continue
+            if dataset.get('backend_args') or _brings_its_data(dataset):
+                continue  # on other storage, or made when it is built
             root = dataset.get('data_root') or ''
             wanted = [('data_root', root)]
             if dataset.get('ann_file'):
@@ -131,6 +130,24 @@ def check_data(cfg: Config, *loaders: str) -> None:
                         f'{place!r} does not exist ({path}.{option}): put the '
                         'data there, or point to it with --cfg-options '
                         f'{path}.data_root=FOLDER')
+        _check_evaluator(cfg, loader.replace('dataloader', 'evaluator'))
+
+
+def _check_evaluator(cfg: Config, name: str) -> None:
+    """CocoMetric has an annotation file of its own."""
+    evaluators = cfg.get(name) or []
+    if isinstance(evaluators, dict):
+        evaluators = [evaluators]
+    loader = cfg[name.replace('evaluator', 'dataloader')]
+    for _, dataset in _datasets(loader['dataset'], ''):
+        if dataset.get('backend_args') or _brings_its_data(dataset):
+            return
+    for evaluator in evaluators:
+        place = evaluator.get('ann_file')
+        if place and '://' not in place and not osp.exists(place):
+            raise UsageError(
+                f'{place!r} does not exist ({name}.ann_file): point to the '
+                f'annotations with --cfg-options {name}.ann_file=FILE')
 
 
 def _brings_its_data(dataset: dict) -> bool:
@@ -144,6 +161,12 @@ def _brings_its_data(dataset: dict) -> bool:
     downloads = 'download' in inspect.signature(cls).parameters
     return getattr(cls, 'MAKES_ITS_DATA', False) or (
         downloads and dataset.get('download', True))
+
+
+def check_checkpoint(path: Optional[str]) -> None:
+    """Raise a UsageError if a local checkpoint does not exist."""
+    if path is not None and '://' not in path and not osp.isfile(path):
+        raise UsageError(f'checkpoint {path!r} does not exist')
 
 
 def set_up_distributed(cfg: Config) -> None:

@@ -1,6 +1,8 @@
 """The windows in which redundancy is measured."""
 from typing import List, Optional, Sequence, Tuple
 
+from ..errors import UsageError
+
 Window = Tuple[int, int]
 
 
@@ -15,26 +17,26 @@ def check_windows(windows: Sequence[Sequence[int]]) -> List[Window]:
         List[Window]: The same as tuples.
 
     Raises:
-        ValueError: If there is none, one is no such pair, or they overlap or
+        UsageError: If there is none, one is no such pair, or they overlap or
             are out of order.
     """
     if not windows:
-        raise ValueError('windows is empty: expected pairs (first, last) of '
+        raise UsageError('windows is empty: expected pairs (first, last) of '
                          'epochs or iterations, such as [(1, 1), (7, 7)]')
     checked: List[Window] = []
     for window in windows:
         if (not isinstance(window, Sequence) or len(window) != 2
                 or not all(type(bound) is int for bound in window)):
-            raise ValueError(f'window {window!r}: expected a pair (first, '
+            raise UsageError(f'window {window!r}: expected a pair (first, '
                              'last) of whole numbers')
         first, last = window
         if first < 1:
-            raise ValueError(f'window ({first}, {last}): counting starts at 1')
+            raise UsageError(f'window ({first}, {last}): counting starts at 1')
         if last < first:
-            raise ValueError(f'window ({first}, {last}) is reversed: expected '
+            raise UsageError(f'window ({first}, {last}) is reversed: expected '
                              'first <= last')
         if checked and first <= checked[-1][1]:
-            raise ValueError(
+            raise UsageError(
                 f'windows {checked[-1]} and ({first}, {last}) overlap or are '
                 'out of order: each must start after the last one ends')
         checked.append((first, last))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
+from ..errors import UsageError
 from .ebqm import (
     as_candidates,
     check_shapes,
@@ -34,10 +35,10 @@ def threshold(kl: ArrayLike, t: float = 0.3) -> np.ndarray:
         np.ndarray: (L, ) bool, True = skip.
 
     Raises:
-        ValueError: On a negative t, no candidates, NaN or inf.
+        UsageError: On a negative t, no candidates, NaN or inf.
     """
     if not t >= 0:
-        raise ValueError(f't={t}: expected a KL divergence >= 0')
+        raise UsageError(f't={t}: expected a KL divergence >= 0')
     return as_candidates(kl) < t
 
 
@@ -54,10 +55,10 @@ def fixed(kl: ArrayLike, n: int = 1) -> np.ndarray:
         np.ndarray: (L, ) bool, True = skip.
 
     Raises:
-        ValueError: On a negative or fractional n, no candidates, NaN or inf.
+        UsageError: On a negative or fractional n, no candidates, NaN or inf.
     """
     if n < 0 or n != int(n):
-        raise ValueError(f'n={n}: expected a number of layers >= 0')
+        raise UsageError(f'n={n}: expected a number of layers >= 0')
     kl = as_candidates(kl)
     skip = np.zeros(len(kl), dtype=bool)
     skip[np.argsort(kl, kind='stable')[:int(n)]] = True
@@ -92,7 +93,7 @@ def normal_map(kl: ArrayLike,
         np.ndarray: (L, ) float64 in [0, 1], NaN out of reach.
 
     Raises:
-        ValueError: On parameters out of range, no candidates, NaN or inf.
+        UsageError: On parameters out of range, no candidates, NaN or inf.
     """
     mean, variance = _moments(alpha, beta)
     return stats.norm.cdf(
@@ -115,7 +116,7 @@ def gamma_map(kl: ArrayLike,
         np.ndarray: (L, ) float64 in [0, 1), NaN out of reach.
 
     Raises:
-        ValueError: On parameters out of range, no candidates, NaN or inf.
+        UsageError: On parameters out of range, no candidates, NaN or inf.
     """
     mean, variance = _moments(alpha, beta)
     return stats.gamma.cdf(
@@ -138,7 +139,7 @@ def softmax_map(kl: ArrayLike, gamma: float = 0.75) -> np.ndarray:
         np.ndarray: (L, ) float64 in [0, 1], NaN out of reach.
 
     Raises:
-        ValueError: On parameters out of range, no candidates, NaN or inf.
+        UsageError: On parameters out of range, no candidates, NaN or inf.
     """
     normalized = normalize_below_quantile(kl, gamma)
     in_reach = ~np.isnan(normalized)
@@ -163,7 +164,7 @@ def sigmoid_map(kl: ArrayLike, gamma: float = 0.75) -> np.ndarray:
         np.ndarray: (L, ) float64 in (0, 1), NaN out of reach.
 
     Raises:
-        ValueError: On parameters out of range, no candidates, NaN or inf.
+        UsageError: On parameters out of range, no candidates, NaN or inf.
     """
     normalized = normalize_below_quantile(kl, gamma)
     reached = normalized[~np.isnan(normalized)]
@@ -196,7 +197,7 @@ def quantile_map(kl: ArrayLike, distribution, gamma: float,
         np.ndarray: (L, ) float64 in [0, 1], NaN out of reach.
 
     Raises:
-        ValueError: On parameters out of range, no candidates, NaN or inf.
+        UsageError: On parameters out of range, no candidates, NaN or inf.
     """
     normalized = normalize_below_quantile(kl, gamma)
     kl = as_candidates(kl)
@@ -222,11 +223,11 @@ def gamma_quantile_map(kl: ArrayLike,
                        scale: Optional[float] = None) -> np.ndarray:
     """:func:`quantile_map` on a Gamma distribution, fitted unless given."""
     if (shape is None) != (scale is None):
-        raise ValueError(f'shape={shape}, scale={scale}: expected both or '
+        raise UsageError(f'shape={shape}, scale={scale}: expected both or '
                          'neither, which fits them')
     for name, value in (('shape', shape), ('scale', scale)):
         if value is not None and not value > 0:
-            raise ValueError(f'{name}={value}: expected a parameter > 0')
+            raise UsageError(f'{name}={value}: expected a parameter > 0')
     given = None if shape is None else (shape, 0, scale)
     return quantile_map(kl, stats.gamma, gamma, given)
 
@@ -236,7 +237,7 @@ def exponential_quantile_map(kl: ArrayLike,
                              rate: Optional[float] = None) -> np.ndarray:
     """:func:`quantile_map` on an exponential one, fitted unless given."""
     if rate is not None and not rate > 0:
-        raise ValueError(f'rate={rate}: expected a parameter > 0')
+        raise UsageError(f'rate={rate}: expected a parameter > 0')
     given = None if rate is None else (0, 1 / rate)
     return quantile_map(kl, stats.expon, gamma, given)
 

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, Tuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..errors import UsageError
 from .ablations import eqm, fixed, gamma, gqm, normal, sigmoid, softmax, threshold
 from .ebqm import as_candidates, ebqm
 
@@ -38,7 +39,7 @@ class Criterion:
         config (dict): ``type`` and every parameter, defaults included.
 
     Raises:
-        ValueError: On a parameter that the function does not take or whose
+        UsageError: On a parameter that the function does not take or whose
             value it refuses.
     """
 
@@ -49,17 +50,20 @@ class Criterion:
             bound = signature.bind(None, **parameters)
         except TypeError as error:
             known = ', '.join(list(signature.parameters)[1:])
-            raise ValueError(f'criterion {name}: {error}; it takes {known}'
+            raise UsageError(f'criterion {name}: {error}; it takes {known}'
                              ) from None
         bound.apply_defaults()
         self.function = function
-        self.parameters = {**bound.arguments, **bound.kwargs}
+        self.parameters = dict(bound.arguments)
         self.parameters.pop(next(iter(signature.parameters)))  # kl itself
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                self.parameters.update(self.parameters.pop(parameter.name))
         self.config = dict(type=name, **self.parameters)
         try:  # wrong values are found now, not at the end of the first window
             self([0.1, 0.2, 0.3, 0.4])
         except ValueError as error:
-            raise ValueError(f'criterion {name}: {error}') from None
+            raise UsageError(f'criterion {name}: {error}') from None
 
     def __call__(self, kl: ArrayLike) -> Tuple[np.ndarray, np.ndarray]:
         """Decide.
@@ -72,12 +76,12 @@ class Criterion:
             values (the KL divergences where the criterion maps nothing).
 
         Raises:
-            ValueError: If ``kl`` is empty or not finite.
+            UsageError: If ``kl`` is empty or not finite.
         """
         kl = as_candidates(kl)
         skip = np.asarray(self.function(kl, **self.parameters))
         if skip.shape != kl.shape or skip.dtype != bool:
-            raise ValueError(
+            raise UsageError(
                 f'returned {skip.dtype} of shape {skip.shape}, expected bool '
                 f'of shape {kl.shape}')
         mapping = getattr(self.function, 'mapping', None)

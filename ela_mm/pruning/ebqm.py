@@ -3,6 +3,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import beta as beta_distribution
 
+from ..errors import UsageError
+
 
 def as_candidates(kl: ArrayLike) -> np.ndarray:
     """Check the KL values that a criterion decides on.
@@ -14,15 +16,15 @@ def as_candidates(kl: ArrayLike) -> np.ndarray:
         np.ndarray: (L, ) float64.
 
     Raises:
-        ValueError: If there is none, or one of them is NaN or infinite.
+        UsageError: If there is none, or one of them is NaN or infinite.
     """
     kl = np.asarray(kl, dtype=np.float64)
     if kl.ndim != 1 or not len(kl):
-        raise ValueError('expected the KL divergences of one or more candidate '
+        raise UsageError('expected the KL divergences of one or more candidate '
                          f'layers as a flat list, got shape {kl.shape}')
     if not np.isfinite(kl).all():
         position = int(np.flatnonzero(~np.isfinite(kl))[0])
-        raise ValueError(f'KL divergence number {position} is {kl[position]}; '
+        raise UsageError(f'KL divergence number {position} is {kl[position]}; '
                          'a layer of unknown redundancy cannot be ranked')
     return kl
 
@@ -41,10 +43,10 @@ def normalize_below_quantile(kl: ArrayLike, gamma: float) -> np.ndarray:
         values rank nothing.
 
     Raises:
-        ValueError: On a gamma out of range, no candidates, NaN or inf.
+        UsageError: On a gamma out of range, no candidates, NaN or inf.
     """
     if not 0 < gamma <= 1:
-        raise ValueError(f'gamma={gamma}: expected a quantile in (0, 1]')
+        raise UsageError(f'gamma={gamma}: expected a quantile in (0, 1]')
     kl = as_candidates(kl)
     in_reach = kl <= np.quantile(kl, gamma)  # S of algorithm 1
     low, high = kl[in_reach].min(), kl[in_reach].max()
@@ -54,16 +56,16 @@ def normalize_below_quantile(kl: ArrayLike, gamma: float) -> np.ndarray:
 
 
 def check_shapes(alpha: float, beta: float) -> None:
-    """Raise a ValueError unless both are shapes of a Beta distribution."""
+    """Raise a UsageError unless both are shapes of a Beta distribution."""
     for name, value in (('alpha', alpha), ('beta', beta)):
         if not 0 < value < np.inf:
-            raise ValueError(f'{name}={value}: expected a shape parameter > 0')
+            raise UsageError(f'{name}={value}: expected a shape parameter > 0')
 
 
 def check_threshold(mu: float) -> None:
-    """Raise a ValueError unless ``mu`` is a threshold on [0, 1]."""
+    """Raise a UsageError unless ``mu`` is a threshold on [0, 1]."""
     if not 0 <= mu <= 1:
-        raise ValueError(f'mu={mu}: expected a threshold in [0, 1]')
+        raise UsageError(f'mu={mu}: expected a threshold in [0, 1]')
 
 
 def beta_quantile_map(kl: ArrayLike,
@@ -87,7 +89,7 @@ def beta_quantile_map(kl: ArrayLike,
         :func:`normalize_below_quantile` is.
 
     Raises:
-        ValueError: On parameters out of range, no candidates, NaN or inf.
+        UsageError: On parameters out of range, no candidates, NaN or inf.
     """
     check_shapes(alpha, beta)
     return beta_distribution.cdf(
@@ -116,7 +118,7 @@ def ebqm(kl: ArrayLike,
         np.ndarray: (L, ) bool, True where the layer is to be skipped.
 
     Raises:
-        ValueError: On parameters out of range, no candidates, NaN or inf.
+        UsageError: On parameters out of range, no candidates, NaN or inf.
     """
     check_threshold(mu)
     # NaN compares false: out of reach, or nothing to rank.

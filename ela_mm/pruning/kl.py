@@ -2,6 +2,8 @@
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
+
 
 @torch.no_grad()
 def adjacent_kl(prev: Tensor, curr: Tensor, eps: float = 1e-8) -> Tensor:
@@ -24,11 +26,11 @@ def adjacent_kl(prev: Tensor, curr: Tensor, eps: float = 1e-8) -> Tensor:
         no gradient. Slightly negative values, above -1e-6, are rounding.
 
     Raises:
-        ValueError: If the shapes do not fit together.
+        UsageError: If the shapes do not fit together.
     """
     if (prev.dim() != 3 or curr.dim() != 3 or prev.shape[:2] != curr.shape[:2]
             or prev.shape[2] > curr.shape[2]):
-        raise ValueError(
+        raise UsageError(
             f'expected weights (B, h, n) and (B, h, m) with m >= n, got '
             f'{tuple(prev.shape)} and {tuple(curr.shape)}')
     padding = curr.shape[2] - prev.shape[2]

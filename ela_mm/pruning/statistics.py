@@ -14,9 +14,11 @@ class LayerKL(NamedTuple):
     Attributes:
         mean (float): KL divergence in nats, over all samples and heads.
         std (float): Standard deviation in nats between iterations.
+        samples (int): Samples of all ranks that it rests on.
     """
     mean: float
     std: float
+    samples: int
 
 
 class KLStatistics:
@@ -47,6 +49,18 @@ class KLStatistics:
         else:
             self._sums[layer] = sums
 
+    def _total(self, layers: List[str]) -> Tensor:
+        """Sums over all ranks, (L, 3), the same bits on each of them."""
+        device = next((s.device for s in self._sums.values()), 'cpu')
+        empty = torch.zeros(3, dtype=torch.float64, device=device)
+        sums = torch.stack([self._sums.get(name, empty) for name in layers])
+        if _distributed():
+            if dist.get_backend() == 'nccl':
+                sums = sums.cuda()
+            dist.all_reduce(sums)
+            dist.broadcast(sums, src=0)
+        return sums
+
     def reduce(self, layers: List[str]) -> Dict[str, LayerKL]:
         """Average over what was added, on all ranks alike.
 
@@ -58,25 +72,34 @@ class KLStatistics:
         Returns:
             Dict[str, LayerKL]: Of the layers that any rank has measured.
         """
-        device = next((s.device for s in self._sums.values()), 'cpu')
-        empty = torch.zeros(3, dtype=torch.float64, device=device)
-        sums = torch.stack([self._sums.get(name, empty) for name in layers])
-        if dist.is_available() and dist.is_initialized():
-            if dist.get_backend() == 'nccl':
-                sums = sums.cuda()
-            dist.all_reduce(sums)
-            dist.broadcast(sums, src=0)  # the same bits everywhere
+        if not layers:
+            return {}
         statistics = {}
-        for name, (total, squares, samples) in zip(layers, sums.tolist()):
+        totals = self._total(layers).tolist()
+        for name, (total, squares, samples) in zip(layers, totals):
             if samples:
                 mean = total / samples
                 variance = max(squares / samples - mean * mean, 0.)
-                statistics[name] = LayerKL(mean, variance**0.5)
+                statistics[name] = LayerKL(mean, variance**0.5, int(samples))
         return statistics
 
-    def samples(self) -> int:
-        """Samples that this rank has added per layer."""
-        return max((int(s[2]) for s in self._sums.values()), default=0)
+    def gather(self, layers: List[str]) -> None:
+        """Move the sums of all ranks to the first, before it saves them.
+
+        Every rank must call it, with the same layers. What they add up to
+        stays as it is, so that a run resumed on any number of ranks goes on
+        with all samples.
+
+        Args:
+            layers (List[str]): Names of the active layers, in order.
+        """
+        if not layers or not _distributed():
+            return
+        totals = self._total(layers)
+        self.reset()
+        if dist.get_rank() == 0:
+            self._sums = {name: sums for name, sums in zip(layers, totals)
+                          if sums[2]}
 
     def reset(self) -> None:
         """Forget everything, for the next window."""
@@ -87,5 +110,17 @@ class KLStatistics:
         return {name: sums.cpu() for name, sums in self._sums.items()}
 
     def load_state_dict(self, state: Dict[str, Tensor], device) -> None:
-        """Go on from what :meth:`state_dict` returned, on ``device``."""
-        self._sums = {name: sums.to(device) for name, sums in state.items()}
+        """Go on from what :meth:`state_dict` returned on the first rank.
+
+        Args:
+            state (Dict[str, Tensor]): Taken up by the first rank alone, since
+                it holds what :meth:`gather` moved there.
+            device (torch.device): Where the weights are.
+        """
+        self.reset()
+        if not _distributed() or dist.get_rank() == 0:
+            self._sums = {name: s.to(device) for name, s in state.items()}
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

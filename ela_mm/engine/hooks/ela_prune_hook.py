@@ -4,13 +4,14 @@ import math
 from typing import List, Optional, Sequence, Tuple
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, IterBasedTrainLoop
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ...errors import UsageError
 from ...models.backbones.ela_resnet import SKIP_MODES, LayerAttentionMixin
 from ...pruning import KLStatistics
 from ...visualization import prune_table
@@ -51,7 +52,7 @@ class ELAPruneHook(Hook):
             pruning. Defaults to 50.
 
     Raises:
-        ValueError: Before training starts, on wrong windows, an unknown
+        UsageError: Before training starts, on wrong windows, an unknown
             criterion or wrong parameters, or a model without layer attention.
     """
 
@@ -67,12 +68,13 @@ class ELAPruneHook(Hook):
         self.windows = check_windows(windows)
         self.criterion = build_criterion(criterion)
         if skip not in SKIP_MODES:
-            raise ValueError(f'skip={skip!r}: expected one of {SKIP_MODES}')
+            raise UsageError(f'skip={skip!r}: expected one of {SKIP_MODES}')
         if timing_steps < 1:
-            raise ValueError(f'timing_steps={timing_steps}: expected at least '
+            raise UsageError(f'timing_steps={timing_steps}: expected at least '
                              '1 step')
         self.by_epoch = by_epoch
         self.skip = skip
+        self.backbone: Optional[LayerAttentionMixin] = None  # until training
         self.statistics = KLStatistics()
         self.decisions: List[dict] = []
         self._timer = StepTimer(timing_steps)
@@ -88,19 +90,19 @@ class ELAPruneHook(Hook):
             return  # validation or test only: nothing to prune
         if is_model_wrapper(runner.model) and not isinstance(
                 runner.model, DistributedDataParallel):
-            raise ValueError(
+            raise UsageError(
                 f'ELAPruneHook cannot prune inside {type(runner.model).__name__}'
                 ': expected no model wrapper or MMDistributedDataParallel')
         self.backbone = find_backbone(runner.model)
         if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
-            raise ValueError(
+            raise UsageError(
                 f'windows={self.windows} count epochs, but the train loop is '
                 'iteration-based: set by_epoch=False and count iterations')
         unit, limit = (('epoch', runner.max_epochs) if self.by_epoch else
                        ('iteration', runner.max_iters))
         last = self.windows[-1]
         if last[1] > limit:
-            raise ValueError(f'window {last} lies past the last {unit} of the '
+            raise UsageError(f'window {last} lies past the last {unit} of the '
                              f'training, {limit}: it would never be decided')
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -152,6 +154,9 @@ class ELAPruneHook(Hook):
         measuring = window_of(self.windows, count) is not None
         if measuring:
             self.backbone.observe(self.statistics.update)
+            if self._steps_since_pruning is None and self._starts(
+                    count, batch_idx):
+                self._timer.reset()  # of steps timed after another pruning
         # Timing waits for the GPU: only where it is going to be reported.
         if measuring or self._steps_since_pruning is not None:
             self._timer.start()
@@ -172,12 +177,27 @@ class ELAPruneHook(Hook):
                 self._report_gain(runner)
         if not self.by_epoch:
             self._decide_if_over(runner, runner.iter + 1)
+        if _saves_now(runner):
+            self._gather()
 
     def after_train_epoch(self, runner) -> None:
         """Decide if an epoch window ends here."""
         self._report_gain(runner)  # with the steps that the epoch had
         if self.by_epoch:
             self._decide_if_over(runner, runner.epoch + 1)
+        self._gather()
+
+    def _starts(self, count: int, batch_idx: int) -> bool:
+        """Whether a window's first step is about to run."""
+        first = any(count == window[0] for window in self.windows)
+        return first and (batch_idx == 0 or not self.by_epoch)
+
+    def _gather(self) -> None:
+        """Let the rank that saves checkpoints have the sums of all."""
+        self.statistics.gather([
+            layer.name for layer in self.backbone.attention_layers
+            if layer.active
+        ])
 
     # --- at its end ----------------------------------------------------------
 
@@ -191,7 +211,6 @@ class ELAPruneHook(Hook):
         """Decide on a window's statistics, apply, log and record."""
         layers = self.backbone.attention_layers
         active = [layer.name for layer in layers if layer.active]
-        samples = self.statistics.samples()
         measured = self.statistics.reduce(active)
         self.statistics.reset()
         skip, mapped, note = self._apply_criterion(measured)
@@ -202,7 +221,7 @@ class ELAPruneHook(Hook):
             window=list(window),
             epoch=runner.epoch + 1,
             iter=runner.iter + (not self.by_epoch),
-            samples_per_rank=samples,
+            samples=max((kl.samples for kl in measured.values()), default=0),
             criterion=self.criterion.config,
             skip=self.skip,
             layers=[
@@ -276,6 +295,7 @@ class ELAPruneHook(Hook):
         runner.model = runner.wrap_model(
             runner.cfg.get('model_wrapper_cfg'), module)
         runner.model.train(module.training)
+        runner._maybe_compile('train_step')  # as mmengine did with the old one
 
     # --- reporting -----------------------------------------------------------
 
@@ -334,6 +354,8 @@ class ELAPruneHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Add what a resumed run needs: statistics, decisions, norms."""
+        if self.backbone is None:
+            return  # saved without training
         fresh = self.backbone.fresh_norms
         checkpoint[STATE_KEY] = dict(
             statistics=self.statistics.state_dict(),
@@ -351,7 +373,7 @@ def find_backbone(model: nn.Module) -> LayerAttentionMixin:
         LayerAttentionMixin: The backbone.
 
     Raises:
-        ValueError: If the model has none, or more than one.
+        UsageError: If the model has none, or more than one.
     """
     found = {
         name: module
@@ -359,14 +381,22 @@ def find_backbone(model: nn.Module) -> LayerAttentionMixin:
         if isinstance(module, LayerAttentionMixin) and module.attention_layers
     }
     if not found:
-        raise ValueError(
+        raise UsageError(
             f'{type(model).__name__} has no layer attention to prune: expected '
             "a backbone such as dict(type='ELAResNet', attention='base')")
     if len(found) > 1:
-        raise ValueError(
+        raise UsageError(
             f'{type(model).__name__} has {len(found)} backbones with layer '
             f'attention ({", ".join(found)}): ELAPruneHook prunes exactly one')
     return next(iter(found.values()))
+
+
+def _saves_now(runner) -> bool:
+    """Whether a checkpoint follows this iteration."""
+    return any(
+        isinstance(hook, CheckpointHook) and not hook.by_epoch
+        and hook.every_n_train_iters(runner, hook.interval)
+        for hook in runner.hooks)
 
 
 def _status(layer, measured: dict, skip: List[str]) -> str:

@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...errors import UsageError
 from ..layers import LayerAttention, LayerMemory, LightLayerAttention
 
 # Called with a layer's name, the weights (B, h, n) of its active predecessor
@@ -175,7 +176,7 @@ class LayerAttentionMixin:
             that starts from plain ResNet weights. Defaults to False.
 
     Raises:
-        ValueError: On an unknown ``attention``, a ``head_dim`` that does not
+        UsageError: On an unknown ``attention``, a ``head_dim`` that does not
             divide the channels of a stage, or an option that the chosen
             attention does not have.
     """
@@ -188,10 +189,10 @@ class LayerAttentionMixin:
                  zero_init_attention: bool = False,
                  **kwargs) -> None:
         if attention not in ATTENTION_TYPES:
-            raise ValueError(f'attention={attention!r}: expected one of '
+            raise UsageError(f'attention={attention!r}: expected one of '
                              f'{ATTENTION_TYPES}')
         if attention != 'base' and (zero_init_attention or not act):
-            raise ValueError(
+            raise UsageError(
                 f'attention={attention!r} knows neither act=False nor '
                 "zero_init_attention=True; these are options of 'base'")
         # Plain values, which make_res_layer needs during the host's __init__.
@@ -271,16 +272,16 @@ class LayerAttentionMixin:
                 ``'layer'``.
 
         Raises:
-            ValueError: On an unknown name or mode.
+            UsageError: On an unknown name or mode.
         """
         if skip not in SKIP_MODES:
-            raise ValueError(f'skip={skip!r}: expected one of {SKIP_MODES}')
+            raise UsageError(f'skip={skip!r}: expected one of {SKIP_MODES}')
         names = list(names)
         order = [layer.name for layer in self.attention_layers]
         unknown = [name for name in names if name not in order]
         if unknown:
             known = f'{order[0]} to {order[-1]}' if order else 'none'
-            raise ValueError(
+            raise UsageError(
                 f'no attention layer {unknown[0]!r}; this '
                 f'{type(self).__name__} has {known} (see attention_layers)')
         for name in names:
@@ -330,7 +331,7 @@ class LayerAttentionMixin:
             loaded = state_dict.setdefault(prefix + name,
                                            torch.ones_like(mask))
             if loaded.shape != mask.shape:
-                raise ValueError(
+                raise UsageError(
                     f'the checkpoint has a mask of {loaded.numel()} attention '
                     f'layers ({prefix + name}), this {type(self).__name__} '
                     f'has {mask.numel()}: build the backbone with the depth '

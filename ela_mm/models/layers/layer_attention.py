@@ -13,6 +13,7 @@ from mmcv.cnn.bricks import DropPath
 from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
 
+from ...errors import UsageError
 from .retrieval import retrieve
 
 
@@ -50,9 +51,9 @@ def pooled_kernel_size(channels: int) -> int:
 
 
 def check_head_dim(channels: int, head_dim: int) -> None:
-    """Raise a ValueError unless ``head_dim`` divides ``channels``."""
+    """Raise a UsageError unless ``head_dim`` divides ``channels``."""
     if head_dim < 1 or channels % head_dim:
-        raise ValueError(
+        raise UsageError(
             f'head_dim={head_dim} does not divide the {channels} channels of '
             'the layer; choose a head_dim that divides the channels of every '
             'stage (the paper: 16, and 32 for MRLA-light)')
@@ -78,7 +79,7 @@ class LayerAttention(nn.Module):
             This project's choice. Defaults to False.
 
     Raises:
-        ValueError: If ``head_dim`` is not a positive divisor of ``channels``.
+        UsageError: If ``head_dim`` is not a positive divisor of ``channels``.
     """
 
     def __init__(self,
@@ -168,7 +169,7 @@ class LayerAttention(nn.Module):
         """Reconcile the optional scale with what the checkpoint holds."""
         name = prefix + 'scale.weight'
         if self.scale is None and name in state_dict:
-            raise ValueError(
+            raise UsageError(
                 f'the checkpoint holds {name!r}: its layer attention was '
                 'trained with zero_init_attention=True, and without the scale '
                 'its features would be wrong; set zero_init_attention=True in '
