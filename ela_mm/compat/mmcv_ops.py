@@ -261,8 +261,8 @@ def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor,
     with torch.enable_grad():
         logits = _computable(input).detach().requires_grad_()
         loss = _focal_loss(logits, target, weight, gamma, alpha)
-    # Each loss depends on its own logit alone.
-    grad_input.copy_(torch.autograd.grad(loss.sum(), logits)[0])
+        # Each loss depends on its own logit alone.
+        grad_input.copy_(torch.autograd.grad(loss.sum(), logits)[0])
 
 
 # --- the module --------------------------------------------------------------

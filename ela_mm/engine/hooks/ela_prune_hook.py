@@ -260,6 +260,8 @@ class ELAPruneHook(Hook):
             skip, mapped = self.criterion([measured[n].mean for n in names])
         except ValueError as error:
             return [], {}, str(error)
+        except Exception as error:  # a failing fit must not end a training
+            return [], {}, f'{type(error).__name__}: {error}'
         skipped = [name for name, gone in zip(names, skip) if gone]
         values = {name: _finite(y) for name, y in zip(names, mapped)}
         note = None if skipped else 'the criterion found no layer redundant'

@@ -362,7 +362,8 @@ class LayerAttentionMixin:
         ``norm_eval`` freezes the statistics of pretrained norms. Those of
         attention that starts fresh have seen no data; frozen, they would stay
         at mean 0 and variance 1 for good. It is decided once, when training
-        starts, by whether a norm has ever seen a batch. None: not yet.
+        starts, by whether a norm has ever seen a batch; those of frozen
+        stages stay frozen. None: not decided yet.
         """
         return self._fresh_norms
 
@@ -403,15 +404,15 @@ class LayerAttentionMixin:
         if self._fresh_norms is None:
             self._fresh_norms = frozenset(
                 layer.name for layer, module in layers
-                if getattr(module.norm, 'num_batches_tracked', None) == 0)
+                if layer.stage > self.frozen_stages
+                and getattr(module.norm, 'num_batches_tracked', None) == 0)
             if self._fresh_norms:
                 print_log(
                     f'norm_eval=True: the norms of {len(self._fresh_norms)} '
                     'attention layers have seen no data yet and stay in '
                     'training mode', 'current')
         for layer, module in layers:
-            if (layer.name in self._fresh_norms
-                    and layer.stage > self.frozen_stages):
+            if layer.name in self._fresh_norms:
                 module.norm.train()
         return self
 
