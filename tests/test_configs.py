@@ -47,7 +47,8 @@ def test_imagenet_follows_section_4_1(path):
     assert cfg.train_cfg.max_epochs == 100
     assert cfg.model.backbone.drop_path_rate == 0.2
     optimizer = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.0001)
-    assert optimizer.items() <= cfg.optim_wrapper.optimizer.items()
+    for name, value in optimizer.items():
+        assert cfg.optim_wrapper.optimizer[name] == value
     assert cfg.auto_scale_lr.base_batch_size == 256
     warm_up, steps = cfg.param_scheduler
     assert (warm_up.type, warm_up.end) == ('LinearLR', 3)
