@@ -110,6 +110,24 @@ def test_scalars_reach_the_visualizer(run):
         f'ela/kl/{name}': value for name, value in kl.items()}
 
 
+def test_scalars_reach_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing import event_accumulator
+    toy_runner(
+        tmp_path, max_epochs=1,
+        visualizer=dict(
+            type='Visualizer',
+            vis_backends=[dict(type='TensorboardVisBackend')])).train()
+    (events, ) = tmp_path.glob('**/events.out.tfevents.*')
+    reader = event_accumulator.EventAccumulator(str(events.parent))
+    reader.Reload()
+    decision = read_record(tmp_path)['decisions'][0]
+    (active, ) = reader.Scalars('ela/active')
+    assert (active.step, active.value) == (4, decision['active'])
+    measured = next(x for x in decision['layers'] if x['kl'] is not None)
+    (kl, ) = reader.Scalars(f'ela/kl/{measured["name"]}')
+    assert kl.value == pytest.approx(measured['kl'], rel=1e-5)
+
+
 def test_skipped_parameters_leave_the_optimizer(run):
     runner, _, work_dir = run
     skipped = [p for p in runner.model.parameters() if not p.requires_grad]
