@@ -185,9 +185,14 @@ def set_up_distributed(cfg: Config) -> None:
         raise UsageError('--launcher pytorch expects to be started by '
                          'torchrun, which sets RANK and its like')
     dist.init_process_group('gloo')
-    wrapper = cfg.setdefault('model_wrapper_cfg', ConfigDict())
+    wrapper = cfg.get('model_wrapper_cfg') or ConfigDict()
     wrapper.setdefault('type', 'MMDistributedDataParallel')
+    # What mmengine sets itself where it is not given a wrapper.
+    wrapper.setdefault('broadcast_buffers', False)
+    wrapper.setdefault('find_unused_parameters',
+                       cfg.get('find_unused_parameters', False))
     wrapper['device_ids'] = None
+    cfg.model_wrapper_cfg = wrapper
 
 
 def build_runner(cfg: Config) -> Runner:
