@@ -9,14 +9,9 @@ HOSTS = dict(
                 'ela_mm.datasets.mmpretrain'))
 
 
-def register() -> list:
-    """Register backbones and datasets with every installed host.
-
-    Returns:
-        list: Names of the hosts that are installed.
-    """
-    installed = [host for host in HOSTS if find_spec(host) is not None]
-    for host in installed:
-        for module in HOSTS[host]:
-            import_module(module)
-    return installed
+def register() -> None:
+    """Register backbones and datasets with every installed host."""
+    for host, modules in HOSTS.items():
+        if find_spec(host) is not None:
+            for module in modules:
+                import_module(module)

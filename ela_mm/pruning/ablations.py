@@ -221,7 +221,21 @@ def gamma_quantile_map(kl: ArrayLike,
                        gamma: float = 0.75,
                        shape: Optional[float] = None,
                        scale: Optional[float] = None) -> np.ndarray:
-    """:func:`quantile_map` on a Gamma distribution, fitted unless given."""
+    """:func:`quantile_map` on a Gamma distribution, fitted unless given.
+
+    Args:
+        kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
+        gamma (float): Quantile in (0, 1]. Defaults to 0.75.
+        shape (float, optional): Shape of the distribution, > 0.
+        scale (float, optional): Its scale in nats, > 0; with ``shape`` or
+            not at all.
+
+    Returns:
+        np.ndarray: (L, ) float64 in [0, 1], NaN out of reach.
+
+    Raises:
+        UsageError: On parameters out of range, no candidates, NaN or inf.
+    """
     if (shape is None) != (scale is None):
         raise UsageError(f'shape={shape}, scale={scale}: expected both or '
                          'neither, which fits them')
@@ -235,7 +249,19 @@ def gamma_quantile_map(kl: ArrayLike,
 def exponential_quantile_map(kl: ArrayLike,
                              gamma: float = 0.75,
                              rate: Optional[float] = None) -> np.ndarray:
-    """:func:`quantile_map` on an exponential one, fitted unless given."""
+    """:func:`quantile_map` on an exponential one, fitted unless given.
+
+    Args:
+        kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
+        gamma (float): Quantile in (0, 1]. Defaults to 0.75.
+        rate (float, optional): Rate of the distribution in 1 / nats, > 0.
+
+    Returns:
+        np.ndarray: (L, ) float64 in [0, 1], NaN out of reach.
+
+    Raises:
+        UsageError: On parameters out of range, no candidates, NaN or inf.
+    """
     if rate is not None and not rate > 0:
         raise UsageError(f'rate={rate}: expected a parameter > 0')
     given = None if rate is None else (0, 1 / rate)
@@ -243,6 +269,8 @@ def exponential_quantile_map(kl: ArrayLike,
 
 
 # --- mapped, then thresholded ------------------------------------------------
+# Each takes its mapping's parameters and ``mu``, a threshold in [0, 1] on the
+# mapped value, and returns (L, ) bool, True = skip; errors as the mapping's.
 
 
 def normal(kl: ArrayLike,

@@ -27,7 +27,7 @@ class LightLayerAttention(nn.Module):
             Defaults to 0.
 
     Raises:
-        ValueError: If ``head_dim`` is not a positive divisor of ``channels``.
+        UsageError: If ``head_dim`` is not a positive divisor of ``channels``.
     """
 
     def __init__(self,
