@@ -42,10 +42,10 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Complexity:
         memory = args[1]
         retrieval += len(memory.values) * term.numel()
 
-    handles = [
-        module.register_forward_hook(add_retrieval)
-        for module in model.modules() if isinstance(module, LayerAttention)
-    ]
+    layers = [m for m in model.modules() if isinstance(m, LayerAttention)]
+    handles = [m.register_forward_hook(add_retrieval) for m in layers]
+    # The counter would see the weighted sums of a bank, and count them twice.
+    handles += [m.register_forward_pre_hook(_leave_bank) for m in layers]
     training = model.training
     device = next(model.parameters()).device
     model.eval()
@@ -60,3 +60,9 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Complexity:
     # The counter counts a multiply-accumulate as two operations.
     return Complexity(parameters, counter.get_total_flops() // 2 + retrieval,
                       retrieval)
+
+
+def _leave_bank(module, args) -> None:
+    memory = args[1]
+    if memory.bank is not None and not memory.values:
+        memory.bank, memory.values = None, []

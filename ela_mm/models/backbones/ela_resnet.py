@@ -98,7 +98,7 @@ class AttentionStage(_Stage):
         Returns:
             Tensor: (B, C, H, W).
         """
-        memory = LayerMemory()
+        memory = LayerMemory(capacity=sum(self.visible))
         for i, block in enumerate(self):
             x = block(x)  # (B, C, H, W)
             if self.active[i]:

@@ -8,13 +8,14 @@ import math
 from typing import List, Optional
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
 
 from ...errors import UsageError
-from .retrieval import retrieve
+from .retrieval import ValueBank, fits_bank, key_products, retrieve
 
 
 class LayerMemory:
@@ -22,16 +23,26 @@ class LayerMemory:
 
     One instance serves one stage and one forward pass.
 
+    Args:
+        capacity (int, optional): T, the number of layers that will leave a
+            value. If given, values lie in one buffer, which makes retrieving
+            from them fast and its backward small. Defaults to None.
+
     Attributes:
         keys (List[Tensor]): n tensors (B, h, d), in the order of the layers.
         values (List[Tensor]): n tensors (B, C, H, W).
         weights (Tensor | None): (B, h, n) float32, the attention weights P of
             the last layer that attended; None before the first.
+        bank (ValueBank | None): The buffer; None without a capacity, and
+            where compilers or exporters trace the network, who fuse the plain
+            sum themselves.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: Optional[int] = None) -> None:
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        self.bank = ValueBank(capacity) if capacity and not traced else None
         self.keys: List[Tensor] = []
-        self.values: List[Tensor] = []
+        self.values: List[Tensor] = self.bank.values if self.bank else []
         self.weights: Optional[Tensor] = None
 
 
@@ -120,10 +131,8 @@ class LayerAttention(nn.Module):
         Returns:
             Tensor: (B, C, H, W), the term to add to ``x``.
         """
-        pooled = self.remember(x, memory)  # (B, 1, C)
-        retrieved = self.attend(pooled, memory)  # (B, C, H, W)
-        term = self.drop_path(self.act(self.norm(retrieved)))  # (B, C, H, W)
-        return term if self.scale is None else self.scale(term)
+        memory.weights = self.attend(self.remember(x, memory), memory)
+        return self.drop_path(self.retrieve(memory))  # (B, C, H, W)
 
     def remember(self, x: Tensor, memory: LayerMemory) -> Tensor:
         """Add this layer's key and value to the memory.
@@ -133,36 +142,62 @@ class LayerAttention(nn.Module):
             memory (LayerMemory): Written.
 
         Returns:
-            Tensor: (B, 1, C), ``x`` averaged over positions, for the query.
+            Tensor: (B, h, d), the layer's query.
         """
-        pooled = x.mean((2, 3)).unsqueeze(1)  # (B, 1, C)
-        memory.keys.append(self._heads(self.key(pooled)))  # (B, h, d)
-        memory.values.append(self.value(x))  # (B, C, H, W)
-        return pooled
+        # Sum, then divide: backward expands the gradient without a copy.
+        pooled = x.sum((2, 3), dtype=_at_least_float32(x.dtype))  # (B, C)
+        pooled = pooled.to(x.dtype) / x[0, 0].numel()  # (B, C)
+        # One convolution of two channels: as small, its overhead counts.
+        kernels = torch.cat([self.query.weight, self.key.weight])  # (2, 1, k)
+        query, key = F.conv1d(
+            pooled.unsqueeze(1), kernels,
+            padding=self.query.padding).unbind(1)  # (B, C) each
+        heads = (len(x), self.num_heads, self.head_dim)
+        memory.keys.append(key.reshape(heads))  # (B, h, d)
+        value = self.value(x)  # (B, C, H, W)
+        if memory.bank is None:
+            memory.values.append(value)
+        else:
+            memory.bank.write(value)
+        return query.reshape(heads)  # (B, h, d)
 
-    def attend(self, pooled: Tensor, memory: LayerMemory) -> Tensor:
-        """Weigh and sum the values in memory.
+    def attend(self, query: Tensor, memory: LayerMemory) -> Tensor:
+        """Weigh the layers in memory.
 
         Args:
-            pooled (Tensor): (B, 1, C), what :meth:`remember` returned.
-            memory (LayerMemory): n keys and values; ``weights`` is written.
+            query (Tensor): (B, h, d), of the layer that attends.
+            memory (LayerMemory): n keys.
+
+        Returns:
+            Tensor: (B, h, n) float32, the attention weights P of equation 4.
+        """
+        # Half precision would merge close weights, and KL reads them.
+        with torch.autocast(query.device.type, enabled=False):
+            wide = _at_least_float32(query.dtype)
+            logits = key_products(
+                query.to(wide), [key.to(wide) for key in memory.keys])
+            return torch.softmax(
+                logits / math.sqrt(self.head_dim), dim=-1)  # (B, h, n)
+
+    def retrieve(self, memory: LayerMemory) -> Tensor:
+        """Sum the values by the last weights; norm, relu and scale follow.
+
+        Args:
+            memory (LayerMemory): n values, and weights (B, h, n).
 
         Returns:
             Tensor: (B, C, H, W).
         """
-        query = self._heads(self.query(pooled))  # (B, h, d)
-        keys = torch.stack(memory.keys, dim=2)  # (B, h, n, d), pooled: small
-        # Half precision would merge close weights, and KL reads them.
-        with torch.autocast(query.device.type, enabled=False):
-            query, keys = _at_least_float32(query), _at_least_float32(keys)
-            logits = (query.unsqueeze(2) * keys).sum(-1)  # (B, h, n)
-            weights = torch.softmax(
-                logits / math.sqrt(self.head_dim), dim=-1)  # (B, h, n)
-        memory.weights = weights
-        return retrieve(weights, memory.values)  # (B, C, H, W)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.view(len(x), self.num_heads, self.head_dim)  # (B, h, d)
+        weights, bank = memory.weights, memory.bank
+        scale = None if self.scale is None else self.scale.weight
+        if bank is not None and fits_bank(self.norm):
+            return bank.retrieve(weights, self.norm,
+                                 isinstance(self.act, nn.ReLU), scale)
+        retrieved = (
+            bank.retrieve(weights) if bank is not None else retrieve(
+                weights, memory.values))  # (B, C, H, W)
+        term = self.act(self.norm(retrieved))  # (B, C, H, W)
+        return term if self.scale is None else self.scale(term)
 
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:
@@ -181,5 +216,5 @@ class LayerAttention(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.half, torch.bfloat16) else x
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.half, torch.bfloat16) else dtype

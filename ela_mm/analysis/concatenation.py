@@ -1,0 +1,76 @@
+"""MRLA-base as its equations are written: the benchmark's reference.
+
+Every layer concatenates its key and value to all earlier ones, and the
+weighted sum is a matrix product over the result. It computes what
+:class:`~ela_mm.LayerAttention` computes, and copies all earlier values at
+every layer. It is here to be measured against, not to be used.
+"""
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..models.layers import LayerAttention, LayerMemory
+
+
+class ConcatenatingAttention(LayerAttention):
+    """A :class:`~ela_mm.LayerAttention` that concatenates.
+
+    The memory's lists hold one tensor each: the keys (B, h, n, d) and the
+    values (B, h, n, d * H * W) so far. Drop path and the scale of
+    ``zero_init`` are left out.
+    """
+
+    def forward(self, x: Tensor, memory: LayerMemory) -> Tensor:
+        """Retrieve features for the output of a block.
+
+        Args:
+            x (Tensor): (B, C, H, W), the block's output.
+            memory (LayerMemory): Written.
+
+        Returns:
+            Tensor: (B, C, H, W), the term to add to ``x``.
+        """
+        batch, heads, dim = len(x), self.num_heads, self.head_dim
+        pooled = x.mean((2, 3)).unsqueeze(1)  # (B, 1, C)
+        query = self.query(pooled).view(batch, heads, 1, dim)  # (B, h, 1, d)
+        key = self.key(pooled).view(batch, heads, 1, dim)  # (B, h, 1, d)
+        value = self.value(x).reshape(batch, heads, 1, -1)  # (B, h, 1, d H W)
+        keys = torch.cat([*memory.keys, key], dim=2)  # (B, h, n, d)
+        values = torch.cat([*memory.values, value], dim=2)  # (B, h, n, d H W)
+        memory.keys, memory.values = [keys], [values]
+        logits = query @ keys.transpose(2, 3) / math.sqrt(dim)  # (B, h, 1, n)
+        weights = torch.softmax(logits, dim=-1)  # (B, h, 1, n)
+        memory.weights = weights.squeeze(2)  # (B, h, n)
+        retrieved = (weights.to(values.dtype) @ values).view_as(x)
+        return self.act(self.norm(retrieved))  # (B, C, H, W)
+
+
+class OwnValueAttention(LayerAttention):
+    """A layer that retrieves from itself alone: a lower bound of the cost."""
+
+    def forward(self, x: Tensor, memory: LayerMemory) -> Tensor:
+        """Take the layer's own value for the retrieved features.
+
+        Args:
+            x (Tensor): (B, C, H, W), the block's output.
+            memory (LayerMemory): Not used.
+
+        Returns:
+            Tensor: (B, C, H, W), the term to add to ``x``.
+        """
+        return self.act(self.norm(self.value(x)))  # (B, C, H, W)
+
+
+def replace_attention(backbone: nn.Module, cls: type) -> None:
+    """Let a backbone's attention layers be of another class.
+
+    Args:
+        backbone (nn.Module): With ``attention='base'``; changed in place, the
+            parameters stay the same.
+        cls (type): A subclass of :class:`~ela_mm.LayerAttention` without
+            state of its own.
+    """
+    for module in backbone.modules():
+        if type(module) is LayerAttention:
+            module.__class__ = cls

@@ -1,0 +1,307 @@
+"""What layer attention costs and what pruning saves, side by side.
+
+Times and memory of a training step or of inference, as ratios to the plain
+network: the concatenating formulation of the equations, this package's
+MRLA-base and MRLA-light, ELA with a part of its layers skipped. The variants
+take turns in one process; a ratio is the median over rounds.
+"""
+import argparse
+import csv
+import json
+import os
+import os.path as osp
+import platform
+import statistics
+import subprocess
+import sys
+from typing import Dict, List, Optional
+
+import torch
+from rich.progress import track
+
+import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.analysis import benchmark
+from ela_mm.analysis.benchmark import Conditions
+from ela_mm.engine.launch import UsageError, check_checkpoint, run
+
+COLUMNS = ('variant', 'active', 'time', 'step, ms', 'kept for backward',
+           'peak of memory', 'parameters, M', 'GMACs')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        '--networks',
+        nargs='+',
+        default=['r50', 'r101'],
+        choices=benchmark.NETWORKS)
+    parser.add_argument(
+        '--variants',
+        nargs='+',
+        default=list(benchmark.VARIANTS),
+        choices=benchmark.VARIANTS,
+        metavar='VARIANT',
+        help='of ' + ', '.join(map(repr, benchmark.VARIANTS)) +
+        '; plain is always there')
+    parser.add_argument(
+        '--mask',
+        metavar='CHECKPOINT',
+        help='also measure the layers that this checkpoint skips; its network '
+        'has to be the only one of --networks')
+    parser.add_argument(
+        '--growth',
+        action='store_true',
+        help='instead: cost against the number of layers in the third stage, '
+        f'{benchmark.GROWTH}')
+    parser.add_argument(
+        '--inference', action='store_true', help='forward in eval mode only')
+    parser.add_argument(
+        '--device',
+        choices=['cpu', 'cuda'],
+        default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument(
+        '--amp', action='store_true', help='bfloat16 autocast')
+    parser.add_argument('--channels-last', action='store_true')
+    parser.add_argument(
+        '--compile', action='store_true', help='torch.compile the backbones')
+    parser.add_argument(
+        '--with-cp',
+        action='store_true',
+        help='activation checkpointing in all but the plain network')
+    parser.add_argument('--batch', type=int, default=2)
+    parser.add_argument(
+        '--size', type=int, help='pixels of a side; default: 224, CIFAR 32')
+    parser.add_argument('--rounds', type=int, default=15)
+    parser.add_argument(
+        '--no-peak',
+        action='store_true',
+        help='leave the peaks out, which take a process each on a CPU')
+    parser.add_argument(
+        '--out',
+        default='work_dirs/benchmark',
+        metavar='FOLDER',
+        help='where benchmark.csv, .md and .png go')
+    # What a process of its own measures; written by this script itself.
+    parser.add_argument('--peak-of', help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def load_mask(path: str) -> Dict[str, torch.Tensor]:
+    """The mask of a checkpoint."""
+    check_checkpoint(path)
+    state = torch.load(path, map_location='cpu', weights_only=True)
+    state = state.get('state_dict', state)
+    mask = {
+        name: value
+        for key, value in state.items() for name in ('active', 'visible')
+        if key == name or key.endswith('backbone.' + name)
+    }
+    if len(mask) != 2:
+        raise UsageError(f'--mask {path!r} holds no mask of layer attention: '
+                         'expected a checkpoint of a network with ELAResNet')
+    return mask
+
+
+def peak(conditions: Conditions, variant: str, mask: Optional[str]) -> int:
+    """Peak memory; on a CPU in a process of its own."""
+    if conditions.device != 'cpu':
+        return benchmark.peak_bytes(
+            build(conditions, variant, mask), conditions)
+    request = json.dumps([conditions, variant, mask])
+    output = subprocess.run(
+        [sys.executable, osp.abspath(__file__), '--peak-of', request],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True).stdout
+    return int(output.split()[-1])
+
+
+def build(conditions: Conditions, variant: str, mask: Optional[str]):
+    return benchmark.build_backbone(
+        conditions.network, variant, conditions.with_cp,
+        load_mask(mask) if variant == 'ELA mask' else None)
+
+
+def measure(conditions: Conditions, variants: List[str],
+            args: argparse.Namespace) -> List[dict]:
+    """One row per variant of one network."""
+    torch.manual_seed(0)
+    networks = {v: build(conditions, v, args.mask) for v in variants}
+    kept = {
+        v: benchmark.bytes_kept(network, conditions)
+        for v, network in networks.items()
+    } if conditions.training else {}
+    seconds = benchmark.time_in_turns(
+        {v: benchmark.make_step(n, conditions)
+         for v, n in networks.items()}, args.rounds,
+        progress=lambda rounds: track(rounds, conditions.network))
+    costs = {
+        v: benchmark.count(network.cpu(),
+                           (3, conditions.size, conditions.size))
+        for v, network in networks.items()
+    }
+    active = {
+        v: (sum(layer.active for layer in network.attention_layers),
+            len(network.attention_layers))
+        for v, network in networks.items()
+    }
+    del networks
+    peaks = {} if args.no_peak else {
+        v: peak(conditions, v, args.mask)
+        for v in track(variants, f'{conditions.network}, memory')
+    }
+    rows = []
+    for v in variants:
+        rows.append(
+            dict(
+                network=conditions.network,
+                variant=v,
+                active='-' if v in ('plain', 'light') else
+                '{} of {}'.format(*active[v]),
+                time=benchmark.ratio(seconds[v], seconds['plain']),
+                step_ms=1e3 * statistics.median(seconds[v]),
+                kept=kept[v] / kept['plain'] if kept else None,
+                kept_mb=kept[v] / 1e6 if kept else None,
+                peak=peaks[v] / peaks['plain'] if peaks else None,
+                peak_mb=peaks[v] / 1e6 if peaks else None,
+                parameters=costs[v].parameters,
+                macs=costs[v].macs))
+    return rows
+
+
+def markdown(rows: List[dict]) -> str:
+    """One table per network."""
+    lines = []
+    for network in dict.fromkeys(row['network'] for row in rows):
+        lines += [
+            f'**{network}**', '', '| ' + ' | '.join(COLUMNS) + ' |',
+            '| ' + ' | '.join('---' for _ in COLUMNS) + ' |'
+        ]
+        for row in rows:
+            if row['network'] != network:
+                continue
+            lines.append('| ' + ' | '.join([
+                row['variant'], row['active'], f'{row["time"]:.2f}x',
+                f'{row["step_ms"]:.1f}',
+                _with_mb(row['kept'], row['kept_mb']),
+                _with_mb(row['peak'], row['peak_mb']),
+                f'{row["parameters"] / 1e6:.2f}', f'{row["macs"] / 1e9:.3f}'
+            ]) + ' |')
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def _with_mb(ratio: Optional[float], megabytes: Optional[float]) -> str:
+    return '-' if ratio is None else f'{ratio:.2f}x ({megabytes:.0f} MB)'
+
+
+def describe(args: argparse.Namespace) -> str:
+    """The conditions, in one sentence."""
+    machine = (
+        torch.cuda.get_device_name() if args.device == 'cuda' else
+        f'{torch.get_num_threads()} CPU threads ({platform.machine()})')
+    options = [
+        text for on, text in ((args.amp, 'bfloat16 autocast'),
+                              (args.channels_last, 'channels last'),
+                              (args.compile, 'torch.compile'),
+                              (args.with_cp, 'with_cp=True')) if on
+    ]
+    step = 'inference' if args.inference else 'forward and backward'
+    return (f'Backbone, {step}, batch {args.batch}, '
+            f'{f"{args.size} pixels" if args.size else "default sizes"}, '
+            f'{", ".join(options) or "float32"}, {machine}, PyTorch '
+            f'{torch.__version__}; medians of {args.rounds} rounds in which '
+            'the variants take turns, as ratios to the plain network.')
+
+
+def plot(rows: List[dict], title: str, path: str) -> None:
+    """Bars of time and memory per variant; lines over T for --growth."""
+    import matplotlib
+    matplotlib.use('agg')
+    from matplotlib import pyplot as plt
+    measures = [('time', 'time'), ('kept', 'bytes kept for backward'),
+                ('peak', 'peak of memory')]
+    measures = [m for m in measures if rows[0][m[0]] is not None]
+    networks = list(dict.fromkeys(row['network'] for row in rows))
+    variants = list(dict.fromkeys(row['variant'] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(measures), figsize=(4.5 * len(measures), 3.6), squeeze=False)
+    # Okabe and Ito's colours, which differ in lightness too; with hatches.
+    colours = ('#000000', '#E69F00', '#56B4E9', '#009E73')
+    for axis, (key, label) in zip(axes[0], measures):
+        if networks[0].startswith('stage3'):
+            lengths = [int(n.split()[-1]) for n in networks]
+            for i, variant in enumerate(variants):
+                axis.plot(
+                    lengths,
+                    [r[key] for r in rows if r['variant'] == variant],
+                    color=colours[i % 4],
+                    marker='os^Dvx*P+'[i],
+                    label=variant)
+            axis.set_xlabel('layers in the third stage')
+            axis.set_xticks(lengths)
+        else:
+            width = 0.8 / len(networks)
+            for i, network in enumerate(networks):
+                axis.barh(
+                    [v + i * width for v in range(len(variants))],
+                    [r[key] for r in rows if r['network'] == network],
+                    height=width,
+                    color=colours[(i + 1) % 4],
+                    hatch=('', '//', '..', 'xx')[i % 4],
+                    edgecolor='black',
+                    linewidth=0.4,
+                    label=network)
+            axis.set_yticks([v + 0.4 - width / 2 for v in
+                             range(len(variants))], variants)
+            axis.invert_yaxis()
+            axis.axvline(1, color='black', linewidth=0.8)
+        axis.set_title(f'{label}, ratio to plain', fontsize=10)
+    axes[0][0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    args = parse_args()
+    if args.peak_of:
+        conditions, variant, mask = json.loads(args.peak_of)
+        conditions = Conditions(*conditions)
+        print(
+            benchmark.peak_bytes(
+                build(conditions, variant, mask), conditions))
+        return
+    networks = args.networks
+    if args.growth:
+        networks = [f'stage3 x {depth}' for depth in benchmark.GROWTH]
+    if args.mask and len(networks) != 1:
+        raise UsageError(f'--mask is of one network, but {len(networks)} are '
+                         'measured: name its own with --networks')
+    variants = ['plain'] + [v for v in args.variants if v != 'plain']
+    if args.mask:
+        variants.append('ELA mask')
+    rows = []
+    for network in networks:
+        size = args.size or (32 if network.startswith('cifar') else 224)
+        rows += measure(
+            Conditions(network, not args.inference, args.device, args.amp,
+                       args.batch, size, args.channels_last, args.compile,
+                       args.with_cp), variants, args)
+    os.makedirs(args.out, exist_ok=True)
+    text = f'{describe(args)}\n\n{markdown(rows)}'
+    with open(osp.join(args.out, 'benchmark.md'), 'w') as f:
+        f.write(text)
+    with open(osp.join(args.out, 'benchmark.csv'), 'w', newline='') as f:
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    plot(rows, describe(args), osp.join(args.out, 'benchmark.png'))
+    print(text)
+    print(f'Written: {args.out}/benchmark.md, .csv and .png')
+
+
+if __name__ == '__main__':
+    run(main)
