@@ -70,7 +70,7 @@ def working_parts(net, retrieval):
     return parts
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     data=st.data(), name=st.sampled_from(sorted(NETWORKS)),
     scale=st.sampled_from([0., 1e-3, 1., 1e4]), batch=st.sampled_from([2, 3]))
@@ -105,7 +105,7 @@ def test_forward_and_backward_of_any_mask(data, name, scale, batch):
     assert all(kl >= -1e-6 for kl in divergences.values())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data(), name=st.sampled_from(sorted(NETWORKS)))
 def test_any_mask_round_trips(data, name):
     """Through a state dict, into a network with any other mask."""
@@ -128,7 +128,7 @@ def test_any_mask_round_trips(data, name):
             assert torch.equal(ours, theirs)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data(), name=st.sampled_from(sorted(NETWORKS)))
 def test_skipping_at_once_or_one_by_one_is_the_same(data, name):
     names = [layer.name for layer in NETWORKS[name]().attention_layers]
