@@ -141,8 +141,8 @@ def test_fine_tunes_a_pruned_detector_with_more_windows(trained, tmp_path):
         work_dir=str(tmp_path), experiment_name='fine_tuned',
         load_from=str(work_dir / 'epoch_3.pth')))
     cfg.train_cfg.update(max_epochs=1, val_interval=1)
-    cfg.custom_hooks[0].update(
-        windows=[(1, 1)], criterion=dict(type='fixed', n=1))
+    cfg.custom_hooks[0].windows = [(1, 1)]
+    cfg.custom_hooks[0].criterion = dict(type='fixed', n=1)
     Runner.from_cfg(cfg).train()
     (decision, ) = read_record(tmp_path)['decisions']
     gone = [x['name'] for x in decision['layers']
