@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from mmdet.apis import DetInferencer
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -90,6 +91,69 @@ def test_a_fresh_process_predicts_the_same(trained, tmp_path):
         assert len(ours) > 0
         assert torch.equal(ours.bboxes, prediction['pred_instances']['bboxes'])
         assert torch.equal(ours.scores, prediction['pred_instances']['scores'])
+
+
+@pytest.mark.parametrize('config_from_checkpoint', [False, True])
+def test_inferencer_gives_what_the_runner_gives(trained, digits_root,
+                                                tmp_path,
+                                                config_from_checkpoint):
+    """mmdet's, on a picture; a checkpoint is enough, it holds its config."""
+    config, work_dir, _ = trained
+    checkpoint = str(work_dir / 'epoch_3.pth')
+    inferencer = DetInferencer(
+        None if config_from_checkpoint else str(config), checkpoint,
+        device='cpu', show_progress=False)
+    active = read_record(work_dir)['active']
+    assert [layer.name for layer in inferencer.model.backbone.attention_layers
+            if layer.active] == active
+    picture = digits_root / 'val' / '00002.png'
+    result = inferencer(
+        str(picture), out_dir=str(tmp_path / 'out'), no_save_pred=False,
+        pred_score_thr=0.)['predictions'][0]
+    assert (tmp_path / 'out' / 'vis' / picture.name).is_file()
+    assert (tmp_path / 'out' / 'preds' / '00002.json').is_file()
+
+    cfg = Config.fromfile(config)
+    cfg.work_dir = str(tmp_path / 'work')
+    cfg.experiment_name = f'inferencer_{config_from_checkpoint}'
+    runner = Runner.from_cfg(cfg)
+    runner.load_checkpoint(checkpoint)
+    runner.model.eval()
+    with torch.no_grad():
+        (sample, ) = (
+            sample for batch in runner.test_dataloader
+            for sample in runner.model.test_step(batch)
+            if sample.img_path == str(picture))
+    expected = sample.pred_instances
+    assert result['labels'] == expected.labels.tolist() and result['labels']
+    # A batch of one rounds otherwise than a batch of four.
+    torch.testing.assert_close(
+        torch.tensor(result['bboxes']), expected.bboxes, rtol=0, atol=1e-2)
+    torch.testing.assert_close(
+        torch.tensor(result['scores']), expected.scores, rtol=0, atol=1e-4)
+
+
+def test_fine_tunes_a_pruned_detector_with_more_windows(trained, tmp_path):
+    config, work_dir, _ = trained
+    before = read_record(work_dir)['active']
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(dict(
+        work_dir=str(tmp_path), experiment_name='fine_tuned',
+        load_from=str(work_dir / 'epoch_3.pth')))
+    cfg.train_cfg.update(max_epochs=1, val_interval=1)
+    cfg.custom_hooks[0].windows = [(1, 1)]
+    cfg.custom_hooks[0].criterion = dict(type='fixed', n=1)
+    Runner.from_cfg(cfg).train()
+    (decision, ) = read_record(tmp_path)['decisions']
+    gone = [x['name'] for x in decision['layers']
+            if x['status'] == 'skipped before']
+    assert set(gone) == set(read_record(work_dir)['layers']) - set(before)
+    assert all(x['kl'] is None for x in decision['layers']
+               if x['name'] in gone)
+    (more, ) = decision['skipped']
+    assert more in before
+    state = torch.load(tmp_path / 'epoch_1.pth')['state_dict']
+    assert state['backbone.active'].sum() == len(before) - 1
 
 
 def test_resumes_from_the_latest_checkpoint(trained):

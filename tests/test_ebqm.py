@@ -66,6 +66,21 @@ def test_scale_does_not_matter(kl, shape, exponent):
                                                      0.25)).all()
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.integers(1, 184_000), min_size=1, max_size=40), shapes,
+    st.floats(0.05, 1), st.floats(1e-3, 1e3))
+def test_no_scale_matters(steps, shape, gamma, factor):
+    """Any factor, where no value lies on a threshold to within rounding."""
+    kl = np.array(steps) / 1e4
+    quantile = np.quantile(kl, gamma)
+    assume(not np.isclose(kl, quantile, rtol=1e-9).any() or gamma == 1)
+    mapped = beta_quantile_map(kl, gamma, *shape)
+    assume(not np.isclose(mapped, 0.25, atol=1e-9).any())
+    assert (ebqm(kl * factor, gamma, *shape, 0.25) == ebqm(
+        kl, gamma, *shape, 0.25)).all()
+
+
 @settings(max_examples=100, deadline=None)
 @given(kls, shapes, st.floats(0, 1))
 def test_smaller_kl_goes_first(kl, shape, mu):

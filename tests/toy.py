@@ -1,8 +1,9 @@
 """A small model and dataset, to try the hook in a real Runner."""
 import torch
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, MODELS
+from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
@@ -91,3 +92,41 @@ def toy_config(work_dir, max_epochs=3, windows=((1, 1), ), hooks=(),
 def toy_runner(work_dir, **kwargs) -> Runner:
     """The Runner of :func:`toy_config`."""
     return Runner.from_cfg(toy_config(work_dir, **kwargs))
+
+
+@METRICS.register_module(force=True)
+class ToyMetric(BaseMetric):
+    """The sum of all logits' squares: any change of the network shows."""
+
+    def process(self, data_batch, data_samples) -> None:
+        self.results += [logits.double().square().sum().item()
+                         for logits in data_samples]
+
+    def compute_metrics(self, results) -> dict:
+        return dict(energy=sum(results))
+
+
+def validation(interval: int = 1) -> dict:
+    """Overrides of :func:`toy_config` that validate with ToyMetric."""
+    loader = dict(
+        batch_size=4,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='default_collate'),
+        dataset=dict(type='ToyDataset'))
+    return dict(
+        val_dataloader=loader,
+        val_cfg=dict(),
+        val_evaluator=dict(type='ToyMetric'),
+        **{'train_cfg.val_interval': interval})
+
+
+@torch.no_grad()
+def energy(model) -> float:
+    """ToyMetric's value, computed by hand."""
+    model.eval()
+    images = ToyDataset().images
+    return ToyMetric().compute_metrics([
+        logits.double().square().sum().item()
+        for batch in images.split(4) for logits in model(batch)
+    ])['energy']

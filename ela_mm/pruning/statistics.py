@@ -37,11 +37,16 @@ class KLStatistics:
     def update(self, layer: str, prev: Tensor, curr: Tensor) -> None:
         """Add one iteration of one layer.
 
+        A forward pass that activation checkpointing repeats within the
+        backward pass shows the same samples again: it is left out.
+
         Args:
             layer (str): Name of the later layer, whose redundancy it is.
             prev (Tensor): (B, h, n), weights of its active predecessor.
             curr (Tensor): (B, h, m), its own weights.
         """
+        if _recomputing():
+            return
         kl = adjacent_kl(prev, curr).double()
         sums = torch.stack([kl, kl * kl, torch.ones_like(kl)]) * len(curr)
         if layer in self._sums:
@@ -120,6 +125,13 @@ class KLStatistics:
         self.reset()
         if not _distributed() or dist.get_rank() == 0:
             self._sums = {name: s.to(device) for name, s in state.items()}
+
+
+def _recomputing() -> bool:
+    """Whether a backward pass is running, where only a repetition runs."""
+    if torch.compiler.is_compiling():  # repeats in its graph, not in Python
+        return False
+    return torch._C._current_graph_task_id() != -1
 
 
 def _distributed() -> bool:

@@ -89,6 +89,10 @@ class AttentionStage(_Stage):
         self.visible = [True] * len(layers)
         self.observer: Optional[Observer] = None
 
+    def __getstate__(self) -> dict:
+        """What copies and files hold: not who observes this very model."""
+        return {**self.__dict__, 'observer': None}
+
     def forward(self, x: Tensor) -> Tensor:
         """Run the blocks and the active layers.
 
