@@ -7,7 +7,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, IterBasedTrainLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -186,6 +186,9 @@ class ELAPruneHook(Hook):
                           batch_idx: int,
                           data_batch=None) -> None:
         """Observe the attention weights of this step, if in a window."""
+        if batch_idx == 0 and self._worker_seeds is not None:
+            # A loader draws when it starts its workers, not in later epochs.
+            seed_all(runner.seed, EPOCH, runner.epoch)
         count = (runner.epoch if self.by_epoch else runner.iter) + 1
         measuring = window_of(self.windows, count) is not None
         if measuring:
@@ -250,7 +253,7 @@ class ELAPruneHook(Hook):
         active = [layer.name for layer in layers if layer.active]
         measured = self.statistics.reduce(active)
         self.statistics.reset()
-        skip, mapped, note = [], {}, self._why_not(runner, measured)
+        skip, mapped, note = [], {}, _why_not(runner.model, layers, measured)
         if note is None:
             skip, mapped, note = self._apply_criterion(measured)
         if skip:
@@ -272,7 +275,7 @@ class ELAPruneHook(Hook):
                     index=layer.index,
                     **_measured(measured.get(layer.name)),
                     mapped=mapped.get(layer.name),
-                    status=_status(layer, measured, skip)) for layer in layers
+                    status=_status(layer, layers, measured, skip)) for layer in layers
             ],
             skipped=skip,
             active=len(active) - len(skip),
@@ -286,22 +289,6 @@ class ELAPruneHook(Hook):
         self._steps_since_pruning = 0 if skip else None
         self._log(runner, decision)
         self._write_record(runner)
-
-    @staticmethod
-    def _why_not(runner, measured: dict) -> Optional[str]:
-        """Why nothing may be decided on what was measured, else None."""
-        if not measured:
-            return 'no iteration was measured in this window'
-        bad = [(name, kl) for name, kl in measured.items()
-               if kl.bad_iterations]
-        if bad:
-            return 'KL divergences are not finite: ' + ', '.join(
-                f'{name} in {kl.bad_iterations} of {kl.iterations} iterations'
-                for name, kl in bad)
-        for name, parameter in runner.model.named_parameters():
-            if not parameter.isfinite().all():
-                return f'training has diverged: {name} is not finite'
-        return None
 
     def _apply_criterion(
             self, measured: dict) -> Tuple[List[str], dict, Optional[str]]:
@@ -385,7 +372,9 @@ class ELAPruneHook(Hook):
             runner.logger.info(_pruned(decision) +
                                f': {", ".join(decision["skipped"])}')
         else:
-            runner.logger.warning(f'nothing pruned: {decision["note"]}')
+            # With the window in it: mmengine drops a warning that it repeats.
+            runner.logger.warning(f'nothing pruned on {unit} {first} to {last}: '
+                                  f'{decision["note"]}')
         scalars = {
             f'ela/kl/{layer["name"]}': layer['kl']
             for layer in decision['layers'] if layer['kl'] is not None
@@ -478,12 +467,9 @@ def _check_loader(runner) -> None:
 
 def _warn_of_repeated_iterations(runner) -> None:
     """Say so if mmengine cannot go on where the checkpoint was taken."""
-    if isinstance(runner.train_loop, IterBasedTrainLoop):
+    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
         return
-    try:
-        trained = runner.iter - runner.epoch * len(runner.train_dataloader)
-    except TypeError:
-        return
+    trained = runner.iter - runner.epoch * len(runner.train_dataloader)
     if trained:
         runner.logger.warning(
             f'the checkpoint was taken {trained} iterations into epoch '
@@ -501,14 +487,31 @@ def _saves_now(runner) -> bool:
         for hook in runner.hooks)
 
 
-def _status(layer, measured: dict, skip: List[str]) -> str:
+def _status(layer, layers: Sequence, measured: dict, skip: List[str]) -> str:
     if not layer.active:
         return 'skipped before'
     if layer.name in skip:
         return 'skipped'
     if layer.name in measured:
         return 'kept'
-    return 'kept (first of its stage)'
+    first = next(x for x in layers if x.active and x.stage == layer.stage)
+    return f'kept ({"first of its stage" if layer == first else "not measured"})'
+
+
+def _why_not(model: nn.Module, layers: Sequence, measured: dict) -> Optional[str]:
+    """Why nothing may be decided on what was measured, else None."""
+    stages = [layer.stage for layer in layers if layer.active]
+    if not measured and len(set(stages)) < len(stages):
+        return 'no iteration was measured in this window'
+    bad = [(name, kl) for name, kl in measured.items() if kl.bad_iterations]
+    if bad:
+        return 'KL divergences are not finite: ' + ', '.join(
+            f'{name} in {kl.bad_iterations} of {kl.iterations} iterations'
+            for name, kl in bad)
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f'the training has diverged: {name} is not finite'
+    return None
 
 
 def _measured(kl: Optional[LayerKL]) -> dict:

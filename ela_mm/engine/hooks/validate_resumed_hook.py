@@ -22,10 +22,13 @@ class ValidateResumedHook(Hook):
     def before_train(self, runner) -> None:
         """Validate where the train loop would have."""
         loop = runner.train_loop
-        done, last = ((runner.epoch, runner.max_epochs) if isinstance(
-            loop, EpochBasedTrainLoop) else (runner.iter, runner.max_iters))
-        if not runner._resume or not done or runner.val_loop is None:
+        if not runner._resume or runner.val_loop is None or not runner.iter:
             return
+        done, last = runner.iter, runner.max_iters
+        if isinstance(loop, EpochBasedTrainLoop):
+            if runner.iter != runner.epoch * len(loop.dataloader):
+                return  # saved within an epoch, where nothing is validated
+            done, last = runner.epoch, runner.max_epochs
         loop._decide_current_val_interval()
         if done >= loop.val_begin and (done % loop.val_interval == 0
                                        or done == last):
