@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from test_detector import small_config
 from toy import toy_config
 
 from ela_mm.engine.checkpoints import (
@@ -95,9 +96,10 @@ def metrics_of(work_dir) -> dict:
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
             scalars = json.loads(line)
-            if 'noisy/score' in scalars:
-                metrics.setdefault(scalars['step'], set()).add(
-                    scalars['noisy/score'])
+            for name in ('noisy/score', 'coco/bbox_mAP'):
+                if name in scalars:
+                    metrics.setdefault(scalars['step'], set()).add(
+                        scalars[name])
     return metrics
 
 
@@ -122,9 +124,10 @@ def assert_same_run(resumed, whole, last):
     a, b = (torch.load(folder / last, weights_only=True)
             for folder in (resumed, whole))
     assert not a['state_dict']['backbone.active'].all()
+    assert a.keys() == b.keys()
     for key in ('state_dict', 'ema_state_dict', 'optimizer',
                 'param_schedulers'):
-        assert_equal(a[key], b[key], key)
+        assert_equal(a.get(key), b.get(key), key)
     loss, losses = (x['message_hub']['log_scalars']['train/loss'].data[0]
                     for x in (a, b))
     assert loss.tolist() == losses.tolist()
@@ -134,7 +137,7 @@ def assert_same_run(resumed, whole, last):
             for name in TIMES:
                 decision.pop(name)
     assert records[0] == records[1] and records[0]['decisions']
-    assert metrics_of(resumed) == metrics_of(whole)
+    assert metrics_of(resumed) == metrics_of(whole) != {}
     assert all(len(values) == 1 for values in metrics_of(whole).values())
 
 
@@ -222,6 +225,23 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(epochs, train, tmp_path):
     assert train(config, run, '--resume') == 0
     assert resumed_from(run) == ['epoch_1.pth', 'epoch_1.pth']
     assert_same_run(run, whole, 'epoch_4.pth')
+
+
+@pytest.mark.slow
+def test_a_detector_samples_the_same_boxes(train, digits_root, tmp_path):
+    cfg = small_config(digits_root)
+    cfg.custom_imports.imports.append('noisy')
+    cfg.custom_hooks.append(dict(type='Fault'))
+    config = tmp_path / 'config.py'
+    cfg.dump(config)
+    assert train(config, tmp_path / 'whole') == 0
+    for fault in ('iteration:5', 'validation:3'):
+        assert train(config, tmp_path / 'run', '--resume',
+                     fault=fault) == KILLED
+    assert train(config, tmp_path / 'run', '--resume') == 0
+    assert resumed_from(tmp_path / 'run') == [None, 'epoch_1.pth',
+                                              'epoch_3.pth']
+    assert_same_run(tmp_path / 'run', tmp_path / 'whole', 'epoch_3.pth')
 
 
 # --- iterations --------------------------------------------------------------
