@@ -38,6 +38,20 @@ def is_intact(path: str) -> bool:
         return False
 
 
+def is_within_epoch(checkpoint: dict) -> bool:
+    """Whether an epoch-based run saved it before the end of an epoch.
+
+    Args:
+        checkpoint (dict): mmengine's. Its ``meta`` counts finished epochs, its
+            message hub knows the one that was running, both from 0.
+
+    Returns:
+        bool: True if mmengine will start that epoch over.
+    """
+    hub = checkpoint.get('message_hub', {}).get('runtime_info', {})
+    return hub.get('epoch') == checkpoint['meta']['epoch']
+
+
 def latest_intact(work_dir: str) -> Tuple[Optional[str], List[str]]:
     """The checkpoint to go on from.
 

@@ -15,6 +15,7 @@ from ...errors import UsageError
 from ...models.backbones.ela_resnet import SKIP_MODES, LayerAttentionMixin
 from ...pruning import KLStatistics, LayerKL
 from ...visualization import prune_table
+from ..checkpoints import is_within_epoch
 from ..criteria import build_criterion
 from ..randomness import (
     EPOCH,
@@ -121,6 +122,14 @@ class ELAPruneHook(Hook):
         """Keep the state for before_train; the weights are not loaded yet."""
         if runner._resume:
             self._resumed_state = checkpoint.get(STATE_KEY, {})
+            if isinstance(runner.train_loop,
+                          EpochBasedTrainLoop) and is_within_epoch(checkpoint):
+                runner.logger.warning(
+                    'the checkpoint was taken within epoch '
+                    f'{checkpoint["meta"]["epoch"] + 1}, which mmengine starts '
+                    'over: this run will differ from one without an '
+                    'interruption. Save checkpoints by epoch, or train with '
+                    'an IterBasedTrainLoop')
 
     def before_train(self, runner) -> None:
         """Take up the state of a resumed run; the weights are loaded now."""
@@ -133,7 +142,6 @@ class ELAPruneHook(Hook):
                 self._steps_since_pruning = 0
         if state is not None:
             self._warn_of_missed_windows(runner)
-            _warn_of_repeated_iterations(runner)
         # Decided at the first train(); a resumed run keeps its decision.
         self.backbone.fresh_norms = state['fresh_norms'] if state else None
         inert = self.backbone.inert_layers
@@ -463,19 +471,6 @@ def _check_loader(runner) -> None:
         f'the training data loader yields no batch ({samples} samples, batches '
         f'of {loader.batch_size}, drop_last={loader.drop_last}): nothing will '
         'be trained, measured or pruned')
-
-
-def _warn_of_repeated_iterations(runner) -> None:
-    """Say so if mmengine cannot go on where the checkpoint was taken."""
-    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
-        return
-    trained = runner.iter - runner.epoch * len(runner.train_dataloader)
-    if trained:
-        runner.logger.warning(
-            f'the checkpoint was taken {trained} iterations into epoch '
-            f'{runner.epoch + 1}, which mmengine starts over: this run will '
-            'differ from one without an interruption. Save checkpoints by '
-            'epoch, or train with an IterBasedTrainLoop')
 
 
 def _saves_now(runner) -> bool:

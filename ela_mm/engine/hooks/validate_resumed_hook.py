@@ -3,6 +3,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
+from ..checkpoints import is_within_epoch
+
 
 @HOOKS.register_module()
 class ValidateResumedHook(Hook):
@@ -18,6 +20,11 @@ class ValidateResumedHook(Hook):
 
     # After all hooks have prepared for training.
     priority = 'LOWEST'
+    within_epoch = False
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """See whether it was saved at the end of an epoch."""
+        self.within_epoch = is_within_epoch(checkpoint)
 
     def before_train(self, runner) -> None:
         """Validate where the train loop would have."""
@@ -26,8 +33,8 @@ class ValidateResumedHook(Hook):
             return
         done, last = runner.iter, runner.max_iters
         if isinstance(loop, EpochBasedTrainLoop):
-            if runner.iter != runner.epoch * len(loop.dataloader):
-                return  # saved within an epoch, where nothing is validated
+            if self.within_epoch:
+                return
             done, last = runner.epoch, runner.max_epochs
         loop._decide_current_val_interval()
         if done >= loop.val_begin and (done % loop.val_interval == 0
