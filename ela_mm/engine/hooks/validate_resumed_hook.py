@@ -24,7 +24,7 @@ class ValidateResumedHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """See whether it was saved at the end of an epoch."""
-        self.within_epoch = is_within_epoch(checkpoint)
+        self.within_epoch = runner._resume and is_within_epoch(checkpoint)
 
     def before_train(self, runner) -> None:
         """Validate where the train loop would have."""
