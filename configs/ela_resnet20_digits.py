@@ -23,7 +23,7 @@ train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = dict(milestones=[7, 9])
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=1, max_keep_ckpts=1, save_best=None))
+    checkpoint=dict(interval=1, max_keep_ckpts=2, save_best=None))
 custom_hooks = [
     dict(
         type='ELAPruneHook',

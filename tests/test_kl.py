@@ -89,3 +89,66 @@ def test_statistics_go_on_from_their_state():
 def test_layers_that_nobody_measured_are_left_out():
     assert KLStatistics().reduce(['layer1.0', 'layer1.1']) == {}
     assert KLStatistics().reduce([]) == {}
+
+
+# --- single iterations -------------------------------------------------------
+
+
+def measured(statistics):
+    return statistics.reduce(['layer1.1'])['layer1.1']
+
+
+def test_single_iterations_are_kept_in_order():
+    statistics, expected = KLStatistics(), []
+    for batch in (4, 4, 2):
+        prev, curr = weights(batch, 2, 3), weights(batch, 2, 4)
+        statistics.update('layer1.1', prev, curr)
+        expected.append(adjacent_kl(prev, curr).item())
+    assert measured(statistics).series == pytest.approx(expected, rel=1e-12)
+    assert measured(statistics).iterations == 3
+    assert measured(statistics).bad_iterations == 0
+
+
+@pytest.mark.parametrize('iterations', [7, 8, 9, 15, 16, 17, 33, 100])
+def test_many_iterations_are_thinned_evenly(monkeypatch, iterations):
+    monkeypatch.setattr('ela_mm.pruning.statistics.ITERATIONS_KEPT', 8)
+    statistics, expected = KLStatistics(), []
+    for i in range(iterations):
+        if i == iterations // 2:  # an interruption changes nothing
+            state = statistics.state_dict()
+            statistics = KLStatistics()
+            statistics.load_state_dict(state, 'cpu')
+        prev, curr = weights(2, 2, 3), weights(2, 2, 4)
+        statistics.update('layer1.1', prev, curr)
+        expected.append(adjacent_kl(prev, curr).item())
+    stride = 1
+    while iterations > 8 * stride:
+        stride *= 2
+    kl = measured(statistics)
+    assert kl.series == pytest.approx(expected[::stride], rel=1e-12)
+    assert len(kl.series) <= 8 and kl.iterations == iterations
+    assert kl.mean == pytest.approx(np.mean(expected))  # of all of them
+
+
+def test_bad_iterations_are_counted():
+    statistics = KLStatistics()
+    for i in range(4):
+        curr = weights(2, 2, 4)
+        if i == 2:
+            curr[1, 0, 0] = float('nan')
+        statistics.update('layer1.1', weights(2, 2, 3), curr)
+    kl = measured(statistics)
+    assert (kl.iterations, kl.bad_iterations, kl.samples) == (4, 1, 8)
+    assert np.isnan(kl.mean) and np.isnan(kl.std)
+    assert np.isnan(kl.series).tolist() == [False, False, True, False]
+
+
+def test_sums_of_older_checkpoints_are_taken_up():
+    statistics = KLStatistics()
+    statistics.load_state_dict(
+        {'layer1.1': torch.tensor([6., 12., 4.], dtype=torch.float64)}, 'cpu')
+    kl = measured(statistics)
+    assert (kl.mean, kl.samples, kl.bad_iterations) == (1.5, 4, 0)
+    statistics.update('layer1.1', weights(2, 2, 3), weights(2, 2, 4))
+    assert measured(statistics).samples == 6
+    assert len(measured(statistics).series) == 1

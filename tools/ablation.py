@@ -19,9 +19,9 @@ import sys
 from typing import List, Optional
 
 from mmengine.config import Config
-from mmengine.runner import find_latest_checkpoint
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.engine.checkpoints import resume_latest
 from ela_mm.engine.grid import Cell, apply_overrides, cells, read_grid
 from ela_mm.engine.launch import (
     UsageError,
@@ -74,8 +74,7 @@ def train_cell(folder: str) -> None:
     cfg.model.backbone.depth = cell.depth
     cfg.randomness = dict(seed=cell.seed)
     cfg.work_dir = folder
-    if find_latest_checkpoint(folder) is not None:
-        cfg.resume, cfg.load_from = True, None
+    resume_latest(cfg)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     runner = build_runner(cfg)
     runner.train()

@@ -8,6 +8,8 @@ import argparse
 import torch
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.engine import ValidateResumedHook
+from ela_mm.engine.checkpoints import resume_latest, warn_of_single_checkpoint
 from ela_mm.engine.launch import (
     UsageError,
     add_common_arguments,
@@ -27,8 +29,8 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from this checkpoint; without a value from the latest in '
-        'the work dir')
+        help='go on from this checkpoint; without a value from the latest '
+        'intact one in the work dir, or start if there is none')
     parser.add_argument(
         '--amp',
         action='store_true',
@@ -56,13 +58,18 @@ def main() -> None:
                 'size its learning rate is meant; set '
                 'auto_scale_lr=dict(base_batch_size=...) in it')
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-        check_checkpoint(cfg.load_from)
+    if args.resume == 'auto':
+        resume_latest(cfg)
+    elif args.resume is not None:
+        cfg.resume, cfg.load_from = True, args.resume
+    check_checkpoint(cfg.get('load_from'))
+    warn_of_single_checkpoint(cfg)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     set_up_distributed(cfg)
-    build_runner(cfg).train()
+    runner = build_runner(cfg)
+    if args.resume is not None:
+        runner.register_hook(ValidateResumedHook())
+    runner.train()
 
 
 if __name__ == '__main__':

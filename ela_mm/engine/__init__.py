@@ -1,3 +1,3 @@
-from .hooks import ELAPruneHook
+from .hooks import ELAPruneHook, ValidateResumedHook
 
-__all__ = ['ELAPruneHook']
+__all__ = ['ELAPruneHook', 'ValidateResumedHook']

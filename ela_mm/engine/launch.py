@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from ..errors import UsageError
+from .checkpoints import is_intact
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,9 +165,15 @@ def _brings_its_data(dataset: dict) -> bool:
 
 
 def check_checkpoint(path: Optional[str]) -> None:
-    """Raise a UsageError if a local checkpoint does not exist."""
-    if path is not None and '://' not in path and not osp.isfile(path):
+    """Raise a UsageError if a local checkpoint is missing or damaged."""
+    if path is None or '://' in path:
+        return
+    if not osp.isfile(path):
         raise UsageError(f'checkpoint {path!r} does not exist')
+    if not is_intact(path):
+        raise UsageError(
+            f'checkpoint {path!r} is damaged, probably cut off while it was '
+            'written: expected a whole one, such as the one before it')
 
 
 def set_up_distributed(cfg: Config) -> None:

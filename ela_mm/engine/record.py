@@ -2,6 +2,7 @@
 import json
 import os
 import os.path as osp
+import re
 import tempfile
 
 FILE_NAME = 'ela_decisions.json'
@@ -13,10 +14,14 @@ def write_whole(text: str, path: str) -> None:
     folder = osp.dirname(path)
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, suffix='.tmp')
-    with os.fdopen(handle, 'w') as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)  # mkstemp keeps it to its owner
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, 'w') as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)  # mkstemp keeps it to its owner
+        os.replace(temporary, path)
+    except OSError:  # such as a full disk
+        os.remove(temporary)
+        raise
 
 
 def write_record(record: dict, folder: str) -> None:
@@ -27,6 +32,9 @@ def write_record(record: dict, folder: str) -> None:
         folder (str): The run's work dir.
     """
     text = json.dumps(record, indent=1, allow_nan=False)
+    # Lists of numbers on one line each. Strings hold no line breaks in JSON.
+    text = re.sub(r'\[\n[-+.,\s\w]*?\]',
+                  lambda numbers: ' '.join(numbers[0].split()), text)
     write_whole(text, osp.join(folder, FILE_NAME))
 
 

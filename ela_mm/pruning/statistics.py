@@ -1,5 +1,5 @@
 """Averages a window's KL divergences over samples, iterations and ranks."""
-from typing import Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
 import torch.distributed as dist
@@ -7,18 +7,114 @@ from torch import Tensor
 
 from .kl import adjacent_kl
 
+# Iterations of a window whose single values are kept; even.
+ITERATIONS_KEPT = 1000
+
 
 class LayerKL(NamedTuple):
     """The redundancy of one layer over a window.
 
     Attributes:
-        mean (float): KL divergence in nats, over all samples and heads.
+        mean (float): KL divergence in nats, over all samples and heads; NaN
+            or infinite if it was so in any iteration.
         std (float): Standard deviation in nats between iterations.
         samples (int): Samples of all ranks that it rests on.
+        iterations (int): Iterations that it rests on, every rank's counted.
+        bad_iterations (int): Those of them whose value was not finite.
+        series (List[float]): Mean over ranks in single iterations, in order:
+            all of them, or from 1,000 on every second, fourth, ... so that at
+            most 1,000 remain.
     """
     mean: float
     std: float
     samples: int
+    iterations: int
+    bad_iterations: int
+    series: List[float]
+
+
+class _Layer:
+    """What is known of one layer, on its weights' device.
+
+    Attributes:
+        sums (Tensor): (3, ) float64, sums over iterations of b * kl and
+            b * kl^2, where b is the batch size, and of 1 where kl is not
+            finite. Left on the device, no step waits for the GPU.
+        samples (int): Sum of b.
+        iterations (int): Summed over ranks wherever ``sums`` is.
+        seen (int): Iterations of this rank, the same on all of them.
+        values (Tensor): (ITERATIONS_KEPT, ) float64, b * kl of every
+            ``stride``-th iteration.
+        batches (List[int]): b of the same.
+    """
+
+    def __init__(self, device, state: Optional[Dict[str, Any]] = None) -> None:
+        state = state or dict()
+        self.sums = state.get('sums', torch.zeros(3)).to(device, torch.float64)
+        self.samples = state.get('samples', 0)
+        self.iterations = state.get('iterations', 0)
+        self.seen = state.get('seen', 0)
+        kept = state.get('values', torch.zeros(0))
+        self.values = torch.zeros(
+            ITERATIONS_KEPT, dtype=torch.float64, device=device)
+        self.values[:len(kept)] = kept.to(device)
+        self.batches = list(state.get('batches', []))
+
+    @property
+    def stride(self) -> int:
+        stride = 1
+        while self.seen > stride * ITERATIONS_KEPT:
+            stride *= 2
+        return stride
+
+    def add(self, kl: Tensor, batch: int) -> None:
+        weighted = kl * batch
+        bad = (~kl.isfinite()).to(kl.dtype)
+        self.sums += torch.stack([weighted, weighted * kl, bad])
+        self.samples += batch
+        self.iterations += 1
+        position, left_out = divmod(self.seen, self.stride)
+        self.seen += 1
+        if left_out:
+            return
+        if position == ITERATIONS_KEPT:  # full: every other one goes
+            position //= 2
+            self.values[:position] = self.values[::2].clone()
+            self.batches = self.batches[::2]
+        self.values[position] = weighted
+        self.batches.append(batch)
+
+    def forget_values(self) -> None:
+        """Keep the place in the series alone: the first rank has the rest."""
+        self.sums = torch.zeros_like(self.sums)
+        self.values = torch.zeros_like(self.values)
+        self.batches = [0] * len(self.batches)
+        self.samples = self.iterations = 0
+
+    def to_row(self) -> Tensor:
+        """All numbers but ``seen`` as (5 + 2 * ITERATIONS_KEPT, ) float64."""
+        batches = torch.zeros(ITERATIONS_KEPT, dtype=torch.float64)
+        batches[:len(self.batches)] = torch.tensor(
+            self.batches, dtype=torch.float64)
+        counts = self.sums.new_tensor([self.samples, self.iterations])
+        return torch.cat(
+            [self.sums, counts, self.values,
+             batches.to(self.sums.device)])
+
+    def from_row(self, row: Tensor) -> None:
+        self.sums, counts, self.values, batches = row.split(
+            [3, 2, ITERATIONS_KEPT, ITERATIONS_KEPT])
+        self.samples, self.iterations = (int(n) for n in counts.tolist())
+        self.batches = [int(n) for n in batches[:len(self.batches)].tolist()]
+
+    def state_dict(self) -> Dict[str, Any]:
+        return dict(
+            sums=self.sums.cpu().clone(),
+            samples=self.samples,
+            iterations=self.iterations,
+            seen=self.seen,
+            values=self.values[:len(self.batches)].cpu().clone(),
+            batches=list(self.batches))
 
 
 class KLStatistics:
@@ -30,9 +126,7 @@ class KLStatistics:
     """
 
     def __init__(self) -> None:
-        # Per layer, on the weights' device: sum of b * kl, of b * kl^2 and of
-        # b, where b is the batch size. Left there, no step waits for the GPU.
-        self._sums: Dict[str, Tensor] = {}
+        self._layers: Dict[str, _Layer] = {}
 
     def update(self, layer: str, prev: Tensor, curr: Tensor) -> None:
         """Add one iteration of one layer.
@@ -47,24 +141,23 @@ class KLStatistics:
         """
         if _recomputing():
             return
-        kl = adjacent_kl(prev, curr).double()
-        sums = torch.stack([kl, kl * kl, torch.ones_like(kl)]) * len(curr)
-        if layer in self._sums:
-            self._sums[layer] += sums
-        else:
-            self._sums[layer] = sums
+        if layer not in self._layers:
+            self._layers[layer] = _Layer(curr.device)
+        self._layers[layer].add(adjacent_kl(prev, curr).double(), len(curr))
 
     def _total(self, layers: List[str]) -> Tensor:
-        """Sums over all ranks, (L, 3), the same bits on each of them."""
-        device = next((s.device for s in self._sums.values()), 'cpu')
-        empty = torch.zeros(3, dtype=torch.float64, device=device)
-        sums = torch.stack([self._sums.get(name, empty) for name in layers])
+        """Rows of all layers, summed over ranks: the same bits on each."""
+        device = next((x.sums.device for x in self._layers.values()), 'cpu')
+        rows = torch.stack([
+            (self._layers.get(name) or _Layer(device)).to_row()
+            for name in layers
+        ])
         if _distributed():
             if dist.get_backend() == 'nccl':
-                sums = sums.cuda()
-            dist.all_reduce(sums)
-            dist.broadcast(sums, src=0)
-        return sums
+                rows = rows.cuda()
+            dist.all_reduce(rows)
+            dist.broadcast(rows, src=0)
+        return rows
 
     def reduce(self, layers: List[str]) -> Dict[str, LayerKL]:
         """Average over what was added, on all ranks alike.
@@ -80,12 +173,16 @@ class KLStatistics:
         if not layers:
             return {}
         statistics = {}
-        totals = self._total(layers).tolist()
-        for name, (total, squares, samples) in zip(layers, totals):
-            if samples:
-                mean = total / samples
-                variance = max(squares / samples - mean * mean, 0.)
-                statistics[name] = LayerKL(mean, variance**0.5, int(samples))
+        for name, row in zip(layers, self._total(layers).tolist()):
+            total, squares, bad, samples, iterations = row[:5]
+            if not samples:
+                continue
+            mean = total / samples
+            variance = max(squares / samples - mean * mean, 0.)
+            values, batches = row[5:5 + ITERATIONS_KEPT], row[-ITERATIONS_KEPT:]
+            statistics[name] = LayerKL(
+                mean, variance**0.5, int(samples), int(iterations), int(bad),
+                [v / batch for v, batch in zip(values, batches) if batch])
         return statistics
 
     def gather(self, layers: List[str]) -> None:
@@ -100,31 +197,42 @@ class KLStatistics:
         """
         if not layers or not _distributed():
             return
-        totals = self._total(layers)
-        self.reset()
-        if dist.get_rank() == 0:
-            self._sums = {name: sums for name, sums in zip(layers, totals)
-                          if sums[2]}
+        for name, row in zip(layers, self._total(layers)):
+            if name not in self._layers:
+                continue
+            if dist.get_rank() == 0:
+                self._layers[name].from_row(row)
+            else:
+                self._layers[name].forget_values()
 
     def reset(self) -> None:
         """Forget everything, for the next window."""
-        self._sums.clear()
+        self._layers.clear()
 
-    def state_dict(self) -> Dict[str, Tensor]:
-        """The sums per layer, (3, ) float64 on the CPU."""
-        return {name: sums.cpu() for name, sums in self._sums.items()}
+    def state_dict(self) -> Dict[str, Dict[str, Any]]:
+        """Per layer, numbers, lists and tensors on the CPU."""
+        return {
+            name: layer.state_dict()
+            for name, layer in self._layers.items()
+        }
 
-    def load_state_dict(self, state: Dict[str, Tensor], device) -> None:
+    def load_state_dict(self, state: Dict[str, Any], device) -> None:
         """Go on from what :meth:`state_dict` returned on the first rank.
 
         Args:
-            state (Dict[str, Tensor]): Taken up by the first rank alone, since
-                it holds what :meth:`gather` moved there.
+            state (Dict[str, Any]): The first rank takes all of it up, since it
+                holds what :meth:`gather` moved there.
             device (torch.device): Where the weights are.
         """
         self.reset()
-        if not _distributed() or dist.get_rank() == 0:
-            self._sums = {name: s.to(device) for name, s in state.items()}
+        for name, layer in state.items():
+            if isinstance(layer, Tensor):  # sums alone, as once was saved
+                layer = dict(
+                    sums=layer * layer.new_tensor([1., 1., 0.]),
+                    samples=int(layer[2]))
+            self._layers[name] = _Layer(device, layer)
+            if _distributed() and dist.get_rank() != 0:
+                self._layers[name].forget_values()
 
 
 def _recomputing() -> bool:

@@ -1,3 +1,4 @@
 from .ela_prune_hook import ELAPruneHook
+from .validate_resumed_hook import ValidateResumedHook
 
-__all__ = ['ELAPruneHook']
+__all__ = ['ELAPruneHook', 'ValidateResumedHook']

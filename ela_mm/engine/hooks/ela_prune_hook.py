@@ -7,15 +7,24 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, IterBasedTrainLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...errors import UsageError
 from ...models.backbones.ela_resnet import SKIP_MODES, LayerAttentionMixin
-from ...pruning import KLStatistics
+from ...pruning import KLStatistics, LayerKL
 from ...visualization import prune_table
+from ..checkpoints import is_within_epoch
 from ..criteria import build_criterion
+from ..randomness import (
+    EPOCH,
+    VALIDATION,
+    SeededBatches,
+    WorkerSeeds,
+    seed_all,
+    seed_workers,
+)
 from ..record import FORMAT, write_record
 from ..step_timer import StepTimer
 from ..windows import Window, check_windows, window_of
@@ -81,6 +90,9 @@ class ELAPruneHook(Hook):
         self._timing_steps = timing_steps
         self._steps_since_pruning: Optional[int] = None  # None: not timing
         self._resumed_state: Optional[dict] = None
+        self._worker_seeds: Optional[WorkerSeeds] = None
+        # At the start of the epoch that is running, if windows count epochs.
+        self._statistics_before: Optional[dict] = None
 
     # --- before training -----------------------------------------------------
 
@@ -94,6 +106,7 @@ class ELAPruneHook(Hook):
                 f'ELAPruneHook cannot prune inside {type(runner.model).__name__}'
                 ': expected no model wrapper or MMDistributedDataParallel')
         self.backbone = find_backbone(runner.model)
+        _check_loader(runner)
         if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
             raise UsageError(
                 f'windows={self.windows} count epochs, but the train loop is '
@@ -109,6 +122,14 @@ class ELAPruneHook(Hook):
         """Keep the state for before_train; the weights are not loaded yet."""
         if runner._resume:
             self._resumed_state = checkpoint.get(STATE_KEY, {})
+            if isinstance(runner.train_loop,
+                          EpochBasedTrainLoop) and is_within_epoch(checkpoint):
+                runner.logger.warning(
+                    'the checkpoint was taken within epoch '
+                    f'{checkpoint["meta"]["epoch"] + 1}, which mmengine starts '
+                    'over: this run will differ from one without an '
+                    'interruption. Save checkpoints by epoch, or train with '
+                    'an IterBasedTrainLoop')
 
     def before_train(self, runner) -> None:
         """Take up the state of a resumed run; the weights are loaded now."""
@@ -133,6 +154,12 @@ class ELAPruneHook(Hook):
         if any(not layer.active for layer in self.backbone.attention_layers):
             self._rewrap(runner)  # the mask came after the model was wrapped
         self._write_record(runner)
+        loop = runner.train_loop
+        if not isinstance(loop, IterBasedTrainLoop):
+            self._worker_seeds = seed_workers(loop.dataloader, runner.seed)
+        elif not isinstance(loop.dataloader_iterator, SeededBatches):
+            loop.dataloader_iterator = SeededBatches(loop.dataloader_iterator,
+                                                     runner.seed)
 
     def _warn_of_missed_windows(self, runner) -> None:
         done = runner.epoch if self.by_epoch else runner.iter
@@ -143,6 +170,23 @@ class ELAPruneHook(Hook):
                     f'window {window} ended before this run was resumed at '
                     f'{done} and was not decided then: it is left out')
 
+    # --- the same random numbers with and without an interruption ------------
+
+    def before_train_epoch(self, runner) -> None:
+        """Seed the epoch; keep the statistics that it starts with."""
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            return  # seeded batch by batch
+        seed_all(runner.seed, EPOCH, runner.epoch)
+        if self._worker_seeds is not None:
+            self._worker_seeds.epoch.fill_(runner.epoch)
+        if self.by_epoch:
+            self._statistics_before = self.statistics.state_dict()
+
+    def before_val(self, runner) -> None:
+        """Seed a validation during training, which may be repeated."""
+        if self.backbone is not None:
+            seed_all(runner.seed, VALIDATION, runner.iter)
+
     # --- within a window -----------------------------------------------------
 
     def before_train_iter(self,
@@ -150,6 +194,9 @@ class ELAPruneHook(Hook):
                           batch_idx: int,
                           data_batch=None) -> None:
         """Observe the attention weights of this step, if in a window."""
+        if batch_idx == 0 and self._worker_seeds is not None:
+            # A loader draws when it starts its workers, not in later epochs.
+            seed_all(runner.seed, EPOCH, runner.epoch)
         count = (runner.epoch if self.by_epoch else runner.iter) + 1
         measuring = window_of(self.windows, count) is not None
         if measuring:
@@ -185,6 +232,7 @@ class ELAPruneHook(Hook):
         self._report_gain(runner)  # with the steps that the epoch had
         if self.by_epoch:
             self._decide_if_over(runner, runner.epoch + 1)
+        self._statistics_before = None
         self._gather()
 
     def _starts(self, count: int, batch_idx: int) -> bool:
@@ -213,7 +261,9 @@ class ELAPruneHook(Hook):
         active = [layer.name for layer in layers if layer.active]
         measured = self.statistics.reduce(active)
         self.statistics.reset()
-        skip, mapped, note = self._apply_criterion(measured)
+        skip, mapped, note = [], {}, _why_not(runner.model, layers, measured)
+        if note is None:
+            skip, mapped, note = self._apply_criterion(measured)
         if skip:
             self._skip(runner, skip, self.skip)
             self._rewrap(runner)
@@ -222,6 +272,8 @@ class ELAPruneHook(Hook):
             epoch=runner.epoch + 1,
             iter=runner.iter + (not self.by_epoch),
             samples=max((kl.samples for kl in measured.values()), default=0),
+            iterations=max((kl.iterations for kl in measured.values()),
+                           default=0),
             criterion=self.criterion.config,
             skip=self.skip,
             layers=[
@@ -229,12 +281,9 @@ class ELAPruneHook(Hook):
                     name=layer.name,
                     stage=layer.stage,
                     index=layer.index,
-                    kl=_finite(measured[layer.name].mean)
-                    if layer.name in measured else None,
-                    kl_std=_finite(measured[layer.name].std)
-                    if layer.name in measured else None,
+                    **_measured(measured.get(layer.name)),
                     mapped=mapped.get(layer.name),
-                    status=_status(layer, measured, skip)) for layer in layers
+                    status=_status(layer, layers, measured, skip)) for layer in layers
             ],
             skipped=skip,
             active=len(active) - len(skip),
@@ -331,7 +380,9 @@ class ELAPruneHook(Hook):
             runner.logger.info(_pruned(decision) +
                                f': {", ".join(decision["skipped"])}')
         else:
-            runner.logger.warning(f'nothing pruned: {decision["note"]}')
+            # With the window in it: mmengine drops a warning that it repeats.
+            runner.logger.warning(f'nothing pruned on {unit} {first} to {last}: '
+                                  f'{decision["note"]}')
         scalars = {
             f'ela/kl/{layer["name"]}': layer['kl']
             for layer in decision['layers'] if layer['kl'] is not None
@@ -352,15 +403,24 @@ class ELAPruneHook(Hook):
             layers=[layer.name for layer in layers],
             active=[layer.name for layer in layers if layer.active],
             decisions=self.decisions)
-        write_record(record, runner.work_dir)
+        try:
+            write_record(record, runner.work_dir)
+        except OSError as error:  # the checkpoints hold all of it, too
+            runner.logger.warning(
+                f'the decisions record was not written: {error}')
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Add what a resumed run needs: statistics, decisions, norms."""
         if self.backbone is None:
             return  # saved without training
         fresh = self.backbone.fresh_norms
+        statistics = self._statistics_before
+        if statistics is None:
+            statistics = self.statistics.state_dict()
+        # Else mmengine will start this epoch over: what it has measured so
+        # far is going to be measured again.
         checkpoint[STATE_KEY] = dict(
-            statistics=self.statistics.state_dict(),
+            statistics=statistics,
             decisions=self.decisions,
             fresh_norms=None if fresh is None else sorted(fresh))
 
@@ -393,22 +453,71 @@ def find_backbone(model: nn.Module) -> LayerAttentionMixin:
     return next(iter(found.values()))
 
 
+def _check_loader(runner) -> None:
+    """See whether there is anything to train on."""
+    loader = runner.train_dataloader
+    try:
+        samples, batches = len(loader.dataset), len(loader)
+    except TypeError:  # an iterable dataset need not know
+        return
+    if batches:
+        return
+    if not samples or isinstance(runner.train_loop, IterBasedTrainLoop):
+        raise UsageError(
+            f'the training data loader yields no batch ({samples} samples): '
+            'expected at least one; see dataset, batch_size and drop_last of '
+            'train_dataloader')
+    runner.logger.warning(
+        f'the training data loader yields no batch ({samples} samples, batches '
+        f'of {loader.batch_size}, drop_last={loader.drop_last}): nothing will '
+        'be trained, measured or pruned')
+
+
 def _saves_now(runner) -> bool:
     """Whether a checkpoint follows this iteration."""
     return any(
-        isinstance(hook, CheckpointHook) and not hook.by_epoch
-        and hook.every_n_train_iters(runner, hook.interval)
+        isinstance(hook, CheckpointHook) and not hook.by_epoch and
+        (hook.every_n_train_iters(runner, hook.interval, hook.save_begin) or
+         (hook.save_last and hook.is_last_train_iter(runner)))
         for hook in runner.hooks)
 
 
-def _status(layer, measured: dict, skip: List[str]) -> str:
+def _status(layer, layers: Sequence, measured: dict, skip: List[str]) -> str:
     if not layer.active:
         return 'skipped before'
     if layer.name in skip:
         return 'skipped'
     if layer.name in measured:
         return 'kept'
-    return 'kept (first of its stage)'
+    first = next(x for x in layers if x.active and x.stage == layer.stage)
+    return f'kept ({"first of its stage" if layer == first else "not measured"})'
+
+
+def _why_not(model: nn.Module, layers: Sequence, measured: dict) -> Optional[str]:
+    """Why nothing may be decided on what was measured, else None."""
+    stages = [layer.stage for layer in layers if layer.active]
+    if not measured and len(set(stages)) < len(stages):
+        return 'no iteration was measured in this window'
+    bad = [(name, kl) for name, kl in measured.items() if kl.bad_iterations]
+    if bad:
+        return 'KL divergences are not finite: ' + ', '.join(
+            f'{name} in {kl.bad_iterations} of {kl.iterations} iterations'
+            for name, kl in bad)
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f'the training has diverged: {name} is not finite'
+    return None
+
+
+def _measured(kl: Optional[LayerKL]) -> dict:
+    """What the record says of a layer's statistics."""
+    if kl is None:
+        return dict(kl=None, kl_std=None, bad_iterations=0, kl_iterations=[])
+    return dict(
+        kl=_finite(kl.mean),
+        kl_std=_finite(kl.std),
+        bad_iterations=kl.bad_iterations,
+        kl_iterations=[_finite(float(f'{value:.6g}')) for value in kl.series])
 
 
 def _finite(value: float) -> Optional[float]:

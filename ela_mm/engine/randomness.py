@@ -1,0 +1,125 @@
+"""Random numbers that depend on the seed and the step alone.
+
+mmengine seeds once, when a run starts, and a resumed run starts again: from
+then on stochastic depth, dropout, samplers of boxes and augmentation differ
+from those of the run that was never interrupted. Here every epoch (of an
+epoch-based loop) or batch (of an iteration-based one) starts from seeds made
+of the run's seed and its own number. That needs nothing in the checkpoint and
+no communication, whatever the number of ranks; and it does not matter what a
+validation, which a resumed run may not repeat, has drawn in between. A
+generator's saved state would have to be collected from every rank at each
+checkpoint, would not fit another number of ranks, and those of persistent
+workers cannot be reached at all.
+"""
+import random
+from typing import Any, Callable, Iterator, List, Optional
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from torch.utils.data import DataLoader, get_worker_info
+
+# What the seeds are for; no two purposes share a stream.
+EPOCH, BATCH, VALIDATION, WORKER = range(4)
+
+
+def seed_all(seed: int, *purpose: int) -> None:
+    """Seed python, numpy and torch (all devices).
+
+    Args:
+        seed (int): The run's seed, as mmengine gave it to this rank: equal on
+            all ranks unless ``randomness=dict(diff_rank_seed=True)``.
+        purpose (int): Numbers >= 0 that tell this stream from all others.
+    """
+    sequence = np.random.SeedSequence([seed, *purpose])
+    first, second, third = sequence.generate_state(3).tolist()
+    random.seed(first)
+    np.random.seed(second)
+    torch.manual_seed(third)
+
+
+class SeededBatches:
+    """Seeds before each batch of an iteration-based loop.
+
+    It stands in for the loop's iterator, because no hook runs between the
+    batches that mmengine skips when it resumes and the first that it trains:
+    transforms that run in this process (``num_workers=0``) draw there.
+
+    Args:
+        batches (Iterator): mmengine's endless iterator, none taken yet.
+        seed (int): The run's.
+    """
+
+    def __init__(self, batches: Iterator, seed: int) -> None:
+        self.batches = batches
+        self.seed = seed
+        self.taken = 0
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self) -> Any:
+        seed_all(self.seed, BATCH, self.taken)
+        self.taken += 1
+        return next(self.batches)
+
+
+class WorkerSeeds:
+    """Seeds the persistent workers of a data loader anew in each epoch.
+
+    Other workers start with each epoch, and mmengine seeds them alike each
+    time. Persistent ones go on with their generators, which ended with the
+    process that was interrupted. It stands in for ``worker_init_fn``.
+
+    Args:
+        seed (int): The run's.
+        rank (int): Of this process: as in mmengine, ranks differ.
+        init_fn (Callable, optional): The loader's own; called first.
+    """
+
+    def __init__(self, seed: int, rank: int,
+                 init_fn: Optional[Callable[[int], None]]) -> None:
+        self.seed = seed
+        self.rank = rank
+        self.init_fn = init_fn
+        # Written here, read by the workers.
+        self.epoch = torch.zeros(1, dtype=torch.long).share_memory_()
+
+    def __call__(self, worker: int) -> None:
+        """Prepare the worker's own copy of the dataset."""
+        if self.init_fn is not None:
+            self.init_fn(worker)
+        dataset = get_worker_info().dataset
+        fetch = getattr(dataset, '__getitems__', None)
+        seeded = -1
+
+        def fetch_seeded(indices: List[int]) -> List[Any]:
+            nonlocal seeded
+            epoch = int(self.epoch)
+            if epoch != seeded:
+                seed_all(self.seed, WORKER, epoch, self.rank, worker)
+                seeded = epoch
+            return fetch(indices) if fetch else [dataset[i] for i in indices]
+
+        # torch asks for whole batches through it: no other code of a worker
+        # runs between two epochs.
+        dataset.__getitems__ = fetch_seeded
+
+
+def seed_workers(loader: DataLoader, seed: int) -> Optional[WorkerSeeds]:
+    """Let a loader's persistent workers depend on the seed and the epoch.
+
+    Args:
+        loader (DataLoader): Changed in place; its workers must not run yet.
+        seed (int): The run's.
+
+    Returns:
+        WorkerSeeds | None: Its ``epoch`` is to be set before each epoch; None
+        where no workers persist.
+    """
+    if not loader.persistent_workers:
+        return None
+    if not isinstance(loader.worker_init_fn, WorkerSeeds):
+        loader.worker_init_fn = WorkerSeeds(seed, get_rank(),
+                                            loader.worker_init_fn)
+    return loader.worker_init_fn
