@@ -103,16 +103,27 @@ class AttentionStage(_Stage):
             Tensor: (B, C, H, W).
         """
         memory = LayerMemory(capacity=sum(self.visible))
+        neighbours = []
         for i, block in enumerate(self):
             x = block(x)  # (B, C, H, W)
             if self.active[i]:
                 previous = memory.weights  # (B, h, n)
                 x = x + self.attention[i](x, memory)  # (B, C, H, W)
                 if self.observer is not None and previous is not None:
-                    self.observer(f'{self.name}.{i}', previous, memory.weights)
+                    neighbours.append(
+                        (f'{self.name}.{i}', previous, memory.weights))
             elif self.visible[i]:
                 self.attention[i].remember(x, memory)
+        if neighbours:
+            _show(self.observer, neighbours)
         return x
+
+
+# Observers count in Python. Compiled, that would be another graph every step.
+@torch.compiler.disable
+def _show(observer: Observer, neighbours: List[tuple]) -> None:
+    for name, previous, weights in neighbours:
+        observer(name, previous, weights)
 
 
 class LightAttentionStage(_Stage):
