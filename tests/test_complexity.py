@@ -1,6 +1,7 @@
 """Parameters and multiply-accumulates of the paper's networks."""
 import pytest
 import torch
+from mmpretrain.models.backbones import ResNet_CIFAR
 from torch import nn
 
 from ela_mm import LayerAttention, LayerMemory
@@ -8,8 +9,10 @@ from ela_mm.analysis import count
 from ela_mm.models.backbones.mmpretrain import (
     ELAResNet,
     ELAResNet_CIFAR,
+    ELAResNetV1d,
     ELAResNeXt,
     ELASEResNet,
+    ELASEResNeXt,
 )
 
 # Table 1, in millions, for 10 and 100 classes; plain, MRLA-base, MRLA-light.
@@ -83,6 +86,8 @@ def test_skipped_layers_cost_nothing():
 @pytest.mark.parametrize('cls, arguments', [
     (ELAResNeXt, dict(groups=4, width_per_group=4)),
     (ELASEResNet, dict(drop_path_rate=0.1)),
+    (ELASEResNeXt, dict(groups=4, width_per_group=4)),
+    (ELAResNetV1d, dict()),
     (ELAResNet, dict(deep_stem=True, with_cp=True, frozen_stages=1)),
 ])
 @pytest.mark.parametrize('attention', ['base', 'light'])
@@ -102,6 +107,16 @@ def test_layerwise_rates_count_attention_with_its_block():
             f'backbone.layer3.attention.{block}.value.weight', 'backbone.') == (
                 net.get_layer_depth(f'backbone.layer3.{block}.conv1.weight',
                                     'backbone.'))
+
+
+def test_cifar_has_the_hosts_depths_too():
+    """There it is the host's network, and its weights load."""
+    host = ResNet_CIFAR(18)
+    ours = ELAResNet_CIFAR(18)
+    keys = ours.load_state_dict(host.state_dict(), strict=False)
+    assert not keys.unexpected_keys
+    assert all('attention' in key for key in keys.missing_keys)
+    assert ELAResNet_CIFAR(20, out_indices=(0, 2)).out_indices == (0, 2)
 
 
 def test_other_depths_are_refused():

@@ -7,9 +7,11 @@ import copy
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,8 +34,13 @@ HERE = Path(__file__).parent
 
 
 def start(folder, ranks, *arguments, hooks=(), **overrides):
-    """Train the toy for 4 epochs, as a user does; returns the process."""
+    """Train the toy for 4 epochs, as a user does; returns the process.
+
+    ``ranks`` is their number, or all options of torchrun.
+    """
     folder.mkdir(exist_ok=True)
+    if isinstance(ranks, int):
+        ranks = ('--standalone', f'--nproc_per_node={ranks}')
     cfg = toy_config(
         folder, max_epochs=4, windows=[(1, 2), (3, 3), (4, 4)],
         hooks=[dict(type='Witness'), *hooks],
@@ -46,10 +53,9 @@ def start(folder, ranks, *arguments, hooks=(), **overrides):
             filter(None, [str(HERE), os.environ.get('PYTHONPATH')]))
     }
     return subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone',
-         f'--nproc_per_node={ranks}', str(ROOT / 'tools' / 'train.py'),
-         str(folder / 'toy.py'), '--launcher', 'pytorch',
-         *map(str, arguments)],
+        [sys.executable, '-m', 'torch.distributed.run', *ranks,
+         str(ROOT / 'tools' / 'train.py'), str(folder / 'toy.py'),
+         '--launcher', 'pytorch', *map(str, arguments)],
         cwd=HERE, env=environment, capture_output=True, text=True,
         timeout=240)
 
@@ -173,17 +179,17 @@ def test_nan_on_one_rank_prunes_nothing_on_any(three):
         assert all(torch.isfinite(v).all() for v in run['state'].values())
 
 
-def assert_ends_with_error(process, began, seconds):
+def assert_ends_with_error(process, began, folder):
     assert process.returncode != 0
-    assert time.monotonic() - began < seconds
-    assert not list(Path(process.args[6]).parent.glob('rank*.pth'))
+    assert time.monotonic() - began < 120
+    assert not list(folder.glob('rank*.pth')), 'a rank finished'
 
 
 def test_a_killed_rank_ends_the_run(tmp_path):
     began = time.monotonic()
     process = start(tmp_path, 2, hooks=[
         dict(type='Fault', kind='sigkill', rank=1, at=2)])
-    assert_ends_with_error(process, began, 120)
+    assert_ends_with_error(process, began, tmp_path)
     assert f'exitcode  : -{signal.SIGKILL.value}' in process.stderr
 
 
@@ -192,7 +198,7 @@ def test_an_exception_on_one_rank_ends_the_run(tmp_path):
     began = time.monotonic()
     process = start(tmp_path, 2, hooks=[
         dict(type='Fault', kind='exception', rank=1, at=2)])
-    assert_ends_with_error(process, began, 120)
+    assert_ends_with_error(process, began, tmp_path)
     assert 'a fault for the test' in process.stderr
 
 
@@ -204,8 +210,27 @@ def test_a_hanging_rank_ends_the_run(tmp_path):
         tmp_path, 2,
         hooks=[dict(type='Fault', kind='hang', rank=1, at=2)],
         env_cfg=dict(dist_cfg=dict(timeout=10)))
-    assert_ends_with_error(process, began, 120)
+    assert_ends_with_error(process, began, tmp_path)
     assert 'Timed out' in process.stderr or 'timeout' in process.stderr
+
+
+@pytest.mark.slow
+def test_two_machines(two, tmp_path):
+    """An agent each, as docs/distributed.md starts them: the same result."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    agents = [('--nnodes=2', f'--node_rank={machine}', '--nproc_per_node=1',
+               '--master_addr=127.0.0.1', f'--master_port={port}')
+              for machine in (0, 1)]
+    with ThreadPoolExecutor() as pool:
+        finished = [pool.submit(start, tmp_path, agent) for agent in agents]
+    for process in finished:
+        assert process.result().returncode == 0, process.result().stderr
+    for rank, whole in enumerate(two[1]):
+        run = torch.load(tmp_path / f'rank{rank}.pth')
+        assert_equal_states(run['state'], whole['state'])
+        assert what_was_decided(run) == what_was_decided(whole)
 
 
 @pytest.mark.slow
@@ -215,7 +240,7 @@ def test_uneven_batches_are_refused(tmp_path):
     process = start(
         tmp_path, 2,
         **{'train_dataloader.sampler.type': 'UnevenSampler'})
-    assert_ends_with_error(process, began, 120)
+    assert_ends_with_error(process, began, tmp_path)
     assert ('error: the ranks differ in batches per epoch: 3 on rank 0, 2 on '
             'rank 1') in process.stderr
 

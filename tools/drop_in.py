@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
+from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
@@ -62,6 +63,7 @@ def parse_args() -> argparse.Namespace:
 
 def _work(connection) -> None:
     """A process of its own, so that a crash costs one model."""
+    MMLogger.get_current_instance().setLevel('ERROR')  # of every init_weights
     while True:
         try:
             entry, steps = connection.recv()

@@ -20,8 +20,12 @@ from pathlib import Path
 from typing import List, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
-# Source distributions look for these when they are built.
-FIRST = re.compile(r'^(torch|torchvision|numpy|setuptools)\b')
+# What is installed one after the other, before the rest. onedl-mmcv compiles its
+# ops, for the better part of an hour, unless there is no torch when it is
+# built; the package does without them.
+BUILD = re.compile(r'^(setuptools|packaging)\b')
+BEFORE_TORCH = re.compile(r'^onedl-mmcv\b')
+TORCH = re.compile(r'^(torch|torchvision|numpy)\b')
 # Whose versions are reported: distributions under either name.
 REPORTED = ('torch', 'torchvision', 'mmengine', 'onedl-mmengine', 'mmcv-lite',
             'mmcv', 'onedl-mmcv', 'mmdet', 'onedl-mmdetection', 'mmpretrain',
@@ -77,16 +81,19 @@ def install(name: str, venv: Path, python: str, pip_args: List[str]) -> None:
     pip = [str(venv / 'bin/python'), '-m', 'pip', 'install', '--quiet',
            *pip_args]
     wanted = requirements(name)
-    # Compiled ops of mmcv are never built here: it takes the better part of an
-    # hour, and the package does without.
-    env = {**os.environ, 'MMCV_WITH_OPS': '0'}
-    first = [line for line in wanted if FIRST.match(line)]
-    for lines in (['pip', 'wheel'], first, wanted):
-        print('installing', ', '.join(lines), flush=True)
-        subprocess.run(
-            [*pip, '--upgrade', '--no-build-isolation', *lines]
-            if lines is wanted else [*pip, '--upgrade', *lines],
-            check=True, env=env)
+
+    def chosen(pattern) -> List[str]:
+        return [line for line in wanted if pattern.match(line)]
+
+    source = ['--no-build-isolation']
+    for options, lines in (
+        (['--upgrade'], ['pip', 'wheel', 'packaging', *chosen(BUILD)]),
+        ([*source, '--no-deps'], chosen(BEFORE_TORCH)),
+        ([], chosen(TORCH)),
+        (source, wanted)):
+        if lines:
+            print('installing', ', '.join(lines), flush=True)
+            subprocess.run([*pip, *options, *lines], check=True)
     stamp.touch()
 
 

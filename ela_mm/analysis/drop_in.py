@@ -107,7 +107,7 @@ def _without_weights(node: Any) -> Any:
             if key not in _WEIGHTS and not _loads(value)
         }
     if isinstance(node, (list, tuple)):
-        return type(node)(map(_without_weights, node))
+        return type(node)(_without_weights(n) for n in node if not _loads(n))
     return node
 
 
