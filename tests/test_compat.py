@@ -145,6 +145,19 @@ def test_mmengine_checkpoints_load_under_weights_only(tmp_path):
     assert isinstance(buffer, HistoryBuffer) and buffer.mean() == 0.5
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.serialization, 'safe_globals'),
+    reason='torch < 2.5 cannot allow types for a while')
+def test_hosts_that_tidy_up_leave_the_types_allowed(tmp_path):
+    """As onedl-mmengine does around each load."""
+    path = tmp_path / 'checkpoint.pth'
+    torch.save(dict(buffer=HistoryBuffer([1.], [1])), path)
+    with torch.serialization.safe_globals([HistoryBuffer, np.ndarray]):
+        pass
+    loaded = torch.load(path, weights_only=True)
+    assert loaded['buffer'].mean() == 1
+
+
 class RunsCode:
 
     def __init__(self, command):

@@ -99,7 +99,7 @@ def test_skipped_layers_cost_nothing():
 ])
 @pytest.mark.parametrize('attention', ['base', 'light'])
 def test_relatives_train(cls, arguments, attention):
-    net = cls(50, base_channels=32, attention=attention, **arguments).train()
+    net = cls(depth=50, base_channels=32, attention=attention, **arguments).train()
     loss = net(torch.randn(2, 3, 64, 64))[-1].square().mean()
     loss.backward()
     assert loss.isfinite()
