@@ -17,8 +17,7 @@ SAMPLE = [
     ('mmdet', 'retinanet/retinanet_r18_fpn_1x_coco.py'),  # anchors
     ('mmdet', 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'),  # no anchors
     ('mmdet', 'faster_rcnn/faster-rcnn_r50-caffe-c4_ms-1x_coco.py'),  # 3 stages
-    ('mmdet', 'cascade_rcnn/cascade-mask-rcnn_x101-32x4d_fpn_1x_coco.py'),
-    ('mmdet', 'htc/htc_r50_fpn_1x_coco.py'),  # semantic branch
+    ('mmdet', 'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py'),
     ('mmdet', 'solo/decoupled-solo-light_r50_fpn_3x_coco.py'),
     ('mmdet', 'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'),
     ('mmdet', 'detr/detr_r18_8xb2-500e_coco.py'),

@@ -29,7 +29,7 @@ HOSTS = ('mmdet', 'mmpretrain')
 # Entries of a model's config that name weights, which nothing here needs.
 _WEIGHTS = ('pretrained', 'teacher_ckpt')
 # What a training step is tried with, in turn, until the plain network takes it.
-_DETECTOR_INPUTS = ((64, 1), (128, 1), (128, 8), (256, 1))
+_DETECTOR_INPUTS = ((64, 1), (64, 8), (128, 1), (256, 1))
 _CLASSIFIER_VIEWS = (1, 2, 8)
 
 
@@ -279,9 +279,9 @@ def _detector_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
                 num_classes=1, with_mask=True)
         return
     if isinstance(model, BaseReID):
-        samples = [ReIDDataSample().set_gt_label(i // 2) for i in range(4)]
+        sample = ReIDDataSample().set_gt_label(np.array([0, 0, 1, 1]))
         yield '4 crops of 2 persons, 256 x 128 px', dict(
-            inputs=[torch.randn(4, 3, 256, 128)], data_samples=[samples])
+            inputs=[torch.randn(4, 3, 256, 128)], data_samples=[sample])
         return
     for size, stride in _DETECTOR_INPUTS:
         np.random.seed(0)
@@ -322,10 +322,7 @@ def _detector_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
 def _classifier_inputs() -> Iterator[Tuple[str, Any]]:
     from mmpretrain.structures import DataSample
     for views in _CLASSIFIER_VIEWS:
-        samples = [
-            DataSample().set_gt_label(i % 2).set_gt_score(
-                torch.zeros(2)) for i in range(4)
-        ]
+        samples = [DataSample().set_gt_label(i % 2) for i in range(4)]
         pictures = [torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
                     for _ in range(views)]
         yield (f'4 pictures, 64 px, {views} view' + 's' * (views > 1),
