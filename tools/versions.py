@@ -1,4 +1,4 @@
-"""Try the test suite on another set of versions, in a throw-away environment.
+"""Try the test suite on other versions, in a throw-away environment (from a checkout).
 
 The pinned ones: python tools/versions.py stack
 The forks:       python tools/versions.py onedl
