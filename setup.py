@@ -47,7 +47,7 @@ setup(
     python_requires='>=3.8',
     # torch, torchvision, mmengine and mmcv (or mmcv-lite, or the onedl forks,
     # which have other distribution names) are taken as the user has them.
-    install_requires=['numpy', 'scipy>=1.6', 'rich'],
+    install_requires=['numpy>=1.20', 'scipy>=1.6', 'rich>=13'],
     extras_require=dict(
         det=DETECTION,
         cls=CLASSIFICATION,

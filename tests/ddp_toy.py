@@ -1,35 +1,148 @@
-"""Started by torchrun: the toy under DDP; every rank writes what it ended with.
+"""What the tests of distributed training add to the toy.
 
-Arguments: the folder, the windows as JSON, and a checkpoint to resume from.
+The config that they write names this module in ``custom_imports``, and
+``tools/train.py`` runs it.
 """
+import copy
 import json
-import sys
+import os
+import signal
+import time
 from pathlib import Path
 
 import torch
-from mmengine.dist import get_rank
-from toy import toy_config
+import torch.distributed as dist
+from mmengine.dataset import DefaultSampler
+from mmengine.dist import get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS, HOOKS
 
-from ela_mm.engine.launch import build_runner, set_up_distributed
+from ela_mm.engine import ELAPruneHook, ranks
+from ela_mm.pruning import statistics
 
-if __name__ == '__main__':
-    folder = Path(sys.argv[1])
-    cfg = toy_config(folder, max_epochs=3, windows=json.loads(sys.argv[2]))
-    cfg.launcher = 'pytorch'
-    if len(sys.argv) > 3:
-        cfg.resume, cfg.load_from = True, sys.argv[3]
-    set_up_distributed(cfg)
-    runner = build_runner(cfg)
-    runner.train()
-    module = runner.model.module
-    reduced = [p for p in module.parameters() if p.requires_grad]
-    torch.save(
-        dict(
-            state=module.state_dict(),
-            decisions=runner.hooks and next(
-                h for h in runner.hooks
-                if type(h).__name__ == 'ELAPruneHook').decisions,
-            in_buckets=runner.model._get_ddp_logging_data()
-            ['num_parameter_tensors'],
-            trainable=len(reduced)),
-        folder / f'rank{get_rank()}.pth')
+
+class Counting:
+    """Passes calls on to a module, and notes its collectives."""
+
+    def __init__(self, module, calls) -> None:
+        self._module, self._calls = module, calls
+
+    def __getattr__(self, name):
+        function = getattr(self._module, name)
+        if name not in ('all_reduce', 'broadcast'):
+            return function
+
+        def noted(tensor, *args, **kwargs):
+            self._calls.append([name, tensor.numel() * tensor.element_size()])
+            return function(tensor, *args, **kwargs)
+
+        return noted
+
+
+@HOOKS.register_module(force=True)
+class Witness(Hook):
+    """Every rank writes what it ended with."""
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self.calls = []
+
+    def before_run(self, runner) -> None:
+        statistics.dist = Counting(dist, self.calls)
+        for name in ('all_gather_object', 'broadcast_object_list'):
+            self._note(name)
+
+    def _note(self, name) -> None:
+        function = getattr(ranks, name)
+
+        def noted(*args, **kwargs):
+            self.calls.append([name, None])
+            return function(*args, **kwargs)
+
+        setattr(ranks, name, noted)
+
+    def before_train_epoch(self, runner) -> None:
+        self.calls.append(['epoch', runner.epoch + 1])
+
+    def after_train(self, runner) -> None:
+        self.calls.append(['end', None])
+        ddp, module = runner.model, runner.model.module
+        torch.save(
+            dict(
+                state=module.state_dict(),
+                decisions=find(runner).decisions,
+                in_buckets=ddp._get_ddp_logging_data()
+                ['num_parameter_tensors'],
+                trainable=sum(p.requires_grad for p in module.parameters()),
+                find_unused=ddp.find_unused_parameters,
+                momenta=len(runner.optim_wrapper.optimizer.state),
+                calls=json.dumps(self.calls),
+                gradient_error=gradient_error(runner)),
+            Path(runner.work_dir) / f'rank{get_rank()}.pth')
+
+
+def find(runner) -> ELAPruneHook:
+    return next(h for h in runner.hooks if isinstance(h, ELAPruneHook))
+
+
+def gradient_error(runner) -> float:
+    """DDP's gradients against those of one process on all ranks' pictures.
+
+    Norms are frozen and equal, so that both compute the same thing.
+    """
+    ddp, module = runner.model, runner.model.module
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            dist.broadcast(buffer, src=0)
+    images = runner.train_dataloader.dataset.images[:6]
+    targets = torch.arange(6) % 2
+    alone = copy.deepcopy(module)
+    ddp.eval()
+    alone.eval()
+    ddp.zero_grad()
+    part = slice(get_rank(), None, get_world_size())
+    ddp(images[part], targets[part], mode='loss')['loss'].backward()
+    alone.zero_grad()
+    alone(images, targets, mode='loss')['loss'].backward()
+    worst = 0.
+    for ours, theirs in zip(module.parameters(), alone.parameters()):
+        assert (ours.grad is None) == (theirs.grad is None)
+        if ours.grad is not None and theirs.grad.abs().max() > 0:
+            error = (ours.grad - theirs.grad).abs().max()
+            worst = max(worst, float(error / theirs.grad.abs().max()))
+    return worst
+
+
+@HOOKS.register_module(force=True)
+class Fault(Hook):
+    """Something goes wrong on one rank, before one iteration (from 0)."""
+    priority = 'LOWEST'
+
+    def __init__(self, kind: str, rank: int, at: int) -> None:
+        self.kind, self.rank, self.at = kind, rank, at
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if get_rank() != self.rank or runner.iter != self.at:
+            return
+        if self.kind == 'exception':
+            raise RuntimeError('a fault for the test')
+        if self.kind == 'sigkill':
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.kind == 'hang':
+            time.sleep(600)
+        if self.kind == 'nan':
+            layers = find(runner).backbone.attention_layers
+            last = [layer.name for layer in layers if layer.active][-1]
+            find(runner).statistics.update(
+                last, torch.full((2, 8, 1), torch.nan), torch.ones(2, 8, 2))
+
+
+@DATA_SAMPLERS.register_module(force=True)
+class UnevenSampler(DefaultSampler):
+    """Gives rank 1 fewer pictures than the others."""
+
+    def __len__(self) -> int:
+        return self.num_samples - 2 * (self.rank == 1)
+
+    def __iter__(self):
+        return iter(list(super().__iter__())[:len(self)])

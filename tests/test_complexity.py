@@ -1,6 +1,9 @@
 """Parameters and multiply-accumulates of the paper's networks."""
+from importlib.util import find_spec
+
 import pytest
 import torch
+from mmpretrain.models.backbones import ResNet_CIFAR
 from torch import nn
 
 from ela_mm import LayerAttention, LayerMemory
@@ -8,9 +11,14 @@ from ela_mm.analysis import count
 from ela_mm.models.backbones.mmpretrain import (
     ELAResNet,
     ELAResNet_CIFAR,
+    ELAResNetV1d,
     ELAResNeXt,
     ELASEResNet,
+    ELASEResNeXt,
 )
+
+needs_counter = pytest.mark.skipif(
+    find_spec('torch.utils.flop_counter') is None, reason='torch >= 2.1')
 
 # Table 1, in millions, for 10 and 100 classes; plain, MRLA-base, MRLA-light.
 TABLE_1 = {
@@ -58,6 +66,7 @@ class Two(nn.Module):
         return x
 
 
+@needs_counter
 def test_macs_by_hand():
     cost = count(Two(), (32, 5, 7))
     positions = 5 * 7
@@ -69,6 +78,7 @@ def test_macs_by_hand():
     assert cost.parameters == 2 * (3 + 3 + 32 * 9 + 2 * 32)
 
 
+@needs_counter
 def test_skipped_layers_cost_nothing():
     net = ELAResNet_CIFAR(20)
     whole = count(net, (3, 32, 32))
@@ -83,11 +93,13 @@ def test_skipped_layers_cost_nothing():
 @pytest.mark.parametrize('cls, arguments', [
     (ELAResNeXt, dict(groups=4, width_per_group=4)),
     (ELASEResNet, dict(drop_path_rate=0.1)),
+    (ELASEResNeXt, dict(groups=4, width_per_group=4)),
+    (ELAResNetV1d, dict()),
     (ELAResNet, dict(deep_stem=True, with_cp=True, frozen_stages=1)),
 ])
 @pytest.mark.parametrize('attention', ['base', 'light'])
 def test_relatives_train(cls, arguments, attention):
-    net = cls(50, base_channels=32, attention=attention, **arguments).train()
+    net = cls(depth=50, base_channels=32, attention=attention, **arguments).train()
     loss = net(torch.randn(2, 3, 64, 64))[-1].square().mean()
     loss.backward()
     assert loss.isfinite()
@@ -102,6 +114,16 @@ def test_layerwise_rates_count_attention_with_its_block():
             f'backbone.layer3.attention.{block}.value.weight', 'backbone.') == (
                 net.get_layer_depth(f'backbone.layer3.{block}.conv1.weight',
                                     'backbone.'))
+
+
+def test_cifar_has_the_hosts_depths_too():
+    """There it is the host's network, and its weights load."""
+    host = ResNet_CIFAR(18)
+    ours = ELAResNet_CIFAR(18)
+    keys = ours.load_state_dict(host.state_dict(), strict=False)
+    assert not keys.unexpected_keys
+    assert all('attention' in key for key in keys.missing_keys)
+    assert ELAResNet_CIFAR(20, out_indices=(0, 2)).out_indices == (0, 2)
 
 
 def test_other_depths_are_refused():

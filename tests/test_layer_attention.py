@@ -107,7 +107,8 @@ def test_backward_keeps_values_once():
         storages = {}
 
         def pack(tensor):
-            storages[tensor.data_ptr()] = tensor.nbytes
+            storages[tensor.data_ptr()] = (
+                tensor.numel() * tensor.element_size())
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):

@@ -1,4 +1,6 @@
 """What the wheel holds."""
+import importlib.util
+import re
 import subprocess
 import sys
 import zipfile
@@ -27,3 +29,46 @@ def test_wheel_holds_configs_and_tools(tmp_path):
     for path in ROOT.glob('configs/*.py'):
         assert f'ela_mm/.mim/configs/{path.name}' in names
     assert not any('__pycache__' in name for name in names)
+
+
+def pins(name):
+    """Distribution to version, of a file of requirements/."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    return dict(line.split('==') for line in lines if '==' in line)
+
+
+def test_the_oldest_that_setup_admits_is_what_is_tried():
+    text = (ROOT / 'setup.py').read_text()
+    bounds = dict(re.findall(r"'([\w-]+)>=([\d.]+)", text))
+    assert {'numpy', 'scipy', 'rich', 'mmdet', 'mmpretrain'} <= bounds.keys()
+    tried = pins('oldest')
+    for name, bound in bounds.items():
+        assert f'{tried[name]}.'.startswith(f'{bound}.'), name
+    python = re.search(r"python_requires='>=(.+)'", text).group(1)
+    assert f'# python: {python}\n' in (
+        ROOT / 'requirements' / 'oldest.txt').read_text()
+
+
+def test_forks_are_built_before_torch_is_there(tmp_path, monkeypatch):
+    """With torch, onedl-mmcv would compile its ops for an hour."""
+    spec = importlib.util.spec_from_file_location(
+        'versions', ROOT / 'tools' / 'versions.py')
+    versions = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(versions)
+    installed = []
+    monkeypatch.setattr(
+        versions.subprocess, 'run',
+        lambda command, **_: installed.append(' '.join(map(str, command))))
+    (tmp_path / 'venv').mkdir()
+    versions.install('onedl', tmp_path / 'venv', sys.executable, [])
+    first = {name: next(i for i, command in enumerate(installed)
+                        if f' {name}==' in command)
+             for name in ('onedl-mmcv', 'torch', 'onedl-mmdetection')}
+    assert first['onedl-mmcv'] < first['torch'] < first['onedl-mmdetection']
+    assert '--no-deps' in installed[first['onedl-mmcv']]
+    assert '--no-deps' not in installed[first['onedl-mmdetection']]
+    for name in pins('onedl'):
+        assert f' {name}==' in installed[-1]
+    count = len(installed)
+    versions.install('onedl', tmp_path / 'venv', sys.executable, [])
+    assert len(installed) == count, 'what is there is used again'

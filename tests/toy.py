@@ -81,6 +81,7 @@ def toy_config(work_dir, max_epochs=3, windows=((1, 1), ), hooks=(),
             custom_hooks=[] if windows is None else [prune] + list(hooks),
             default_hooks=dict(
                 checkpoint=dict(type='CheckpointHook', interval=1)),
+            env_cfg=dict(),  # which mmengine 0.8 insists on
             randomness=dict(seed=0),
             log_level='INFO',
             work_dir=str(work_dir),

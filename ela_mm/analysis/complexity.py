@@ -3,8 +3,8 @@ from typing import NamedTuple, Sequence
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import UsageError
 from ..models.layers import LayerAttention
 
 
@@ -34,7 +34,15 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Complexity:
 
     Returns:
         Complexity: For a batch of one.
+
+    Raises:
+        UsageError: With torch below 2.1, which has no counter.
     """
+    try:
+        from torch.utils.flop_counter import FlopCounterMode
+    except ImportError:
+        raise UsageError(f'counting operations needs torch >= 2.1, this is '
+                         f'{torch.__version__}') from None
     retrieval = 0
 
     def add_retrieval(module, args, term) -> None:

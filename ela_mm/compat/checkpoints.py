@@ -54,4 +54,10 @@ def install() -> None:
     for function in (multiarray._reconstruct, multiarray.scalar):
         for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
             allowed.append((function, f'{module}.{function.__name__}'))
-    torch.serialization.add_safe_globals(allowed)
+    # All by name: loading with onedl-mmengine takes the bare types that it needs
+    # itself from the list again when it is done.
+    torch.serialization.add_safe_globals([
+        entry if isinstance(entry, tuple) else
+        (entry, f'{entry.__module__}.{entry.__qualname__}')
+        for entry in allowed
+    ])

@@ -1,5 +1,6 @@
 """What tools/train.py and tools/test.py share: from arguments to a Runner."""
 import argparse
+import datetime
 import inspect
 import os
 import os.path as osp
@@ -181,7 +182,11 @@ def set_up_distributed(cfg: Config) -> None:
 
     Args:
         cfg (Config): Changed in place; nothing happens without a launcher or
-            with a GPU.
+            with a GPU. ``env_cfg.dist_cfg.timeout`` holds as in mmengine.
+
+    Raises:
+        UsageError: On a launcher or an option that needs GPUs, or where
+            torchrun has not started this process.
     """
     if cfg.launcher == 'none' or torch.cuda.is_available():
         return
@@ -191,7 +196,14 @@ def set_up_distributed(cfg: Config) -> None:
     if 'RANK' not in os.environ:
         raise UsageError('--launcher pytorch expects to be started by '
                          'torchrun, which sets RANK and its like')
-    dist.init_process_group('gloo')
+    if cfg.get('sync_bn'):
+        raise UsageError(f'sync_bn={cfg.sync_bn!r} needs GPUs: SyncBatchNorm '
+                         'does not train on CPUs; leave it out')
+    options = {}
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    if timeout is not None:  # in seconds, as mmengine takes it
+        options['timeout'] = datetime.timedelta(seconds=timeout)
+    dist.init_process_group('gloo', **options)
     wrapper = cfg.get('model_wrapper_cfg') or ConfigDict()
     wrapper.setdefault('type', 'MMDistributedDataParallel')
     # What mmengine sets itself where it is not given a wrapper.

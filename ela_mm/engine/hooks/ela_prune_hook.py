@@ -5,7 +5,10 @@ from typing import List, Optional, Sequence, Tuple
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import (
+    MMSeparateDistributedDataParallel,
+    is_model_wrapper,
+)
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
@@ -25,6 +28,7 @@ from ..randomness import (
     seed_all,
     seed_workers,
 )
+from ..ranks import check_agreement, from_main_rank
 from ..record import FORMAT, write_record
 from ..step_timer import StepTimer
 from ..windows import Window, check_windows, window_of
@@ -100,11 +104,7 @@ class ELAPruneHook(Hook):
         """Check model and windows, before weights are loaded."""
         if not isinstance(runner._train_loop, BaseLoop):
             return  # validation or test only: nothing to prune
-        if is_model_wrapper(runner.model) and not isinstance(
-                runner.model, DistributedDataParallel):
-            raise UsageError(
-                f'ELAPruneHook cannot prune inside {type(runner.model).__name__}'
-                ': expected no model wrapper or MMDistributedDataParallel')
+        check_parallelism(runner)
         self.backbone = find_backbone(runner.model)
         _check_loader(runner)
         if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
@@ -142,6 +142,17 @@ class ELAPruneHook(Hook):
                 self._steps_since_pruning = 0
         if state is not None:
             self._warn_of_missed_windows(runner)
+        loop = runner.train_loop
+        check_agreement(
+            batches_per_epoch=None if isinstance(loop, IterBasedTrainLoop) else
+            len(loop.dataloader),
+            iterations_done=runner.iter,
+            active_layers=[
+                layer.name for layer in self.backbone.attention_layers
+                if layer.active
+            ],
+            windows=self.windows,
+            criterion=self.criterion.config)
         # Decided at the first train(); a resumed run keeps its decision.
         self.backbone.fresh_norms = state['fresh_norms'] if state else None
         inert = self.backbone.inert_layers
@@ -261,9 +272,11 @@ class ELAPruneHook(Hook):
         active = [layer.name for layer in layers if layer.active]
         measured = self.statistics.reduce(active)
         self.statistics.reset()
-        skip, mapped, note = [], {}, _why_not(runner.model, layers, measured)
-        if note is None:
-            skip, mapped, note = self._apply_criterion(measured)
+        note = _why_not(runner.model, layers, measured)
+        verdict = self._apply_criterion(measured) if note is None else (
+            [], {}, note)
+        # Same statistics, but perhaps another scipy or processor.
+        skip, mapped, note = from_main_rank(verdict)
         if skip:
             self._skip(runner, skip, self.skip)
             self._rewrap(runner)
@@ -423,6 +436,35 @@ class ELAPruneHook(Hook):
             statistics=statistics,
             decisions=self.decisions,
             fresh_norms=None if fresh is None else sorted(fresh))
+
+
+def check_parallelism(runner) -> None:
+    """Check that pruning knows how the model is spread over processes.
+
+    Args:
+        runner (Runner | FlexibleRunner): With its model wrapped.
+
+    Raises:
+        UsageError: On anything but a plain model, MMDistributedDataParallel,
+            or FlexibleRunner's SingleDeviceStrategy.
+    """
+    strategy = getattr(runner, 'strategy', None)  # FlexibleRunner has one
+    name = type(runner.model).__name__
+    if strategy is not None:
+        name = type(strategy).__name__
+        known = name == 'SingleDeviceStrategy'
+    elif is_model_wrapper(runner.model):
+        known = isinstance(runner.model, DistributedDataParallel) and (
+            not isinstance(runner.model, MMSeparateDistributedDataParallel))
+    else:
+        known = True
+    if not known:
+        raise UsageError(
+            f'ELAPruneHook cannot prune under {name}: it would have to shard '
+            'or sort parameters anew. Expected Runner with no model wrapper '
+            "or MMDistributedDataParallel (leave out runner_type, strategy "
+            'and model_wrapper_cfg), or FlexibleRunner with '
+            'SingleDeviceStrategy')
 
 
 def find_backbone(model: nn.Module) -> LayerAttentionMixin:

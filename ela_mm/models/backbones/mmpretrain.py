@@ -4,8 +4,11 @@ from typing import Tuple
 from mmpretrain.models.backbones import (
     ResNet,
     ResNet_CIFAR,
+    ResNetV1c,
+    ResNetV1d,
     ResNeXt,
     SEResNet,
+    SEResNeXt,
 )
 from mmpretrain.models.backbones.resnet import Bottleneck
 from mmpretrain.registry import MODELS
@@ -48,6 +51,22 @@ class ELAResNet(_MMPretrainMixin, ResNet):
 
 
 @MODELS.register_module()
+class ELAResNetV1c(_MMPretrainMixin, ResNetV1c):
+    """mmpretrain's ResNetV1c (deep stem) with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAResNetV1d(_MMPretrainMixin, ResNetV1d):
+    """mmpretrain's ResNetV1d (deep stem, average-pool shortcut) with attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
 class ELAResNeXt(_MMPretrainMixin, ResNeXt):
     """mmpretrain's ResNeXt (50, 101, 152) with layer attention.
 
@@ -66,48 +85,52 @@ class ELASEResNet(_MMPretrainMixin, SEResNet):
 
 
 @MODELS.register_module()
-class ELAResNet_CIFAR(_MMPretrainMixin, ResNet_CIFAR):
-    """The paper's ResNet for CIFAR (20, 56, 110) with layer attention.
+class ELASEResNeXt(_MMPretrainMixin, SEResNeXt):
+    """mmpretrain's SE-ResNeXt (50, 101, 152) with layer attention.
 
-    Bottleneck blocks, 9 n + 2 layers: three stages of n blocks with planes 16,
-    32, 64 (64, 128, 256 channels out), a 3x3 stem of 16 channels without
-    max-pool, 1x1 convolutions where the shortcut changes. The paper does not
-    describe it; it was identified by the parameters of table 1.
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+# The paper's ResNets for CIFAR: 9 n + 2 layers, three stages of n bottlenecks
+# with planes 16, 32, 64 (64, 128, 256 channels out), 1x1 convolutions where
+# the shortcut changes. The paper does not describe them; they were identified
+# by the parameters of table 1.
+_PAPER_CIFAR = dict(
+    stem_channels=16,
+    base_channels=16,
+    num_stages=3,
+    strides=(1, 2, 2),
+    dilations=(1, 1, 1),
+    out_indices=(2, ))
+
+
+@MODELS.register_module()
+class ELAResNet_CIFAR(_MMPretrainMixin, ResNet_CIFAR):
+    """ResNet for small pictures (3x3 stem, no max-pool) with layer attention.
 
     Args:
-        depth (int): 20, 56 or 110.
-        stem_channels (int): Channels of the stem. Defaults to 16.
-        base_channels (int): Planes of the first stage. Defaults to 16.
-        num_stages (int): Defaults to 3.
-        strides (Tuple[int, ...]): Defaults to (1, 2, 2).
-        dilations (Tuple[int, ...]): Defaults to (1, 1, 1).
-        out_indices (Tuple[int, ...]): Defaults to (2, ).
-        **kwargs: Further arguments of mmpretrain's ResNet and of the mixin.
+        depth (int): 20, 56 or 110 for the paper's networks, whose three
+            stages have 64, 128 and 256 channels out; 18, 34, 50, 101 or 152
+            for mmpretrain's.
+        **kwargs: Further arguments of mmpretrain's ResNet_CIFAR and of the
+            mixin. At the paper's depths they default to the paper's
+            (``stem_channels=16``, ``base_channels=16``, ``num_stages=3``,
+            ``out_indices=(2, )``), else to mmpretrain's.
 
     Raises:
         KeyError: On another depth.
     """
 
     arch_settings = {
-        depth: (Bottleneck, ((depth - 2) // 9, ) * 3)
-        for depth in (20, 56, 110)
+        **ResNet_CIFAR.arch_settings,
+        **{
+            depth: (Bottleneck, ((depth - 2) // 9, ) * 3)
+            for depth in (20, 56, 110)
+        }
     }
 
-    def __init__(self,
-                 depth: int,
-                 stem_channels: int = 16,
-                 base_channels: int = 16,
-                 num_stages: int = 3,
-                 strides: Tuple[int, ...] = (1, 2, 2),
-                 dilations: Tuple[int, ...] = (1, 1, 1),
-                 out_indices: Tuple[int, ...] = (2, ),
-                 **kwargs) -> None:
-        super().__init__(
-            depth,
-            stem_channels=stem_channels,
-            base_channels=base_channels,
-            num_stages=num_stages,
-            strides=strides,
-            dilations=dilations,
-            out_indices=out_indices,
-            **kwargs)
+    def __init__(self, depth: int, **kwargs) -> None:
+        if depth in (20, 56, 110):
+            kwargs = {**_PAPER_CIFAR, **kwargs}
+        super().__init__(depth, **kwargs)

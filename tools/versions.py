@@ -1,0 +1,139 @@
+"""Try the test suite on other versions, in a throw-away environment (from a checkout).
+
+The pinned ones: python tools/versions.py stack
+The forks:       python tools/versions.py onedl
+The oldest:      python tools/versions.py oldest --python python3.8
+Some tests only: python tools/versions.py oldest -- tests/test_kl.py -x
+
+A set is a file of requirements/. Its environment is made in a temporary
+folder (several GB, since torch brings its CUDA packages) and deleted at the
+end; with --venv FOLDER it is kept and used again.
+"""
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import List, Optional
+
+ROOT = Path(__file__).resolve().parent.parent
+# What is installed one after the other, before the rest. onedl-mmcv compiles its
+# ops, for the better part of an hour, unless there is no torch when it is
+# built; the package does without them.
+BUILD = re.compile(r'^(setuptools|packaging)\b')
+BEFORE_TORCH = re.compile(r'^onedl-mmcv\b')
+TORCH = re.compile(r'^(torch|torchvision|numpy)\b')
+# Whose versions are reported: distributions under either name.
+REPORTED = ('torch', 'torchvision', 'mmengine', 'onedl-mmengine', 'mmcv-lite',
+            'mmcv', 'onedl-mmcv', 'mmdet', 'onedl-mmdetection', 'mmpretrain',
+            'onedl-mmpretrain', 'numpy', 'scipy')
+
+
+def set_names() -> List[str]:
+    """The sets that there are."""
+    return sorted(path.stem for path in (ROOT / 'requirements').glob('*.txt'))
+
+
+def parse_args(arguments: Optional[List[str]] = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('set', choices=set_names(), help='which versions')
+    parser.add_argument(
+        '--python',
+        default=sys.executable,
+        help='interpreter of the environment; default: the one that runs this')
+    parser.add_argument(
+        '--venv', help='folder of the environment; it is kept and used again')
+    parser.add_argument(
+        '--pip-args',
+        default='',
+        help='further options of pip, such as "--index-url https://..."')
+    parser.add_argument(
+        '--install-only', action='store_true', help='do not run the tests')
+    parser.add_argument(
+        'pytest',
+        nargs='*',
+        metavar='PYTEST',
+        help='after --, arguments of pytest; default: the fast suite')
+    args = parser.parse_args(arguments)
+    if args.install_only and not args.venv:
+        parser.error('--install-only needs --venv, or nothing is left of it')
+    return args
+
+
+def requirements(name: str) -> List[str]:
+    """Lines of a set, without comments."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    return [line for line in map(str.strip, lines)
+            if line and not line.startswith('#')]
+
+
+def install(name: str, venv: Path, python: str, pip_args: List[str]) -> None:
+    """Make the environment, unless it is there."""
+    stamp = venv / f'.complete_{name}'
+    if stamp.exists():
+        return
+    subprocess.run([python, '-m', 'venv', '--clear', str(venv)], check=True)
+    pip = [str(venv / 'bin/python'), '-m', 'pip', 'install', '--quiet',
+           *pip_args]
+    wanted = requirements(name)
+
+    def chosen(pattern) -> List[str]:
+        return [line for line in wanted if pattern.match(line)]
+
+    source = ['--no-build-isolation']
+    for options, lines in (
+        (['--upgrade'], ['pip', 'wheel', 'packaging', *chosen(BUILD)]),
+        ([*source, '--no-deps'], chosen(BEFORE_TORCH)),
+        ([], chosen(TORCH)),
+        (source, wanted)):
+        if lines:
+            print('installing', ', '.join(lines), flush=True)
+            subprocess.run([*pip, *options, *lines], check=True)
+    stamp.touch()
+
+
+def report(venv: Path) -> str:
+    """One line of the versions that the environment has."""
+    code = ('import sys\n'
+            'from importlib.metadata import version, PackageNotFoundError\n'
+            "found = ['Python ' + sys.version.split()[0]]\n"
+            f'for name in {REPORTED}:\n'
+            '    try: found.append(name + " " + version(name))\n'
+            '    except PackageNotFoundError: pass\n'
+            "print(', '.join(found))")
+    return subprocess.run([str(venv / 'bin/python'), '-c', code], check=True,
+                          capture_output=True, text=True).stdout.strip()
+
+
+def main() -> int:
+    args = parse_args()
+    venv = Path(args.venv or tempfile.mkdtemp(prefix=f'ela_mm_{args.set}_'))
+    venv = venv.absolute()
+    try:
+        install(args.set, venv, args.python, args.pip_args.split())
+        print(report(venv), flush=True)
+        if args.install_only:
+            return 0
+        # The working tree itself, so that nothing is built or left in it.
+        path = os.pathsep.join(
+            filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+        return subprocess.run(
+            [str(venv / 'bin/python'), '-m', 'pytest', *args.pytest],
+            cwd=ROOT, env={**os.environ, 'PYTHONPATH': path}).returncode
+    except subprocess.CalledProcessError as error:
+        command = ' '.join(map(str, error.cmd))
+        print(f'error: {command!r} ended with {error.returncode}; its output '
+              'is above', file=sys.stderr)
+        return 1
+    finally:
+        if not args.venv:
+            shutil.rmtree(venv, ignore_errors=True)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
