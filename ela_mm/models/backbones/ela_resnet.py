@@ -243,12 +243,15 @@ class LayerAttentionMixin:
         # mmpretrain has a rate per block, mmdet no stochastic depth.
         rates = kwargs.get('drop_path_rate', [0.] * len(blocks))
         layer_type = dict(base=LayerAttention, light=LightLayerAttention)
+        options = dict(self._layer_options)
+        if self.attention == 'base':
+            options['with_cp'] = kwargs.get('with_cp', False)
         layers = [
             layer_type[self.attention](
                 channels=self._stage_channels(kwargs),
                 norm_cfg=kwargs['norm_cfg'],
                 drop_path_rate=rate,
-                **self._layer_options) for rate in rates
+                **options) for rate in rates
         ]
         if self.attention == 'light':
             return LightAttentionStage(blocks, layers)

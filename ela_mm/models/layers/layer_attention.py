@@ -13,6 +13,7 @@ from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...errors import UsageError
 from .retrieval import ValueBank, fits_bank, key_products, retrieve
@@ -88,6 +89,9 @@ class LayerAttention(nn.Module):
             that starts at 0 (LayerScale): the term is 0 at first and still
             learns. A zero norm weight would not: relu has no gradient at 0.
             This project's choice. Defaults to False.
+        with_cp (bool): Keep less for backward: a norm that the value bank
+            does not form again (:func:`fits_bank`) is then checkpointed with
+            what follows it, and runs twice. Defaults to False.
 
     Raises:
         UsageError: If ``head_dim`` is not a positive divisor of ``channels``.
@@ -99,11 +103,13 @@ class LayerAttention(nn.Module):
                  act: bool = True,
                  norm_cfg: Optional[dict] = None,
                  drop_path_rate: float = 0.,
-                 zero_init: bool = False) -> None:
+                 zero_init: bool = False,
+                 with_cp: bool = False) -> None:
         super().__init__()
         check_head_dim(channels, head_dim)
         self.channels = channels
         self.head_dim = head_dim
+        self.with_cp = with_cp
         self.num_heads = channels // head_dim
         kernel = pooled_kernel_size(channels)
         padding = kernel // 2
@@ -146,7 +152,7 @@ class LayerAttention(nn.Module):
         """
         # Sum, then divide: backward expands the gradient without a copy.
         pooled = x.sum((2, 3), dtype=_at_least_float32(x.dtype))  # (B, C)
-        pooled = pooled.to(x.dtype) / x[0, 0].numel()  # (B, C)
+        pooled = pooled.to(x.dtype) / (x.shape[2] * x.shape[3])  # (B, C)
         # One convolution of two channels: as small, its overhead counts.
         kernels = torch.cat([self.query.weight, self.key.weight])  # (2, 1, k)
         query, key = F.conv1d(
@@ -196,6 +202,11 @@ class LayerAttention(nn.Module):
         retrieved = (
             bank.retrieve(weights) if bank is not None else retrieve(
                 weights, memory.values))  # (B, C, H, W)
+        if self.with_cp and retrieved.requires_grad:
+            return checkpoint(self._finish, retrieved, use_reentrant=False)
+        return self._finish(retrieved)
+
+    def _finish(self, retrieved: Tensor) -> Tensor:
         term = self.act(self.norm(retrieved))  # (B, C, H, W)
         return term if self.scale is None else self.scale(term)
 
