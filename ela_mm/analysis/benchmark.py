@@ -4,9 +4,7 @@ A machine's speed drifts, so no time is reported alone: the variants take
 turns, and a variant's ratio is the median over rounds of its time over the
 plain network's in the same round.
 """
-import resource
 import statistics
-import sys
 import time
 from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
@@ -256,8 +254,8 @@ class _Storages(TorchDispatchMode):
 def peak_bytes(backbone: nn.Module, conditions: Conditions) -> int:
     """Peak of memory over three steps, above what there was before.
 
-    On a CPU it is the process's resident memory: call it in a process of its
-    own, since an allocator keeps what earlier steps have freed.
+    On a CPU it is the process's resident memory (Linux only): call it in a
+    process of its own, since an allocator keeps what earlier steps have freed.
 
     Args:
         backbone (nn.Module): On its device after this.
@@ -268,10 +266,10 @@ def peak_bytes(backbone: nn.Module, conditions: Conditions) -> int:
     """
     step = make_step(backbone, conditions)
     if conditions.device == 'cpu':
-        before = _resident()
+        before = _resident('VmRSS')
         for _ in range(3):
             step()
-        return _peak_resident() - before
+        return _resident('VmHWM') - before
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     for _ in range(3):
@@ -279,17 +277,12 @@ def peak_bytes(backbone: nn.Module, conditions: Conditions) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _resident() -> int:
-    with open('/proc/self/statm') as f:
-        return int(f.read().split()[1]) * resource.getpagesize()
+def _resident(entry: str) -> int:
+    """Resident bytes of this process: ``VmRSS`` now, ``VmHWM`` at the peak.
 
-
-def _peak_resident() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == 'darwin' else 1024)
-
-
-def complexity_of(network: str, variant: str, size: int, **options):
-    """Parameters and multiply-accumulates of a variant, at batch 1."""
-    backbone = build_backbone(network, variant, **options)
-    return count(backbone, (3, size, size))
+    Not getrusage's, which starts from the peak of the parent process.
+    """
+    with open('/proc/self/status') as f:
+        return next(
+            int(line.split()[1]) * 1024 for line in f
+            if line.startswith(entry))
