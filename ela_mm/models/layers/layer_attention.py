@@ -208,7 +208,9 @@ class LayerAttention(nn.Module):
             bank.retrieve(weights) if bank is not None else retrieve(
                 weights, memory.values))  # (B, C, H, W)
         term = self.act(self.norm(retrieved))  # (B, C, H, W)
-        return term if self.scale is None else self.scale(term)
+        # In the term's dtype, lest a float32 scale widens half precision.
+        return term if scale is None else term * scale.to(term.dtype).view(
+            -1, 1, 1)
 
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:
