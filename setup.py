@@ -34,6 +34,7 @@ def read_version() -> str:
 DETECTION = ['mmdet>=3.1,<3.4']
 CLASSIFICATION = ['mmpretrain>=1.0,<1.3']
 DEMO = ['scikit-learn>=1.2']
+EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 
 setup(
     name='ela_mm',
@@ -52,7 +53,8 @@ setup(
         det=DETECTION,
         cls=CLASSIFICATION,
         demo=DEMO,
-        dev=DEMO + ['hypothesis', 'pytest', 'ruff', 'tensorboard']),
+        export=EXPORT,
+        dev=DEMO + EXPORT + ['hypothesis', 'pytest', 'ruff', 'tensorboard']),
     classifiers=[
         'Development Status :: 4 - Beta',
         'Intended Audience :: Science/Research',

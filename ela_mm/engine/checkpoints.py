@@ -13,6 +13,8 @@ from typing import List, Optional, Tuple
 
 from mmengine.config import Config
 
+# In the meta of a deploy checkpoint: it has no state to resume from.
+DEPLOY_KEY = 'ela_deploy'
 _MAGIC = b'PK'  # torch >= 1.6 writes checkpoints as zip archives
 _CHECKPOINT = re.compile(r'(epoch|iter)_\d+\.pth')  # not best_*.pth
 

@@ -18,7 +18,7 @@ from ...errors import UsageError
 from ...models.backbones.ela_resnet import SKIP_MODES, LayerAttentionMixin
 from ...pruning import KLStatistics, LayerKL
 from ...visualization import prune_table
-from ..checkpoints import is_within_epoch
+from ..checkpoints import DEPLOY_KEY, is_within_epoch
 from ..criteria import build_criterion
 from ..randomness import (
     EPOCH,
@@ -121,6 +121,11 @@ class ELAPruneHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep the state for before_train; the weights are not loaded yet."""
         if runner._resume:
+            if DEPLOY_KEY in checkpoint.get('meta', {}):
+                raise UsageError(
+                    'a deploy checkpoint holds no state of training to resume '
+                    'from; to fine-tune it, set load_from to it and resume to '
+                    'False')
             self._resumed_state = checkpoint.get(STATE_KEY, {})
             if isinstance(runner.train_loop,
                           EpochBasedTrainLoop) and is_within_epoch(checkpoint):

@@ -6,7 +6,16 @@ loads, and the missing keys are the attention's alone. The mixin also holds
 the decision which layers are active, as buffers, so that a plain checkpoint
 carries it.
 """
-from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import (
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+)
 
 import torch
 from mmengine.logging import print_log
@@ -93,6 +102,23 @@ class AttentionStage(_Stage):
         """What copies and files hold: not who observes this very model."""
         return {**self.__dict__, 'observer': None}
 
+    def parts(self, i: int) -> Tuple[Dict[str, bool], nn.Module]:
+        """Which parts of a layer run.
+
+        Args:
+            i (int): Of a layer.
+
+        Returns:
+            tuple: Name of each part to whether a forward pass uses it, and
+            the layer.
+        """
+        layer = self.attention[i]
+        used = dict.fromkeys(('query', 'norm', 'scale'), self.active[i])
+        used.update(dict.fromkeys(('key', 'value'), self.visible[i]))
+        if layer.scale is None:
+            del used['scale']
+        return used, layer
+
     def forward(self, x: Tensor) -> Tensor:
         """Run the blocks and the active layers.
 
@@ -113,7 +139,7 @@ class AttentionStage(_Stage):
                     neighbours.append(
                         (f'{self.name}.{i}', previous, memory.weights))
             elif self.visible[i]:
-                self.attention[i].remember(x, memory)
+                self.attention[i].remember(x, memory, attends=False)
         if neighbours:
             _show(self.observer, neighbours)
         return x
@@ -327,15 +353,30 @@ class LayerAttentionMixin:
                                                    or visible[start + i])
                 if was == (stage.active[i], stage.visible[i]):
                     continue
-                layer = stage.attention[i]
-                retrieving = [layer.query, layer.norm]
-                if layer.scale is not None:
-                    retrieving.append(layer.scale)
-                for module in retrieving:
-                    _require_grad(module, stage.active[i] and not frozen)
-                for module in (layer.key, layer.value):
-                    _require_grad(module, stage.visible[i] and not frozen)
+                parts, layer = stage.parts(i)
+                for name, used in parts.items():
+                    _require_grad(getattr(layer, name), used and not frozen)
             start += len(stage)
+
+    def unused_state(self) -> Dict[str, List[str]]:
+        """What skipped layers keep in the state dict and nobody reads.
+
+        Returns:
+            Dict[str, List[str]]: Name of each skipped layer to names in
+            :meth:`state_dict`, of its query, norm and scale, and of its key
+            and value unless later layers see them.
+        """
+        unused = {}
+        for stage in self._stages():
+            for i, active in enumerate(stage.active):
+                if not active:
+                    parts, layer = stage.parts(i)
+                    unused[f'{stage.name}.{i}'] = [
+                        f'{stage.name}.attention.{i}.{name}'
+                        for name in layer.state_dict()
+                        if not parts[name.split('.')[0]]
+                    ]
+        return unused
 
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:
@@ -357,6 +398,14 @@ class LayerAttentionMixin:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._apply_masks()
         self._fresh_norms = None  # other weights, another decision
+        # A deploy checkpoint leaves out what a skipped layer does not use;
+        # its own values stand in. One that has a part of it is damaged.
+        own = None
+        for names in self.unused_state().values():
+            if not any(prefix + name in state_dict for name in names):
+                own = own or self.state_dict(keep_vars=True)
+                state_dict.update((prefix + name, own[name])
+                                  for name in names)
 
     # --- measuring -----------------------------------------------------------
 
@@ -422,7 +471,7 @@ class LayerAttentionMixin:
         if self._fresh_norms is None:
             self._fresh_norms = frozenset(
                 layer.name for layer, module in layers
-                if layer.stage > self.frozen_stages
+                if layer.active and layer.stage > self.frozen_stages
                 and getattr(module.norm, 'num_batches_tracked', None) == 0)
             if self._fresh_norms:
                 print_log(

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import UsageError
-from .retrieval import ValueBank, fits_bank, key_products, retrieve
+from .retrieval import (
+    ValueBank,
+    fits_bank,
+    is_traced,
+    key_products,
+    retrieve,
+)
 
 
 class LayerMemory:
@@ -40,8 +46,8 @@ class LayerMemory:
     """
 
     def __init__(self, capacity: Optional[int] = None) -> None:
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        self.bank = ValueBank(capacity) if capacity and not traced else None
+        self.bank = ValueBank(
+            capacity) if capacity and not is_traced() else None
         self.keys: List[Tensor] = []
         self.values: List[Tensor] = self.bank.values if self.bank else []
         self.weights: Optional[Tensor] = None
@@ -140,32 +146,37 @@ class LayerAttention(nn.Module):
         memory.weights = self.attend(self.remember(x, memory), memory)
         return self.drop_path(self.retrieve(memory))  # (B, C, H, W)
 
-    def remember(self, x: Tensor, memory: LayerMemory) -> Tensor:
+    def remember(self,
+                 x: Tensor,
+                 memory: LayerMemory,
+                 attends: bool = True) -> Optional[Tensor]:
         """Add this layer's key and value to the memory.
 
         Args:
             x (Tensor): (B, C, H, W), the block's output.
             memory (LayerMemory): Written.
+            attends (bool): Whether the layer needs a query. Defaults to True.
 
         Returns:
-            Tensor: (B, h, d), the layer's query.
+            Tensor | None: (B, h, d), the layer's query.
         """
         # Sum, then divide: backward expands the gradient without a copy.
         pooled = x.sum((2, 3), dtype=_at_least_float32(x.dtype))  # (B, C)
         pooled = pooled.to(x.dtype) / (x.shape[2] * x.shape[3])  # (B, C)
         # One convolution of two channels: as small, its overhead counts.
-        kernels = torch.cat([self.query.weight, self.key.weight])  # (2, 1, k)
-        query, key = F.conv1d(
+        kernels = torch.cat([self.key.weight, self.query.weight]
+                            ) if attends else self.key.weight  # (2, 1, k)
+        key, *query = F.conv1d(
             pooled.unsqueeze(1), kernels,
             padding=self.query.padding).unbind(1)  # (B, C) each
-        heads = (len(x), self.num_heads, self.head_dim)
+        heads = (x.shape[0], self.num_heads, self.head_dim)
         memory.keys.append(key.reshape(heads))  # (B, h, d)
         value = self.value(x)  # (B, C, H, W)
         if memory.bank is None:
             memory.values.append(value)
         else:
             memory.bank.write(value)
-        return query.reshape(heads)  # (B, h, d)
+        return query[0].reshape(heads) if attends else None  # (B, h, d)
 
     def attend(self, query: Tensor, memory: LayerMemory) -> Tensor:
         """Weigh the layers in memory.
@@ -208,7 +219,9 @@ class LayerAttention(nn.Module):
 
     def _finish(self, retrieved: Tensor) -> Tensor:
         term = self.act(self.norm(retrieved))  # (B, C, H, W)
-        return term if self.scale is None else self.scale(term)
+        # In the term's dtype, lest a float32 scale widens half precision.
+        return term if scale is None else term * scale.to(term.dtype).view(
+            -1, 1, 1)
 
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:

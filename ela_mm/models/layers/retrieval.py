@@ -57,7 +57,14 @@ def key_products(query: Tensor, keys: Sequence[Tensor]) -> Tensor:
     Returns:
         Tensor: (B, h, n).
     """
+    if is_traced():
+        return _products(query, keys)
     return _KeyProducts.apply(query, *keys)
+
+
+def is_traced() -> bool:
+    """Whether a compiler or an exporter follows the code."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 class ValueBank:
@@ -246,7 +253,7 @@ class _KeyProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query: Tensor, *keys: Tensor) -> Tensor:
         ctx.save_for_backward(query, *keys)
-        return (query.unsqueeze(2) * torch.stack(keys, 2)).sum(-1)
+        return _products(query, keys)
 
     @staticmethod
     @once_differentiable
@@ -256,6 +263,10 @@ class _KeyProducts(torch.autograd.Function):
         grad_query = (grad * torch.stack(keys, 2)).sum(2)  # (B, h, d)
         grad_keys = grad * query.unsqueeze(2)  # (B, h, n, d)
         return (grad_query, *grad_keys.unbind(2))
+
+
+def _products(query: Tensor, keys: Sequence[Tensor]) -> Tensor:
+    return (query.unsqueeze(2) * torch.stack(tuple(keys), 2)).sum(-1)
 
 
 def _buffer(value: Tensor, capacity: int, make: Callable) -> Tensor:

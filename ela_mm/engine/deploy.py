@@ -1,0 +1,348 @@
+"""What goes to production: a checkpoint and a graph without skipped layers.
+
+A training checkpoint keeps the parameters of skipped layers, so that it loads
+everywhere, and what training needs to go on. A deploy checkpoint has neither;
+the config that trained it loads it.
+"""
+import importlib.util
+import os
+import re
+import tempfile
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import CheckpointLoader
+from mmengine.utils import digit_version
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..models.backbones.ela_resnet import LayerAttentionMixin
+from .checkpoints import DEPLOY_KEY
+
+# The largest difference to PyTorch's result, absolute and relative.
+PARITY = 1e-4
+ONNX_PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
+
+
+class Deployed(NamedTuple):
+    """What :func:`write_deploy_checkpoint` did.
+
+    Attributes:
+        has_mask (bool): Whether the checkpoint says what is pruned; without,
+            all layers are active.
+        layers (int): Prunable attention layers of the model.
+        active (int): Those that are not skipped.
+        left_out (List[str]): Names in the state dict that are not written.
+        parameters (int): Numbers that these hold, norm statistics included.
+        bytes_before (int): Size of the checkpoint.
+        bytes_after (int): Size of the deploy checkpoint.
+    """
+    has_mask: bool
+    layers: int
+    active: int
+    left_out: List[str]
+    parameters: int
+    bytes_before: int
+    bytes_after: int
+
+
+def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
+    """Build a config's model with the weights and the mask of a checkpoint.
+
+    Args:
+        cfg (Config): Of a detector or a classifier.
+        path (str): Any checkpoint that this config has trained. If EMA ran,
+            mmengine has saved the averaged weights as its ``state_dict``,
+            and these are taken.
+
+    Returns:
+        tuple: The model in eval mode on the CPU, and the checkpoint.
+
+    Raises:
+        UsageError: If the model has no ELA backbone, or the checkpoint is
+            another model's.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model = MODELS.build(cfg.model)
+    if not ela_backbones(model):
+        kind = cfg.model.get('backbone', {}).get('type')
+        raise UsageError(
+            f'the config has no ELA backbone (backbone.type={kind!r}): '
+            "expected one such as 'ELAResNet'; there is nothing to leave out")
+    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    state = checkpoint.get('state_dict')
+    if not isinstance(state, dict):
+        raise UsageError(f'{path!r} holds no state_dict: expected a checkpoint '
+                         'that mmengine has written')
+    # As mmengine does: data parallel models saved by others.
+    state = {re.sub(r'^module\.', '', k): v for k, v in state.items()}
+    checkpoint['state_dict'] = state
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except UsageError:
+        raise
+    except RuntimeError as error:  # sizes
+        line = str(error).splitlines()[-1].strip()
+        raise UsageError(_does_not_fit(path, line)) from None
+    if missing or unexpected:
+        what = (f'it lacks {missing[0]!r}' if missing else
+                f'the model has no {unexpected[0]!r}')
+        raise UsageError(
+            _does_not_fit(
+                path, f'{what}, the first of '
+                f'{len(missing) + len(unexpected)} such names'))
+    model.eval()
+    return model, checkpoint
+
+
+def _does_not_fit(path: str, why: str) -> str:
+    return (f'checkpoint {path!r} does not fit the config: {why}; expected a '
+            'checkpoint that this very config has trained')
+
+
+def ela_backbones(model: nn.Module) -> Dict[str, LayerAttentionMixin]:
+    """The model's backbones with layer attention, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LayerAttentionMixin)
+    }
+
+
+def write_deploy_checkpoint(model: nn.Module, checkpoint: dict, source: str,
+                            target: str) -> Deployed:
+    """Write a checkpoint without skipped layers and training's state.
+
+    It loads like any other, also strictly and with ``weights_only=True``, into
+    the same config. Fine-tuning from it goes on with the pruned network: the
+    skipped layers stay skipped, their parameters are fresh.
+
+    Args:
+        model (nn.Module): From :func:`load_model`.
+        checkpoint (dict): The same; not changed.
+        source (str): Its file.
+        target (str): Written whole or not at all.
+
+    Returns:
+        Deployed: What was left out.
+
+    Raises:
+        UsageError: If ``target`` is ``source``.
+    """
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise UsageError(f'{target!r} is the checkpoint itself: expected '
+                         'another file to write to')
+    backbones = ela_backbones(model)
+    unused = {
+        f'{prefix}.{name}'
+        for prefix, backbone in backbones.items()
+        for names in backbone.unused_state().values() for name in names
+    }
+    state = checkpoint['state_dict']
+    kept = {k: v for k, v in state.items() if k not in unused}
+    meta = {**checkpoint.get('meta', {}), DEPLOY_KEY: True}
+    with _whole_file(target) as file:
+        torch.save(dict(meta=meta, state_dict=kept), file)
+    layers = [x for b in backbones.values() for x in b.attention_layers]
+    left_out = [k for k in state if k in unused]
+    return Deployed(
+        has_mask=any(f'{prefix}.active' in state for prefix in backbones),
+        layers=len(layers),
+        active=sum(layer.active for layer in layers),
+        left_out=left_out,
+        parameters=sum(state[k].numel() for k in left_out),
+        bytes_before=os.path.getsize(source),
+        bytes_after=os.path.getsize(target))
+
+
+@contextmanager
+def _whole_file(path: str) -> Iterator[str]:
+    """A name to write to, in the same folder; takes its place at the end."""
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.export_', dir=folder) as place:
+        name = os.path.join(place, os.path.basename(path))
+        yield name
+        os.replace(name, path)
+
+
+# --- ONNX --------------------------------------------------------------------
+
+
+def check_onnx() -> None:
+    """Raise a UsageError unless ONNX files can be written and tried."""
+    missing = [n for n in ONNX_PACKAGES if importlib.util.find_spec(n) is None]
+    if missing:
+        raise UsageError(f'ONNX export needs {", ".join(missing)}: pip install '
+                         f'{" ".join(missing)}')
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        raise UsageError('ONNX export needs torch >= 2.6, this is '
+                         f'{torch.__version__}')
+
+
+class _Classifier(nn.Module):
+    """A classifier of mmpretrain, from pictures to logits or scores."""
+
+    def __init__(self, model: nn.Module, scores: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.scores = _scoring(model.head) if scores else nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scores(self.model(images, mode='tensor'))
+
+
+def _scoring(head: nn.Module) -> nn.Module:
+    """What the head's ``predict`` makes scores of logits with."""
+    from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
+    if isinstance(head, MultiLabelClsHead):
+        return nn.Sigmoid()
+    if isinstance(head, ClsHead):
+        return nn.Softmax(dim=1)
+    raise UsageError(f'scores of a {type(head).__name__} are not known: '
+                     'export its logits, without --scores')
+
+
+def part_of(model: nn.Module,
+            part: Optional[str] = None,
+            scores: bool = False) -> Tuple[nn.Module, List[str]]:
+    """The part of a model that goes into an ONNX file.
+
+    Args:
+        model (nn.Module): From :func:`load_model`.
+        part (str, optional): ``'backbone'`` or, for mmpretrain's
+            ``ImageClassifier`` alone, ``'classifier'``. Defaults to the
+            classifier where there is one, else to the backbone.
+        scores (bool): Whether the classifier ends with scores, not with
+            logits. Defaults to False.
+
+    Returns:
+        tuple: A module of normalised pictures (B, 3, H, W), and the names of
+        its outputs: ``feature_<stage>`` of each ``out_indices`` entry, from 1,
+        or ``logits`` or ``scores`` (B, classes).
+
+    Raises:
+        UsageError: If the model does not have the part.
+    """
+    classifies = _is_classifier(model)
+    part = part or ('classifier' if classifies else 'backbone')
+    if part == 'classifier':
+        if not classifies:
+            raise UsageError(
+                f"part 'classifier' of a {type(model).__name__}: expected the "
+                "config of an mmpretrain ImageClassifier; take part 'backbone'")
+        return (_Classifier(model, scores),
+                ['scores' if scores else 'logits'])
+    if scores:
+        raise UsageError("scores need part 'classifier'; a backbone has none")
+    backbones = ela_backbones(model)
+    if len(backbones) > 1:
+        raise UsageError(f'the model has {len(backbones)} ELA backbones '
+                         f'({", ".join(backbones)}): expected one to export')
+    (backbone, ) = backbones.values()
+    return backbone, [f'feature_{i + 1}' for i in backbone.out_indices]
+
+
+def _is_classifier(model: nn.Module) -> bool:
+    if importlib.util.find_spec('mmpretrain') is None:
+        return False
+    from mmpretrain.models import ImageClassifier
+    return isinstance(model, ImageClassifier) and model.with_head
+
+
+@torch.no_grad()
+def export_onnx(module: nn.Module,
+                outputs: List[str],
+                target: str,
+                shape: Tuple[int, int] = (224, 224),
+                opset: int = 18) -> float:
+    """Write a module as ONNX, with any batch size, and try it.
+
+    Args:
+        module (nn.Module): From :func:`part_of`, float32 on the CPU.
+        outputs (List[str]): The same. The input is called ``images``.
+        target (str): Written only if the graph passes onnx's checker and
+            onnxruntime agrees with PyTorch.
+        shape (Tuple[int, int]): Height and width of the pictures. Defaults to
+            (224, 224).
+        opset (int): Version of ONNX's operators. Defaults to 18.
+
+    Returns:
+        float: The largest absolute difference to PyTorch's result.
+
+    Raises:
+        UsageError: If packages are missing, the module cannot be exported (an
+            operator such as deformable convolution), the opset is none that
+            the exporter knows, or the results differ by more than
+            ``PARITY``.
+    """
+    check_onnx()
+    import onnx
+    if min(shape) < 1:
+        raise UsageError(f'shape {tuple(shape)}: expected a positive height '
+                         'and width')
+    known = onnx.defs.onnx_opset_version()
+    if not 18 <= opset <= known:
+        raise UsageError(f'opset {opset}: expected 18 to {known}')
+    images = torch.randn(2, 3, *shape)
+    with _whole_file(target) as file:
+        try:
+            torch.onnx.export(
+                module, (images, ),
+                file,
+                input_names=['images'],
+                output_names=outputs,
+                opset_version=opset,
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim('batch')}, ),
+                external_data=False,
+                verbose=False)
+        except torch.onnx.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            raise UsageError(
+                f'{type(module).__name__} cannot be exported: '
+                f'{str(cause).strip().splitlines()[0]}') from error
+        _tidy(file, opset)
+        return max(_difference(module, file, batch, shape) for batch in (1, 3))
+
+
+def _tidy(file: str, opset: int) -> None:
+    """Check a graph and take out the exporter's notes on source files."""
+    import onnx
+    model = onnx.load(file)
+    (version, ) = [x.version for x in model.opset_import if not x.domain]
+    if version != opset:
+        raise UsageError(f'opset {opset}: the exporter can write '
+                         f'{version} only')
+    graph = model.graph
+    for noted in (model, graph, *graph.node, *graph.value_info, *graph.input,
+                  *graph.output, *graph.initializer):
+        del noted.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, file)
+
+
+def _difference(module: nn.Module, file: str, batch: int,
+                shape: Tuple[int, int]) -> float:
+    """The largest difference of onnxruntime to PyTorch on noise."""
+    import onnxruntime
+    session = onnxruntime.InferenceSession(
+        file, providers=['CPUExecutionProvider'])
+    images = torch.randn(batch, 3, *shape)
+    expected = module(images)
+    if isinstance(expected, Tensor):
+        expected = (expected, )
+    results = session.run(None, dict(images=images.numpy()))
+    largest = 0.
+    for result, reference in zip(results, expected):
+        result = torch.from_numpy(result)
+        largest = max(largest, (result - reference).abs().max().item())
+        if not torch.allclose(result, reference, rtol=PARITY, atol=PARITY):
+            raise UsageError(
+                f'onnxruntime differs from PyTorch by {largest:.2g}, more '
+                f'than {PARITY:g}: the graph is not written; are the weights '
+                'of the checkpoint finite?')
+    return largest

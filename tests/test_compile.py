@@ -1,0 +1,219 @@
+"""torch.compile, before and after a pruning, in a window and in a Runner."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+from toy import toy_runner
+
+from ela_mm.engine.record import read_record
+from ela_mm.models.backbones.mmdet import ELAResNet
+from ela_mm.pruning import KLStatistics
+
+PRUNED = ['layer1.1', 'layer3.0', 'layer4.1']
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def network(**options):
+    net = ELAResNet(
+        18, base_channels=16, norm_eval=False, zero_init_attention=True,
+        **options).train()
+    for name, parameter in net.named_parameters():
+        if name.endswith(('bias', 'scale.weight')):
+            nn.init.normal_(parameter, std=0.3)
+    return net
+
+
+def gradients(outs, net, x):
+    x.grad = None
+    net.zero_grad()
+    sum(out.square().mean() for out in outs).backward()
+    return dict(x=x.grad, **{
+        n: p.grad for n, p in net.named_parameters() if p.grad is not None})
+
+
+def assert_same_step(net, compiled, tolerance):
+    """Values, gradients and running statistics of one training step."""
+    x = torch.randn(2, 3, 32, 32, dtype=next(net.parameters()).dtype,
+                    requires_grad=True)
+    state = copy.deepcopy(net.state_dict())
+    outs = net(x)
+    expected = gradients(outs, net, x)
+    after = copy.deepcopy(net.state_dict())
+    net.load_state_dict(state)
+    ours = compiled(x)
+    found = gradients(ours, net, x)
+    close = dict(rtol=tolerance, atol=tolerance)
+    for a, b in zip(ours, outs):
+        torch.testing.assert_close(a, b, **close)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(
+            found[name], gradient, **close,
+            msg=lambda m, n=name: f'{n}: {m}')
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, after[name], **close)
+
+
+def prune_and_compare(net, counter, tolerance):
+    compiled = torch.compile(net, backend=counter, fullgraph=True)
+    for frames, (names, skip) in enumerate(
+            [((), 'layer'), (PRUNED[:1], 'layer'),
+             (PRUNED, 'retrieval')], start=1):
+        net.skip_layers(names, skip=skip)
+        for _ in range(2):
+            assert_same_step(net, compiled, tolerance)
+        # All of the backbone is one graph, and a pruning makes one anew.
+        assert counter.frame_count == frames
+    assert not counters['graph_break']
+    # Evaluation is another mode, and another graph.
+    net.eval()
+    x = torch.randn(2, 3, 32, 32, dtype=next(net.parameters()).dtype)
+    with torch.no_grad():
+        for a, b in zip(compiled(x), net(x)):
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    assert counter.frame_count == frames + 1
+
+
+def test_one_recompilation_per_pruning():
+    prune_and_compare(network().double(),
+                      CompileCounterWithBackend('aot_eager'), 1e-9)
+
+
+@pytest.mark.slow
+def test_inductor():
+    """The compiler that writes kernels, in float32."""
+    prune_and_compare(network(), CompileCounterWithBackend('inductor'), 2e-4)
+
+
+def test_light_attention_and_plain_networks_compile():
+    for attention in ('light', None):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend('aot_eager')
+        net = ELAResNet(18, base_channels=32, norm_eval=False,
+                        attention=attention).double().train()
+        compiled = torch.compile(net, backend=counter, fullgraph=True)
+        assert_same_step(net, compiled, 1e-9)
+        assert counter.frame_count == 1
+
+
+def test_autocast_compiles():
+    net = network()
+    counter = CompileCounterWithBackend('aot_eager')
+    compiled = torch.compile(net, backend=counter, fullgraph=True)
+    x = torch.randn(2, 3, 32, 32)
+    for names in ((), PRUNED):
+        net.skip_layers(names)
+        with torch.autocast('cpu', torch.bfloat16):
+            ours, outs = compiled(x), net(x)
+        for a, b in zip(ours, outs):
+            assert a.dtype == b.dtype
+            assert (a - b).norm() < 0.02 * b.norm()
+    assert counter.frame_count == 2
+
+
+# --- windows -----------------------------------------------------------------
+
+
+def test_a_window_counts_what_eager_counts():
+    """Many steps, a bounded number of graphs, and one graph again after."""
+    net = network().double()
+    steps = 12
+    batches = torch.randn(steps, 2, 3, 32, 32, dtype=torch.float64)
+    eager, observed = KLStatistics(), KLStatistics()
+    net.observe(eager.update)
+    state = copy.deepcopy(net.state_dict())
+    for x in batches:
+        net(x)
+
+    net.observe(None)
+    counter = CompileCounterWithBackend('aot_eager')
+    compiled = torch.compile(net, backend=counter)
+    compiled(batches[0])
+    assert counter.frame_count == 1
+    net.load_state_dict(state)
+    net.observe(observed.update)
+    frames = []
+    for x in batches:
+        sum(out.mean() for out in compiled(x)).backward()
+        frames.append(counter.frame_count)
+    # The stem and each stage; afterwards every step runs what is there.
+    assert frames[0] <= 1 + 5 and frames[-1] == frames[0]
+    names = [f'layer{i}.1' for i in (1, 2, 3, 4)]
+    expected, found = eager.reduce(names), observed.reduce(names)
+    for name in names:
+        assert found[name].samples == expected[name].samples == 24
+        assert found[name].iterations == steps
+        assert found[name].series == pytest.approx(
+            expected[name].series, rel=1e-9)
+    # The window ends with a pruning: one graph again.
+    net.observe(None)
+    net.skip_layers(PRUNED)
+    counters.clear()
+    for x in batches:
+        compiled(x)
+    assert counter.frame_count == frames[-1] + 1
+    assert not counters['graph_break']
+
+
+def test_the_stage_loop_is_one_graph_in_a_window():
+    """The only break lies after the loop, where the stage reports."""
+    net = ELAResNet(34, base_channels=16, norm_eval=False).double().train()
+    counter = CompileCounterWithBackend('aot_eager')
+    seen = []
+    net.observe(lambda name, prev, curr: seen.append((name, prev, curr)))
+    compiled = torch.compile(net.layer3, backend=counter)
+    x = torch.randn(2, 32, 8, 8, dtype=torch.float64)
+    for _ in range(4):
+        compiled(x)
+    assert counter.frame_count == 1
+    assert sum(counters['graph_break'].values()) == 1
+    assert [name for name, _, _ in seen] == 4 * [
+        f'layer3.{i}' for i in range(1, 6)]
+    assert [curr.shape[-1] for _, _, curr in seen[:5]] == [2, 3, 4, 5, 6]
+
+
+# --- mmengine's option -------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_runner_with_compile(tmp_path):
+    """The same decision and network as without, through a pruning."""
+    results = []
+    for options in (dict(), dict(compile=dict(backend='aot_eager'))):
+        work_dir = tmp_path / str(len(results))
+        runner = toy_runner(work_dir, max_epochs=2, **options)
+        runner.train()
+        (decision, ) = read_record(work_dir)['decisions']
+        results.append((decision, runner.model.state_dict()))
+    (eager, expected), (compiled, found) = results
+    assert counters['stats']['unique_graphs'] > 0
+    assert compiled['skipped'] == eager['skipped'] != []
+    assert compiled['samples'] == eager['samples']
+    for a, b in zip(compiled['layers'], eager['layers']):
+        assert (a['kl'] is None) == (b['kl'] is None)
+        if a['kl'] is not None:
+            assert a['kl'] == pytest.approx(b['kl'], rel=1e-3)
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=0.05, atol=0.05, msg=lambda m, n=name: f'{n}: {m}')
+
+
+@pytest.mark.slow
+def test_runner_with_compile_true(tmp_path):
+    """compile=True, which takes inductor."""
+    runner = toy_runner(tmp_path, max_epochs=2, compile=True)
+    runner.train()
+    (decision, ) = read_record(tmp_path)['decisions']
+    assert decision['skipped'] and decision['samples'] == 8
+    gone = [p for p in runner.model.parameters() if not p.requires_grad]
+    assert gone and all(p.grad is None for p in gone)

@@ -1,0 +1,106 @@
+"""Write a pruned network for production: a small checkpoint, and ONNX.
+
+The deploy checkpoint lacks the parameters of skipped layers and all state of
+training; the same config loads it, in tools/test.py, inferencers and as
+load_from. The ONNX graph takes normalised pictures (the config's
+data_preprocessor stays outside) in batches of any size.
+"""
+import argparse
+import os.path as osp
+
+from mmengine.config import Config, DictAction
+
+import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.engine.deploy import (
+    check_onnx,
+    export_onnx,
+    load_model,
+    part_of,
+    write_deploy_checkpoint,
+)
+from ela_mm.engine.launch import UsageError, check_checkpoint, run
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help='config file, of a detector or a '
+                        'classifier')
+    parser.add_argument('checkpoint', help='checkpoint file that it trained')
+    parser.add_argument(
+        '--out',
+        metavar='FILE.pth',
+        help='the deploy checkpoint; default: <checkpoint>_deploy.pth')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value')
+    group = parser.add_argument_group('ONNX')
+    group.add_argument(
+        '--onnx', metavar='FILE.onnx', help='also write this graph')
+    group.add_argument(
+        '--part',
+        choices=['backbone', 'classifier'],
+        help='what it holds; default: the classifier where there is one')
+    group.add_argument(
+        '--scores',
+        action='store_true',
+        help='end a classifier with scores instead of logits')
+    group.add_argument(
+        '--shape',
+        nargs=2,
+        type=int,
+        metavar=('HEIGHT', 'WIDTH'),
+        default=(224, 224),
+        help='of its pictures; default: 224 224')
+    group.add_argument(
+        '--opset', type=int, default=18, help='of ONNX; default: 18')
+    return parser.parse_args()
+
+
+def megabytes(number: int) -> str:
+    return f'{number / 1e6:.2f} MB'
+
+
+def main() -> None:
+    args = parse_args()
+    if args.onnx is not None:
+        check_onnx()
+    if not osp.isfile(args.config):
+        raise UsageError(f'config {args.config!r} does not exist: expected '
+                         'the path of a config file')
+    check_checkpoint(args.checkpoint)
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    model, checkpoint = load_model(cfg, args.checkpoint)
+    if args.onnx is not None:  # what it refuses is refused first
+        module, outputs = part_of(model, args.part, args.scores)
+    target = args.out or osp.splitext(args.checkpoint)[0] + '_deploy.pth'
+    done = write_deploy_checkpoint(model, checkpoint, args.checkpoint, target)
+    if done.active == done.layers:
+        why = '' if done.has_mask else ' (the checkpoint has no mask)'
+        print(f'nothing is pruned{why}: all {done.layers} attention layers '
+              'are active')
+    else:
+        print(f'{done.active} of {done.layers} attention layers are active; '
+              f'left out {len(done.left_out)} tensors with {done.parameters:,} '
+              'parameters and norm statistics of the others')
+    print(f'{args.checkpoint}: {megabytes(done.bytes_before)} -> {target}: '
+          f'{megabytes(done.bytes_after)}')
+    if args.onnx is None:
+        return
+    difference = export_onnx(module, outputs, args.onnx, args.shape,
+                             args.opset)
+    print(f'{args.onnx}: {megabytes(osp.getsize(args.onnx))}, images (batch, '
+          f'3, {args.shape[0]}, {args.shape[1]}) -> {", ".join(outputs)}; '
+          f'onnxruntime agrees to {difference:.1e}')
+    steps = model.data_preprocessor
+    mean = getattr(steps, 'mean', None)
+    if mean is not None:
+        print('feed it pictures normalised as the config does: mean '
+              f'{mean.flatten().tolist()}, std {steps.std.flatten().tolist()}')
+
+
+if __name__ == '__main__':
+    run(main)
