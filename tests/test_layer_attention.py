@@ -181,3 +181,41 @@ def test_light_attention_matches_its_equation():
 def test_head_dim_must_divide_the_channels(cls, head_dim):
     with pytest.raises(ValueError, match=f'head_dim={head_dim}.*64 channels'):
         cls(64, head_dim)
+
+
+@pytest.mark.parametrize('zero_init', [False, True])
+def test_with_cp_checkpoints_norms_that_the_bank_leaves(zero_init):
+    """The same values and gradients, and less kept."""
+
+    def run(with_cp):
+        torch.manual_seed(0)
+        layers = nn.ModuleList(
+            LayerAttention(
+                32,
+                norm_cfg=dict(type='GN', num_groups=4),
+                zero_init=zero_init,
+                with_cp=with_cp) for _ in range(3)).double()
+        for layer in layers if zero_init else ():
+            nn.init.normal_(layer.scale.weight)
+        x = torch.randn(2, 32, 6, 6, dtype=torch.float64, requires_grad=True)
+        memory, out, kept = LayerMemory(capacity=3), x, []
+
+        def pack(tensor):
+            kept.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            for layer in layers:
+                out = out + layer(out, memory)
+        storages = {t.untyped_storage().data_ptr(): t for t in kept}
+        grads = torch.autograd.grad(
+            out.square().sum(), [x, *layers.parameters()], allow_unused=True)
+        return out, grads, sum(
+            t.untyped_storage().nbytes() for t in storages.values())
+
+    out, grads, kept = run(True)
+    expected, references, more = run(False)
+    assert torch.equal(out, expected)
+    for ours, other in zip(grads, references):
+        torch.testing.assert_close(ours, other)
+    assert kept < more

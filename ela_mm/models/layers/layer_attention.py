@@ -219,9 +219,10 @@ class LayerAttention(nn.Module):
 
     def _finish(self, retrieved: Tensor) -> Tensor:
         term = self.act(self.norm(retrieved))  # (B, C, H, W)
+        if self.scale is None:
+            return term
         # In the term's dtype, lest a float32 scale widens half precision.
-        return term if scale is None else term * scale.to(term.dtype).view(
-            -1, 1, 1)
+        return term * self.scale.weight.to(term.dtype).view(-1, 1, 1)
 
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:
