@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import UsageError
 from ..pruning import KLStatistics
-from .complexity import count
 from .concatenation import (
     ConcatenatingAttention,
     OwnValueAttention,
