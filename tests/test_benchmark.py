@@ -5,13 +5,12 @@ import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from ela_mm.analysis import benchmark
 from ela_mm.analysis.benchmark import Conditions
 from ela_mm.errors import UsageError
-
-from .conftest import ROOT
 
 SMALL = Conditions('r18', size=32)
 
