@@ -67,7 +67,7 @@ class Square(nn.Module):
 
     def forward(self, x):
         copied = x * 2.  # lives on in the product's graph
-        return [(copied * self.weight)[:, :1, :1, :1]]
+        return [(copied * self.weight).sum((1, 2, 3), keepdim=True)]
 
 
 def test_bytes_kept_are_counted_by_storage():

@@ -20,7 +20,7 @@ import torch
 from rich.progress import track
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.analysis import benchmark
+from ela_mm.analysis import benchmark, count
 from ela_mm.analysis.benchmark import Conditions
 from ela_mm.engine.launch import UsageError, check_checkpoint, run
 
@@ -138,8 +138,7 @@ def measure(conditions: Conditions, variants: List[str],
          for v, n in networks.items()}, args.rounds,
         progress=lambda rounds: track(rounds, conditions.network))
     costs = {
-        v: benchmark.count(network.cpu(),
-                           (3, conditions.size, conditions.size))
+        v: count(network.cpu(), (3, conditions.size, conditions.size))
         for v, network in networks.items()
     }
     active = {
