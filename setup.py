@@ -52,7 +52,8 @@ setup(
         det=DETECTION,
         cls=CLASSIFICATION,
         demo=DEMO,
-        dev=DEMO + ['hypothesis', 'pytest', 'ruff', 'tensorboard']),
+        dev=DEMO +
+        ['hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'tensorboard']),
     classifiers=[
         'Development Status :: 4 - Beta',
         'Intended Audience :: Science/Research',

@@ -227,12 +227,13 @@ names_34 = [f'layer{s}.{i}' for s, n in enumerate((3, 4, 6, 3), 1)
 @given(st.sets(st.sampled_from(names_34)), st.booleans())
 def test_any_mask_equals_the_network_without_those_layers(skipped, retrieval):
     torch.manual_seed(0)
-    net = randomized(ELAResNet(34, base_channels=16, norm_eval=False))
+    # Norms over two samples of one pixel amplify the rounding of float32.
+    net = randomized(ELAResNet(34, base_channels=16, norm_eval=False)).double()
     net.skip_layers(skipped, 'retrieval' if retrieval else 'layer')
     reference = copy.deepcopy(net)
     net.train()
     reference.train()
-    x = image(2, 32)
+    x = image(2, 32).double()
     outs, expected = net(x), by_hand(reference, x, skipped, retrieval)
     for out, other in zip(outs, expected):
         torch.testing.assert_close(out, other)
