@@ -14,6 +14,7 @@ from mmcv.cnn.bricks import DropPath
 from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
 
+from ...compat.compiling import is_compiling
 from ...errors import UsageError
 from .retrieval import ValueBank, fits_bank, key_products, retrieve
 
@@ -39,7 +40,7 @@ class LayerMemory:
     """
 
     def __init__(self, capacity: Optional[int] = None) -> None:
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        traced = is_compiling() or torch.jit.is_tracing()
         self.bank = ValueBank(capacity) if capacity and not traced else None
         self.keys: List[Tensor] = []
         self.values: List[Tensor] = self.bank.values if self.bank else []
