@@ -45,6 +45,8 @@ def noisy_config(path, **overrides) -> Path:
         'val_dataloader': dict(
             cfg.train_dataloader, dataset=dict(type='NoisyDataset', size=4),
             sampler=dict(type='DefaultSampler', shuffle=False)),
+        # An epoch in between does not start where a seeded validation ended.
+        'train_cfg.val_interval': 2,
         'val_cfg': dict(),
         'val_evaluator': dict(type='NoisyMetric'),
         'param_scheduler': [dict(type='CosineAnnealingLR', by_epoch=False)],
@@ -164,7 +166,7 @@ def test_killed_again_and_again(epochs, tmp_path):
 @pytest.mark.parametrize('fault', [
     'iteration:2', 'iteration:6', 'iteration:10', 'epoch:3', 'iteration:13',
     'write:epoch_1.pth', 'write:epoch_3.pth', 'name:epoch_3.pth',
-    'validation:1', 'validation:4'
+    'validation:2', 'validation:4'
 ])
 def test_killed_once(epochs, tmp_path, fault):
     config, whole = epochs
