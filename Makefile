@@ -1,8 +1,10 @@
-# The README's commands. VENV and PIP_ARGS may be overridden, for example
+# The README's commands. The variables may be overridden, for example
 #   make demo PIP_ARGS="--index-url https://... --extra-index-url https://..."
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+# Two processes, each with whole files: fixtures of a file are made once.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ela_mm_installed
 
@@ -22,10 +24,10 @@ demo: setup
 	$(BIN)/python tools/demo.py
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-all: setup
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'slow or not slow'
 
 lint: setup
 	$(BIN)/python -m ruff check .

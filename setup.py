@@ -54,7 +54,8 @@ setup(
         cls=CLASSIFICATION,
         demo=DEMO,
         export=EXPORT,
-        dev=DEMO + EXPORT + ['hypothesis', 'pytest', 'ruff', 'tensorboard']),
+        dev=DEMO + EXPORT +
+        ['hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'tensorboard']),
     classifiers=[
         'Development Status :: 4 - Beta',
         'Intended Audience :: Science/Research',

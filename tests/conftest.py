@@ -1,6 +1,10 @@
 import os
 from pathlib import Path
 
+# Before torch reads it. The networks are too small for more threads, which only
+# wait for each other on a busy machine. Processes that tests start inherit it.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import pytest
 import torch
 

@@ -18,6 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, HOOKS
 
 from ela_mm.engine import ELAPruneHook, ranks
+from ela_mm.engine.hooks.ela_prune_hook import find_backbone
 from ela_mm.pruning import statistics
 
 
@@ -115,11 +116,18 @@ def gradient_error(runner) -> float:
 
 @HOOKS.register_module(force=True)
 class Fault(Hook):
-    """Something goes wrong on one rank, before one iteration (from 0)."""
+    """Something goes wrong on one rank, before one iteration (from 0).
+
+    A mask of its own it has before training starts.
+    """
     priority = 'LOWEST'
 
     def __init__(self, kind: str, rank: int, at: int) -> None:
         self.kind, self.rank, self.at = kind, rank, at
+
+    def before_run(self, runner) -> None:
+        if get_rank() == self.rank and self.kind == 'mask':
+            find_backbone(runner.model).skip_layers(['layer1.1'])
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         if get_rank() != self.rank or runner.iter != self.at:

@@ -6,9 +6,7 @@ where the process dies, such as ``iteration:6``; without it nothing happens.
 import os
 import random
 import resource
-import runpy
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,6 @@ from mmengine.registry import DATASETS, HOOKS, METRICS
 from toy import ToyDataset
 
 from ela_mm.engine.hooks import ela_prune_hook  # noqa: F401  before a fork
-
-ROOT = Path(__file__).parent.parent
 
 
 @DATASETS.register_module(force=True)
@@ -90,13 +86,3 @@ class Fault(Hook):
     def before_val_iter(self, runner, *args, **kwargs):
         if (self.kind, self.where) == ('validation', str(runner.epoch)):
             die()
-
-
-def tool(name, arguments, fault, output):
-    """Run a tool in this process; a target for multiprocessing."""
-    os.environ['FAULT'] = fault
-    sys.argv = [name, *map(str, arguments)]
-    with open(output, 'a', buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from test_detector import tool
+from running import tool
 
 from ela_mm.engine.criteria import build_criterion
 from ela_mm.engine.grid import apply_overrides, cells, read_grid

@@ -117,7 +117,7 @@ def test_a_diverged_training_goes_on_without_pruning(tmp_path):
     assert 'layer1.1 in 4 of 4 iterations' in second['note']
     for n in (1, 3):
         assert f'nothing pruned on epochs {n} to {n}: KL' in log_of(tmp_path)
-    state = torch.load(tmp_path / 'epoch_3.pth', weights_only=True)
+    state = torch.load(tmp_path / 'epoch_3.pth')
     assert state['state_dict']['backbone.active'].all()
 
 
@@ -231,5 +231,5 @@ def test_a_record_that_cannot_be_written_does_not_end_the_training(tmp_path):
     toy_runner(tmp_path, max_epochs=1).train()
     assert 'the decisions record was not written' in log_of(tmp_path)
     assert not list(tmp_path.glob('*.tmp'))
-    checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+    checkpoint = torch.load(tmp_path / 'epoch_1.pth')
     assert checkpoint['ela_prune_hook']['decisions'][0]['skipped']

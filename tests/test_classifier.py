@@ -5,8 +5,8 @@ import torch
 from mmengine.registry import init_default_scope
 from mmpretrain import ImageClassificationInferencer, get_model
 from mmpretrain.registry import MODELS
+from running import tool
 from sklearn.datasets import load_digits
-from test_detector import tool
 
 from ela_mm.engine.record import read_record
 from ela_mm.models.backbones.mmdet import ELAResNet as DetectionELAResNet

@@ -10,15 +10,9 @@ from conftest import ROOT
 from mmdet.apis import DetInferencer
 from mmengine.config import Config
 from mmengine.runner import Runner
+from running import tool
 
 from ela_mm.engine.record import read_record
-
-
-def tool(name, *arguments, cwd=ROOT):
-    """Run a tool as a user does; returns the finished process."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / name), *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def small_config(root, masks=False) -> Config:

@@ -2,7 +2,7 @@
 import json
 
 import pytest
-from test_detector import tool
+from running import tool
 
 from ela_mm.analysis.drop_in import (
     Entry,

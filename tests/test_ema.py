@@ -71,7 +71,7 @@ def test_validation_and_checkpoints_use_the_pruned_average(tmp_path, name):
 
     for epoch, active in ((1, first), (2, second)):
         path = str(tmp_path / f'epoch_{epoch}.pth')
-        checkpoint = torch.load(path, weights_only=True)
+        checkpoint = torch.load(path)
         masks = (checkpoint['state_dict']['backbone.active'],
                  checkpoint['ema_state_dict']['module.backbone.active'])
         for mask in masks:
@@ -118,7 +118,7 @@ def test_resumed_averages_are_bit_equal(tmp_path, name, windows, resume_at):
         tmp_path / 'b', windows=windows, hooks=hooks, resume=True,
         load_from=str(tmp_path / 'a' / f'epoch_{resume_at}.pth')).train()
     whole, resumed = (torch.load(
-        tmp_path / run / 'epoch_3.pth', weights_only=True) for run in 'ab')
+        tmp_path / run / 'epoch_3.pth') for run in 'ab')
     assert whole['state_dict']['backbone.active'].sum() < 16
     for part in ('state_dict', 'ema_state_dict'):
         assert whole[part].keys() == resumed[part].keys()
@@ -135,7 +135,7 @@ def test_an_averaged_checkpoint_serves_everywhere(tmp_path):
     runner.register_hook(spy)
     runner.train()
     path = str(tmp_path / 'a' / 'epoch_2.pth')
-    checkpoint = torch.load(path, weights_only=True)
+    checkpoint = torch.load(path)
     layers = runner.model.backbone.attention_layers
 
     # ema_state_dict goes into an averaged model, and there is the source.

@@ -72,3 +72,14 @@ def test_forks_are_built_before_torch_is_there(tmp_path, monkeypatch):
     count = len(installed)
     versions.install('onedl', tmp_path / 'venv', sys.executable, [])
     assert len(installed) == count, 'what is there is used again'
+
+
+def test_reliability_names_tests_that_exist():
+    named = set(re.findall(r'`(test_\w+)', (ROOT / 'docs' /
+                                           'reliability.md').read_text()))
+    defined = {
+        name
+        for path in ROOT.glob('tests/test_*.py')
+        for name in re.findall(r'^def (test_\w+)', path.read_text(), re.M)
+    }
+    assert named and named <= defined, named - defined

@@ -144,7 +144,7 @@ def test_skipped_parameters_leave_the_optimizer(run):
 
 def test_checkpoint_of_the_epoch_is_pruned_already(run):
     _, _, work_dir = run
-    checkpoint = torch.load(work_dir / 'epoch_1.pth', weights_only=True)
+    checkpoint = torch.load(work_dir / 'epoch_1.pth')
     active = checkpoint['state_dict']['backbone.active']
     assert active.sum() == read_record(work_dir)['decisions'][0]['active']
 
@@ -234,7 +234,7 @@ def test_averaged_models_are_pruned_too(tmp_path, update_buffers):
     runner = toy_runner(
         tmp_path, hooks=[dict(type='EMAHook', update_buffers=update_buffers)])
     runner.train()
-    checkpoint = torch.load(tmp_path / 'epoch_3.pth', weights_only=True)
+    checkpoint = torch.load(tmp_path / 'epoch_3.pth')
     active = runner.model.backbone.active
     assert 0 < active.sum() < 16
     assert torch.equal(checkpoint['state_dict']['backbone.active'], active)

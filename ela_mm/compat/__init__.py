@@ -6,6 +6,7 @@ Imported for its effect by :mod:`ela_mm`, before any host package:
 - :mod:`.checkpoints` lets mmengine's checkpoints load under ``weights_only``.
 
 Both step aside where they are not needed, and both may be installed twice.
+:mod:`.compiling` is imported where torch 2.0 lacks a name.
 """
 from . import checkpoints, mmcv_ops
 

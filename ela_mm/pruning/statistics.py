@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..compat.compiling import is_compiling
 from .kl import adjacent_kl
 
 # Iterations of a window whose single values are kept; even.
@@ -237,7 +238,7 @@ class KLStatistics:
 
 def _recomputing() -> bool:
     """Whether a backward pass is running, where only a repetition runs."""
-    if torch.compiler.is_compiling():  # repeats in its graph, not in Python
+    if is_compiling():  # repeats in its graph, not in Python
         return False
     return torch._C._current_graph_task_id() != -1
 

@@ -22,6 +22,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...compat.compiling import disable
 from ...errors import UsageError
 from ..layers import LayerAttention, LayerMemory, LightLayerAttention
 
@@ -146,7 +147,7 @@ class AttentionStage(_Stage):
 
 
 # Observers count in Python. Compiled, that would be another graph every step.
-@torch.compiler.disable
+@disable
 def _show(observer: Observer, neighbours: List[tuple]) -> None:
     for name, previous, weights in neighbours:
         observer(name, previous, weights)

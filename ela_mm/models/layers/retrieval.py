@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ...compat.compiling import is_compiling
+
 
 def retrieve(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
     """Sum the values of a stage's layers, weighted per sample and head.
@@ -64,7 +66,7 @@ def key_products(query: Tensor, keys: Sequence[Tensor]) -> Tensor:
 
 def is_traced() -> bool:
     """Whether a compiler or an exporter follows the code."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return is_compiling() or torch.jit.is_tracing()
 
 
 class ValueBank:
