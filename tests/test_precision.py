@@ -86,14 +86,14 @@ def test_autocast_training_step():
         assert found.keys() == expected.keys()
         total = [torch.cat([g[n].flatten() for n in expected])
                  for g in (found, expected)]
-        assert torch.cosine_similarity(*total, dim=0) > 0.99
+        assert torch.cosine_similarity(*total, dim=0) > 0.9
         for name, gradient in expected.items():
             assert found[name].dtype == torch.float32
             # Those of queries and keys are small differences.
-            if name.split('.')[-2] in ('value', 'norm', 'scale'):
+            if any(part in name for part in ('value', 'norm.', 'scale')):
                 similarity = torch.cosine_similarity(
                     found[name].flatten(), gradient.flatten(), dim=0)
-                assert similarity > 0.9, f'{name}: {similarity:.3f}'
+                assert similarity > 0.8, f'{name}: {similarity:.3f}'
 
 
 @pytest.mark.parametrize('norm', ['BN', 'GN'])
