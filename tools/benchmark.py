@@ -14,6 +14,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import textwrap
 from typing import Dict, List, Optional
 
 import torch
@@ -259,7 +260,7 @@ def plot(rows: List[dict], title: str, path: str) -> None:
             axis.axvline(1, color='black', linewidth=0.8)
         axis.set_title(f'{label}, ratio to plain', fontsize=10)
     axes[0][0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=7)
+    figure.suptitle(textwrap.fill(title, 75 * len(measures)), fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
