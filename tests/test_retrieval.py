@@ -70,7 +70,9 @@ class Naive:
                          padding=layer.query.weight.shape[-1] // 2)
         logits = torch.einsum('bhqd,bhnd->bhn', query.reshape(self.shape),
                               torch.cat(self.keys, 2))
-        weights = (logits / math.sqrt(layer.head_dim)).exp()
+        logits = logits / math.sqrt(layer.head_dim)
+        # Large ones would overflow.
+        weights = (logits - logits.amax(-1, keepdim=True)).exp()
         weights = weights / weights.sum(-1, keepdim=True)
         out = torch.einsum('bhn,bhndyx->bhdyx', weights,
                            torch.cat(self.values, 2)).reshape(x.shape)
