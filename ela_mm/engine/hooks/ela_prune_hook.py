@@ -170,7 +170,6 @@ class ELAPruneHook(Hook):
         if any(not layer.active for layer in self.backbone.attention_layers):
             self._rewrap(runner)  # the mask came after the model was wrapped
         self._write_record(runner)
-        loop = runner.train_loop
         if not isinstance(loop, IterBasedTrainLoop):
             self._worker_seeds = seed_workers(loop.dataloader, runner.seed)
         elif not isinstance(loop.dataloader_iterator, SeededBatches):
