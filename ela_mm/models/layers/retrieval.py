@@ -298,14 +298,14 @@ def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
         return retrieve(weights, values.unbind())  # no product over heads
     count, (batch, heads) = len(values), weights.shape[:2]
     weights = weights.to(values.dtype).view(batch * heads, 1, count)
-    heads = values.view(count, batch * heads, -1).transpose(0, 1)
+    by_head = values.view(count, batch * heads, -1).transpose(0, 1)
     # (B h, 1, n) @ (B h, n, d H W)
-    return torch.bmm(weights, heads).view(values.shape[1:])
+    return torch.bmm(weights, by_head).view(values.shape[1:])
 
 
 def _head_products(x: Tensor, values: Tensor, heads: int) -> Tensor:
     """Inner products per head: (B, C, H, W), (n, B, C, H, W) -> (B, h, n)."""
-    count, batch, channels = values.shape[:3]
+    count, batch = values.shape[:2]
     if not values[0].is_contiguous():
         products = [(x * value).sum((2, 3)) for value in values]  # (B, C)
         return torch.stack(products, -1).view(batch, heads, -1,
