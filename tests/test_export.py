@@ -20,10 +20,10 @@ from toy import energy, toy_config, toy_runner
 from ela_mm.engine import deploy
 from ela_mm.engine.deploy import (
     export_onnx,
-    load_model,
     part_of,
     write_deploy_checkpoint,
 )
+from ela_mm.engine.loading import load_model
 from ela_mm.models.backbones.mmpretrain import ELAResNet
 
 SMALL = dict(depth=18, stem_channels=16, base_channels=16)

@@ -14,11 +14,11 @@ import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.engine.deploy import (
     check_onnx,
     export_onnx,
-    load_model,
     part_of,
     write_deploy_checkpoint,
 )
 from ela_mm.engine.launch import UsageError, check_checkpoint, run
+from ela_mm.engine.loading import load_model
 
 
 def parse_args() -> argparse.Namespace:

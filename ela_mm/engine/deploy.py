@@ -6,21 +6,17 @@ the config that trained it loads it.
 """
 import importlib.util
 import os
-import re
 import tempfile
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..models.backbones.ela_resnet import LayerAttentionMixin
 from .checkpoints import DEPLOY_KEY
+from .loading import ela_backbones
 
 # The largest difference to PyTorch's result, absolute and relative.
 PARITY = 1e-4
@@ -49,69 +45,6 @@ class Deployed(NamedTuple):
     bytes_after: int
 
 
-def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
-    """Build a config's model with the weights and the mask of a checkpoint.
-
-    Args:
-        cfg (Config): Of a detector or a classifier.
-        path (str): Any checkpoint that this config has trained. If EMA ran,
-            mmengine has saved the averaged weights as its ``state_dict``,
-            and these are taken.
-
-    Returns:
-        tuple: The model in eval mode on the CPU, and the checkpoint.
-
-    Raises:
-        UsageError: If the model has no ELA backbone, or the checkpoint is
-            another model's.
-    """
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = MODELS.build(cfg.model)
-    if not ela_backbones(model):
-        kind = cfg.model.get('backbone', {}).get('type')
-        raise UsageError(
-            f'the config has no ELA backbone (backbone.type={kind!r}): '
-            "expected one such as 'ELAResNet'; there is nothing to leave out")
-    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    state = checkpoint.get('state_dict')
-    if not isinstance(state, dict):
-        raise UsageError(f'{path!r} holds no state_dict: expected a checkpoint '
-                         'that mmengine has written')
-    # As mmengine does: data parallel models saved by others.
-    state = {re.sub(r'^module\.', '', k): v for k, v in state.items()}
-    checkpoint['state_dict'] = state
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except UsageError:
-        raise
-    except RuntimeError as error:  # sizes
-        line = str(error).splitlines()[-1].strip()
-        raise UsageError(_does_not_fit(path, line)) from None
-    if missing or unexpected:
-        what = (f'it lacks {missing[0]!r}' if missing else
-                f'the model has no {unexpected[0]!r}')
-        raise UsageError(
-            _does_not_fit(
-                path, f'{what}, the first of '
-                f'{len(missing) + len(unexpected)} such names'))
-    model.eval()
-    return model, checkpoint
-
-
-def _does_not_fit(path: str, why: str) -> str:
-    return (f'checkpoint {path!r} does not fit the config: {why}; expected a '
-            'checkpoint that this very config has trained')
-
-
-def ela_backbones(model: nn.Module) -> Dict[str, LayerAttentionMixin]:
-    """The model's backbones with layer attention, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, LayerAttentionMixin)
-    }
-
-
 def write_deploy_checkpoint(model: nn.Module, checkpoint: dict, source: str,
                             target: str) -> Deployed:
     """Write a checkpoint without skipped layers and training's state.
@@ -121,7 +54,8 @@ def write_deploy_checkpoint(model: nn.Module, checkpoint: dict, source: str,
     skipped layers stay skipped, their parameters are fresh.
 
     Args:
-        model (nn.Module): From :func:`load_model`.
+        model (nn.Module): From
+            :func:`~ela_mm.engine.loading.load_model`.
         checkpoint (dict): The same; not changed.
         source (str): Its file.
         target (str): Written whole or not at all.
@@ -212,7 +146,8 @@ def part_of(model: nn.Module,
     """The part of a model that goes into an ONNX file.
 
     Args:
-        model (nn.Module): From :func:`load_model`.
+        model (nn.Module): From
+            :func:`~ela_mm.engine.loading.load_model`.
         part (str, optional): ``'backbone'`` or, for mmpretrain's
             ``ImageClassifier`` alone, ``'classifier'``. Defaults to the
             classifier where there is one, else to the backbone.

@@ -20,6 +20,7 @@ from ...pruning import KLStatistics, LayerKL
 from ...visualization import prune_table
 from ..checkpoints import DEPLOY_KEY, is_within_epoch
 from ..criteria import build_criterion
+from ..loading import find_backbone
 from ..randomness import (
     EPOCH,
     VALIDATION,
@@ -469,34 +470,6 @@ def check_parallelism(runner) -> None:
             "or MMDistributedDataParallel (leave out runner_type, strategy "
             'and model_wrapper_cfg), or FlexibleRunner with '
             'SingleDeviceStrategy')
-
-
-def find_backbone(model: nn.Module) -> LayerAttentionMixin:
-    """The one backbone with prunable layer attention in a model.
-
-    Args:
-        model (nn.Module): A model, wrapped or not.
-
-    Returns:
-        LayerAttentionMixin: The backbone.
-
-    Raises:
-        UsageError: If the model has none, or more than one.
-    """
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, LayerAttentionMixin) and module.attention_layers
-    }
-    if not found:
-        raise UsageError(
-            f'{type(model).__name__} has no layer attention to prune: expected '
-            "a backbone such as dict(type='ELAResNet', attention='base')")
-    if len(found) > 1:
-        raise UsageError(
-            f'{type(model).__name__} has {len(found)} backbones with layer '
-            f'attention ({", ".join(found)}): ELAPruneHook prunes exactly one')
-    return next(iter(found.values()))
 
 
 def _check_loader(runner) -> None:

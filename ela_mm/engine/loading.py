@@ -1,0 +1,102 @@
+"""From a config and a checkpoint to a model."""
+import re
+from typing import Dict, Tuple
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+from ..errors import UsageError
+from ..models.backbones.ela_resnet import LayerAttentionMixin
+
+
+def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
+    """Build a config's model with the weights and the mask of a checkpoint.
+
+    Args:
+        cfg (Config): Of a detector or a classifier.
+        path (str): Any checkpoint that this config has trained. If EMA ran,
+            mmengine has saved the averaged weights as its ``state_dict``,
+            and these are taken.
+
+    Returns:
+        tuple: The model in eval mode on the CPU, and the checkpoint.
+
+    Raises:
+        UsageError: If the model has no ELA backbone, or the checkpoint is
+            another model's.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model = MODELS.build(cfg.model)
+    if not ela_backbones(model):
+        kind = cfg.model.get('backbone', {}).get('type')
+        raise UsageError(
+            f'the config has no ELA backbone (backbone.type={kind!r}): '
+            "expected one such as 'ELAResNet'")
+    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    state = checkpoint.get('state_dict')
+    if not isinstance(state, dict):
+        raise UsageError(f'{path!r} holds no state_dict: expected a checkpoint '
+                         'that mmengine has written')
+    # As mmengine does: data parallel models saved by others.
+    state = {re.sub(r'^module\.', '', k): v for k, v in state.items()}
+    checkpoint['state_dict'] = state
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except UsageError:
+        raise
+    except RuntimeError as error:  # sizes
+        line = str(error).splitlines()[-1].strip()
+        raise UsageError(_does_not_fit(path, line)) from None
+    if missing or unexpected:
+        what = (f'it lacks {missing[0]!r}' if missing else
+                f'the model has no {unexpected[0]!r}')
+        raise UsageError(
+            _does_not_fit(
+                path, f'{what}, the first of '
+                f'{len(missing) + len(unexpected)} such names'))
+    model.eval()
+    return model, checkpoint
+
+
+def _does_not_fit(path: str, why: str) -> str:
+    return (f'checkpoint {path!r} does not fit the config: {why}; expected a '
+            'checkpoint that this very config has trained')
+
+
+def ela_backbones(model: nn.Module) -> Dict[str, LayerAttentionMixin]:
+    """The model's backbones with layer attention, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LayerAttentionMixin)
+    }
+
+
+def find_backbone(model: nn.Module) -> LayerAttentionMixin:
+    """The one backbone with prunable layer attention in a model.
+
+    Args:
+        model (nn.Module): A model, wrapped or not.
+
+    Returns:
+        LayerAttentionMixin: The backbone.
+
+    Raises:
+        UsageError: If the model has none, or more than one.
+    """
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LayerAttentionMixin) and module.attention_layers
+    }
+    if not found:
+        raise UsageError(
+            f'{type(model).__name__} has no layer attention to prune: expected '
+            "a backbone such as dict(type='ELAResNet', attention='base')")
+    if len(found) > 1:
+        raise UsageError(
+            f'{type(model).__name__} has {len(found)} backbones with layer '
+            f'attention ({", ".join(found)}): ELAPruneHook prunes exactly one')
+    return next(iter(found.values()))
