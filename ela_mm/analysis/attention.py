@@ -1,0 +1,131 @@
+"""Whom a layer attends to, and how redundant it is, on given pictures."""
+from typing import Dict, Iterable, List, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..engine.loading import find_backbone
+from ..errors import UsageError
+from ..models.backbones.ela_resnet import LayerAttentionMixin
+from ..pruning import KLStatistics, LayerKL
+from .pictures import network_inputs
+
+
+class AttentionRow(NamedTuple):
+    """The attention weights of one layer, P of equation 4.
+
+    Attributes:
+        name (str): Of the layer.
+        stage (int): From 1.
+        sources (List[str]): n names: the layers whose values it sums, its own
+            last.
+        mean (np.ndarray): (n, ), over pictures and heads; sums to 1.
+        spread (np.ndarray): (n, ), standard deviation over the same.
+    """
+    name: str
+    stage: int
+    sources: List[str]
+    mean: np.ndarray
+    spread: np.ndarray
+
+
+class Measured(NamedTuple):
+    """What a network's attention did on some pictures.
+
+    Attributes:
+        images (int): Number of pictures.
+        layers (List[AttentionLayerInfo]): All of the network.
+        rows (List[AttentionRow]): Of its active layers.
+        kl (Dict[str, LayerKL]): By name, of layers with a predecessor.
+    """
+    images: int
+    layers: list
+    rows: List[AttentionRow]
+    kl: Dict[str, LayerKL]
+
+
+class _Sums:
+    """Of a layer's weights and of their squares, in float64."""
+
+    def __init__(self) -> None:
+        self.total, self.squares, self.count = 0., 0., 0
+
+    def add(self, weights: Tensor) -> None:
+        flat = weights.detach().double().flatten(0, 1).cpu()  # (B h, n)
+        self.total = self.total + flat.sum(0)  # (n, )
+        self.squares = self.squares + flat.square().sum(0)  # (n, )
+        self.count += len(flat)
+
+    def mean(self) -> np.ndarray:
+        return (self.total / self.count).numpy()
+
+    def spread(self) -> np.ndarray:
+        variance = self.squares / self.count - (self.total / self.count)**2
+        return variance.clamp(min=0).sqrt().numpy()
+
+
+@torch.no_grad()
+def measure(model: nn.Module, batches: Iterable[dict]) -> Measured:
+    """Run pictures through a network and look at its attention weights.
+
+    Args:
+        model (nn.Module): A detector or a classifier with one ELA backbone;
+            set to eval mode.
+        batches (Iterable[dict]): See :mod:`ela_mm.analysis.pictures`.
+
+    Returns:
+        Measured: In eval mode, as the network is used.
+
+    Raises:
+        UsageError: If there is no picture, or no layer attention.
+    """
+    backbone = find_backbone(model)
+    model.eval()
+    statistics, sums = KLStatistics(), {}
+    handles = [
+        module.register_forward_hook(_watch(sums.setdefault(name, _Sums())))
+        for name, module in _active_modules(backbone)
+    ]
+    backbone.observe(statistics.update)
+    images = 0
+    try:
+        for batch in batches:
+            inputs = network_inputs(model, batch)
+            backbone(inputs)
+            images += len(inputs)
+    finally:
+        backbone.observe(None)
+        for handle in handles:
+            handle.remove()
+    if not images:
+        raise UsageError('no picture to look at: the dataset is empty')
+    layers = backbone.attention_layers
+    stages = {layer.name: layer.stage for layer in layers}
+    rows = [
+        AttentionRow(name, stages[name], _sources(backbone, name), x.mean(),
+                     x.spread()) for name, x in sums.items()
+    ]
+    active = [layer.name for layer in layers if layer.active]
+    return Measured(images, layers, rows, statistics.reduce(active))
+
+
+def _active_modules(backbone: LayerAttentionMixin) -> list:
+    return [(layer.name, getattr(backbone,
+                                 f'layer{layer.stage}').attention[layer.index])
+            for layer in backbone.attention_layers if layer.active]
+
+
+def _watch(sums: _Sums):
+
+    def hook(module, args, output) -> None:
+        sums.add(args[1].weights)
+
+    return hook
+
+
+def _sources(backbone: LayerAttentionMixin, name: str) -> List[str]:
+    """Layers in memory when this one attends."""
+    stage_name, index = name.split('.')
+    visible = getattr(backbone, stage_name).visible
+    return [f'{stage_name}.{i}' for i in range(int(index) + 1) if visible[i]]

@@ -1,0 +1,103 @@
+"""Batches of pictures, as a config prepares them."""
+import itertools
+import os.path as osp
+from copy import deepcopy
+from typing import Iterator, List, Sequence
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from ..engine.launch import check_data, prepare_config
+from ..errors import UsageError
+
+
+def dataset_batches(cfg: Config, images: int) -> Iterator[dict]:
+    """Batches of the config's validation set, in its order.
+
+    Args:
+        cfg (Config): With a ``val_dataloader`` or a ``test_dataloader``.
+        images (int): So many at least, unless the set has fewer.
+
+    Yields:
+        dict: What the model's data_preprocessor takes.
+
+    Raises:
+        UsageError: If there is no such loader, or its data is missing.
+    """
+    name = next((n for n in ('val_dataloader', 'test_dataloader')
+                 if cfg.get(n) is not None), None)
+    if name is None:
+        raise UsageError('the config has neither a val_dataloader nor a '
+                         'test_dataloader: name pictures on the command line')
+    check_data(cfg, name)
+    options = deepcopy(prepare_config(cfg)[name])
+    # Read here: starting workers takes longer than a few batches.
+    options.update(num_workers=0, persistent_workers=False)
+    options.pop('prefetch_factor', None)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    loader = Runner.build_dataloader(options, seed=0)
+    number = -(-images // loader.batch_size) if loader.batch_size else images
+    yield from itertools.islice(loader, number)
+
+
+def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
+    """Batches of one picture each, prepared as the config's test pictures.
+
+    Args:
+        cfg (Config): With a ``test_dataloader`` or a ``val_dataloader``.
+        paths (Sequence[str]): Files that mmcv can read.
+
+    Yields:
+        dict: What the model's data_preprocessor takes.
+
+    Raises:
+        UsageError: If a file is missing or no picture, or the config has no
+            pipeline.
+    """
+    import mmcv
+    steps = Compose(_pipeline(cfg))
+    for number, path in enumerate(paths):
+        if not osp.isfile(path):
+            raise UsageError(f'picture {path!r} does not exist')
+        if mmcv.imread(path) is None:
+            raise UsageError(f'{path!r} is no picture that OpenCV can read')
+        yield pseudo_collate([steps(dict(img_path=path, img_id=number))])
+
+
+def _pipeline(cfg: Config) -> List[dict]:
+    for name in ('test_dataloader', 'val_dataloader'):
+        dataset = (cfg.get(name) or {}).get('dataset')
+        while dataset and 'pipeline' not in dataset:  # within a wrapper
+            dataset = dataset.get('dataset')
+        if dataset:
+            break
+    else:
+        raise UsageError('the config has no test_dataloader with a pipeline, '
+                         'which says how pictures are prepared')
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    # Nothing is known of a picture but itself.
+    steps = [
+        step for step in deepcopy(dataset['pipeline'])
+        if 'Annotation' not in str(step['type'])
+    ]
+    if not any('LoadImage' in str(step['type']) for step in steps):
+        steps.insert(0, dict(type='LoadImageFromFile'))  # CIFAR's are loaded
+    return steps
+
+
+@torch.no_grad()
+def network_inputs(model: nn.Module, batch: dict) -> Tensor:
+    """What a batch looks like to the backbone.
+
+    Args:
+        model (nn.Module): A detector or a classifier.
+        batch (dict): From :func:`dataset_batches` or :func:`file_batches`.
+
+    Returns:
+        Tensor: (B, 3, H, W), normalised, on the model's device.
+    """
+    return model.data_preprocessor(batch, False)['inputs']
