@@ -1,5 +1,6 @@
 """Parameters and multiply-accumulates of a network with layer attention."""
-from typing import NamedTuple, Sequence
+from collections import defaultdict
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -24,7 +25,6 @@ class Complexity(NamedTuple):
     retrieval_macs: int
 
 
-@torch.no_grad()
 def count(model: nn.Module, input_shape: Sequence[int]) -> Complexity:
     """Count parameters and multiply-accumulates.
 
@@ -38,22 +38,73 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Complexity:
     Raises:
         UsageError: With torch below 2.1, which has no counter.
     """
+    counted, retrieval = _count(model, input_shape)
+    parameters = sum(p.numel() for p in model.parameters())
+    return Complexity(parameters, counted['Global'] + sum(retrieval.values()),
+                      sum(retrieval.values()))
+
+
+def count_by_module(model: nn.Module,
+                    input_shape: Sequence[int]) -> Dict[str, int]:
+    """Count multiply-accumulates module by module.
+
+    Args:
+        model (nn.Module): See :func:`count`.
+        input_shape (Sequence[int]): (C, H, W) of one picture.
+
+    Returns:
+        Dict[str, int]: By the name that ``named_modules`` gives, ``''`` for
+        all of the model; a module's include its children's. Modules without
+        any are left out.
+
+    Raises:
+        UsageError: With torch below 2.1, which has no counter.
+    """
+    counted, retrieval = _count(model, input_shape)
+    root = type(model).__name__
+    macs = {'': counted.pop('Global')}
+    for path, number in counted.items():
+        if path.startswith(root + '.'):
+            macs[path[len(root) + 1:]] = number
+    for path, number in retrieval.items():
+        for name in _ancestors(path):
+            macs[name] = macs.get(name, 0) + number
+    return macs
+
+
+def _ancestors(path: str) -> List[str]:
+    """The module itself, those that it lies in, and the model."""
+    parts = path.split('.')
+    return ['.'.join(parts[:n]) for n in range(len(parts) + 1)]
+
+
+@torch.no_grad()
+def _count(model: nn.Module, input_shape: Sequence[int]) -> Tuple[dict, dict]:
+    """Multiply-accumulates by path, and those of weighted sums by name."""
     try:
         from torch.utils.flop_counter import FlopCounterMode
     except ImportError:
         raise UsageError(f'counting operations needs torch >= 2.1, this is '
                          f'{torch.__version__}') from None
-    retrieval = 0
+    retrieval = defaultdict(int)
 
-    def add_retrieval(module, args, term) -> None:
-        nonlocal retrieval
-        memory = args[1]
-        retrieval += len(memory.values) * term.numel()
+    def watch(name: str) -> Callable:
 
-    layers = [m for m in model.modules() if isinstance(m, LayerAttention)]
-    handles = [m.register_forward_hook(add_retrieval) for m in layers]
+        def add_retrieval(module, args, term) -> None:
+            retrieval[name] += len(args[1].values) * term.numel()
+
+        return add_retrieval
+
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LayerAttention)
+    }
+    handles = [m.register_forward_hook(watch(n)) for n, m in layers.items()]
     # The counter would see the weighted sums of a bank, and count them twice.
-    handles += [m.register_forward_pre_hook(_leave_bank) for m in layers]
+    handles += [
+        m.register_forward_pre_hook(_leave_bank) for m in layers.values()
+    ]
     training = model.training
     device = next(model.parameters()).device
     model.eval()
@@ -64,10 +115,12 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Complexity:
         model.train(training)
         for handle in handles:
             handle.remove()
-    parameters = sum(p.numel() for p in model.parameters())
     # The counter counts a multiply-accumulate as two operations.
-    return Complexity(parameters, counter.get_total_flops() // 2 + retrieval,
-                      retrieval)
+    counted = {
+        path: sum(operations.values()) // 2
+        for path, operations in counter.get_flop_counts().items()
+    }
+    return counted, retrieval
 
 
 def _leave_bank(module, args) -> None:

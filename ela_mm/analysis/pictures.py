@@ -68,20 +68,32 @@ def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
         yield pseudo_collate([steps(dict(img_path=path, img_id=number))])
 
 
+def pipeline_of(cfg: Config, loader: str) -> List[dict]:
+    """The steps that prepare a loader's pictures.
+
+    Args:
+        cfg (Config): Of a detector or a classifier.
+        loader (str): Such as ``'test_dataloader'``.
+
+    Returns:
+        List[dict]: As the config has them; empty without such a loader.
+    """
+    dataset = (cfg.get(loader) or {}).get('dataset') or {}
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset['dataset']  # within a wrapper
+    return dataset.get('pipeline') or []
+
+
 def _pipeline(cfg: Config) -> List[dict]:
-    for name in ('test_dataloader', 'val_dataloader'):
-        dataset = (cfg.get(name) or {}).get('dataset')
-        while dataset and 'pipeline' not in dataset:  # within a wrapper
-            dataset = dataset.get('dataset')
-        if dataset:
-            break
-    else:
+    steps = pipeline_of(cfg, 'test_dataloader') or pipeline_of(
+        cfg, 'val_dataloader')
+    if not steps:
         raise UsageError('the config has no test_dataloader with a pipeline, '
                          'which says how pictures are prepared')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     # Nothing is known of a picture but itself.
     steps = [
-        step for step in deepcopy(dataset['pipeline'])
+        step for step in deepcopy(steps)
         if 'Annotation' not in str(step['type'])
     ]
     if not any('LoadImage' in str(step['type']) for step in steps):

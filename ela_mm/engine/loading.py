@@ -11,6 +11,28 @@ from ..errors import UsageError
 from ..models.backbones.ela_resnet import LayerAttentionMixin
 
 
+def build_model(cfg: Config) -> nn.Module:
+    """Build a config's model, with random weights and all layers active.
+
+    Args:
+        cfg (Config): Of a detector or a classifier.
+
+    Returns:
+        nn.Module: On the CPU.
+
+    Raises:
+        UsageError: If the model has no ELA backbone.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model = MODELS.build(cfg.model)
+    if not ela_backbones(model):
+        kind = cfg.model.get('backbone', {}).get('type')
+        raise UsageError(
+            f'the config has no ELA backbone (backbone.type={kind!r}): '
+            "expected one such as 'ELAResNet'")
+    return model
+
+
 def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
     """Build a config's model with the weights and the mask of a checkpoint.
 
@@ -27,13 +49,7 @@ def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
         UsageError: If the model has no ELA backbone, or the checkpoint is
             another model's.
     """
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = MODELS.build(cfg.model)
-    if not ela_backbones(model):
-        kind = cfg.model.get('backbone', {}).get('type')
-        raise UsageError(
-            f'the config has no ELA backbone (backbone.type={kind!r}): '
-            "expected one such as 'ELAResNet'")
+    model = build_model(cfg)
     checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     state = checkpoint.get('state_dict')
     if not isinstance(state, dict):

@@ -1,0 +1,322 @@
+"""What every stage and every attention layer costs, before and after pruning.
+
+Times are taken of one stage at a time, so that a layer's does not drown in the
+noise of a whole network's: blocks and attention together, and of the attention
+alone with and without one of its layers.
+"""
+import statistics
+from copy import deepcopy
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from ..engine.loading import find_backbone
+from ..errors import UsageError
+from ..models.backbones.ela_resnet import AttentionStage, LayerAttentionMixin
+from .benchmark import time_in_turns
+from .complexity import count_by_module
+from .pictures import dataset_batches, network_inputs, pipeline_of
+
+Mask = Tuple[List[bool], List[bool]]
+
+
+class LayerCost(NamedTuple):
+    """One attention layer.
+
+    Attributes:
+        name (str): ``layer<stage>.<index>``.
+        active (bool): Whether it attends now.
+        parameters (int): All of its parameters.
+        macs (int): Multiply-accumulates for one picture when all layers are
+            active, its weighted sum included.
+        seconds (float): What a step of all layers takes longer than one
+            without it; 0 where that is below the noise.
+    """
+    name: str
+    active: bool
+    parameters: int
+    macs: int
+    seconds: float
+
+
+class StageCost(NamedTuple):
+    """One stage; ``before`` with all attention layers, ``after`` as pruned.
+
+    Attributes:
+        name (str): ``layer<stage>``.
+        parameters (int): Of the blocks.
+        attention_parameters (int): Of its attention, all layers.
+        macs (int): Multiply-accumulates of the blocks for one picture.
+        macs_before (int): Of its attention.
+        macs_after (int): Of its attention.
+        seconds (float): Of a step of the blocks without attention.
+        seconds_before (float): Of a step with attention.
+        seconds_after (float): The same.
+    """
+    name: str
+    parameters: int
+    attention_parameters: int
+    macs: int
+    macs_before: int
+    macs_after: int
+    seconds: float
+    seconds_before: float
+    seconds_after: float
+
+
+class Cost(NamedTuple):
+    """A backbone's cost and what it holds for.
+
+    Attributes:
+        conditions (str): In words: device, threads, batch, picture, step.
+        parameters (int): Of the whole model.
+        unused_parameters (int): Of it, those of skipped layers.
+        macs_before (int): Of the backbone for one picture, all layers active.
+        macs_after (int): The same, as pruned.
+        stages (List[StageCost]): In order.
+        layers (List[LayerCost]): In order.
+    """
+    conditions: str
+    parameters: int
+    unused_parameters: int
+    macs_before: int
+    macs_after: int
+    stages: List[StageCost]
+    layers: List[LayerCost]
+
+    @property
+    def seconds_before(self) -> float:
+        """Of a step of all stages with all layers."""
+        return sum(stage.seconds_before for stage in self.stages)
+
+    @property
+    def seconds_after(self) -> float:
+        """Of a step of all stages as pruned."""
+        return sum(stage.seconds_after for stage in self.stages)
+
+
+def picture_shape(cfg: Config, model: nn.Module) -> Tuple[int, int]:
+    """Height and width of the pictures that a network works on.
+
+    Args:
+        cfg (Config): Its first validation picture decides; where that data is
+            not there, what resizes or crops in its pipelines does.
+        model (nn.Module): For its data_preprocessor, which may pad.
+
+    Returns:
+        tuple: In pixels; where nothing is found (224, 224), and (32, 32) for
+        networks of CIFAR's kind.
+    """
+    try:
+        batch = next(dataset_batches(cfg, 1))
+        return tuple(network_inputs(model, batch).shape[-2:])
+    except UsageError:
+        pass
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        for step in reversed(pipeline_of(cfg, name)):
+            # Crops say (height, width), Resize says (width, height).
+            if 'Crop' in str(step['type']) and 'crop_size' in step:
+                return _pair(step['crop_size'])
+            if 'Resize' in str(step['type']) and 'scale' in step:
+                return _pair(step['scale'])[::-1]
+    kind = str(cfg.model.get('backbone', {}).get('type'))
+    return (32, 32) if 'CIFAR' in kind else (224, 224)
+
+
+def _pair(size) -> Tuple[int, int]:
+    if isinstance(size, (list, tuple)) and isinstance(size[0], (list, tuple)):
+        size = size[-1]  # of several, the last
+    first, second = (size, size) if isinstance(size, int) else size[:2]
+    return int(first), int(second)
+
+
+def measure_cost(model: nn.Module,
+                 shape: Sequence[int],
+                 batch: int = 2,
+                 rounds: int = 10,
+                 training: bool = True,
+                 progress: Callable = iter) -> Cost:
+    """Count and time a model's backbone, stage by stage and layer by layer.
+
+    Args:
+        model (nn.Module): With one ELA backbone; not changed.
+        shape (Sequence[int]): (H, W) of the pictures.
+        batch (int): Pictures of a timed step. Defaults to 2.
+        rounds (int): Timed rounds, of which medians are taken. Defaults to
+            10.
+        training (bool): Forward and backward, with stages frozen as in
+            training; False: forward in eval mode. Defaults to True.
+        progress (Callable): Wraps the list of stages, to show a bar.
+
+    Returns:
+        Cost: Times in seconds, on the model's device.
+
+    Raises:
+        UsageError: If the model has no layer attention to prune.
+    """
+    original = find_backbone(model)
+    device = next(model.parameters()).device
+    backbone = deepcopy(original)
+    masks = {
+        stage.name: (list(stage.active), list(stage.visible))
+        for stage in backbone._stages()
+    }
+    macs_after = count_by_module(backbone, (3, *shape))
+    _activate_all(backbone)
+    macs_before = count_by_module(backbone, (3, *shape))
+    backbone.train(training)
+    inputs = _stage_inputs(backbone,
+                           torch.randn(batch, 3, *shape, device=device))
+    stages, layers = [], []
+    for stage in progress(backbone._stages()):
+        mask = masks[stage.name]
+        x, learns = inputs[stage.name]
+        seconds = _time_stage(stage, x, learns, training, mask, rounds)
+        per_layer = _time_layers(stage, x, learns, training, rounds)
+        attention = [
+            sum(p.numel() for p in layer.parameters())
+            for layer in stage.attention
+        ]
+        before, after = (_attention_macs(macs, stage.name)
+                         for macs in (macs_before, macs_after))
+        stages.append(
+            StageCost(stage.name,
+                      sum(p.numel() for p in stage.parameters()) -
+                      sum(attention), sum(attention),
+                      macs_before[stage.name] - before, before, after,
+                      *seconds))
+        layers += [
+            LayerCost(f'{stage.name}.{i}', mask[0][i], attention[i],
+                      macs_before.get(f'{stage.name}.attention.{i}', 0),
+                      per_layer[i]) for i in range(len(stage))
+        ]
+    unused = original.state_dict()
+    names = {n for names in original.unused_state().values() for n in names}
+    return Cost(
+        conditions=_conditions(device, batch, shape, training, rounds),
+        parameters=sum(p.numel() for p in model.parameters()),
+        unused_parameters=sum(
+            unused[name].numel() for name in names
+            if name in dict(original.named_parameters())),
+        macs_before=macs_before[''],
+        macs_after=macs_after[''],
+        stages=stages,
+        layers=layers)
+
+
+def _conditions(device: torch.device, batch: int, shape: Sequence[int],
+                training: bool, rounds: int) -> str:
+    where = (
+        torch.cuda.get_device_name(device) if device.type == 'cuda' else
+        f'CPU, {torch.get_num_threads()} threads')
+    what = 'forward and backward' if training else 'forward, eval mode'
+    return (f'backbone alone, stage by stage, {what}, {batch} pictures of '
+            f'{shape[0]} x {shape[1]}, float32, {where}, medians of {rounds} '
+            'rounds')
+
+
+def _activate_all(backbone: LayerAttentionMixin) -> None:
+    for stage in backbone._stages():
+        _set_mask(stage, _everything(stage))
+
+
+def _everything(stage: AttentionStage) -> Mask:
+    return [True] * len(stage), [True] * len(stage)
+
+
+def _set_mask(stage: AttentionStage, mask: Mask) -> None:
+    stage.active, stage.visible = (list(part) for part in mask)
+
+
+def _attention_macs(macs: Dict[str, int], stage: str) -> int:
+    """Of a stage without its blocks: skipped layers may leave keys there."""
+    blocks = sum(number for name, number in macs.items()
+                 if name.startswith(f'{stage}.') and name.count('.') == 1
+                 and name.split('.')[1].isdigit())
+    return macs[stage] - blocks
+
+
+@torch.no_grad()
+def _stage_inputs(backbone: nn.Module, images: Tensor) -> dict:
+    """What each stage is given, and whether anything before it learns."""
+    inputs, learns = {}, False
+    handles = [
+        stage.register_forward_pre_hook(
+            lambda module, args: inputs.setdefault(module.name, args[0]))
+        for stage in backbone._stages()
+    ]
+    was_training = backbone.training
+    backbone.eval()
+    backbone(images)
+    backbone.train(was_training)
+    for handle in handles:
+        handle.remove()
+    stages = [stage.name for stage in backbone._stages()]
+    for name, module in backbone.named_children():
+        if name in stages:
+            inputs[name] = (inputs[name], learns)
+        learns |= any(p.requires_grad for p in module.parameters())
+    return inputs
+
+
+def _step(stage: nn.Module, x: Tensor, learns: bool, training: bool,
+          mask: Optional[Mask] = None) -> Callable[[], None]:
+    x = x.detach().requires_grad_(learns and training)
+    layers = list(stage.attention)
+
+    def step() -> None:
+        if mask is not None:
+            _set_mask(stage, mask)
+        with torch.set_grad_enabled(training):
+            output = stage(x)
+            if output.requires_grad:
+                output.sum().backward()
+        x.grad = None
+        for part in (stage, *layers):
+            part.zero_grad(set_to_none=True)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+
+    return step
+
+
+def _time_stage(stage: AttentionStage, x: Tensor, learns: bool, training: bool,
+                mask: Mask, rounds: int) -> Tuple[float, float, float]:
+    """Seconds of the blocks alone, with all layers, and as pruned."""
+    nothing = ([False] * len(stage), ) * 2
+    steps = {
+        name: _step(stage, x, learns, training, wanted)
+        for name, wanted in (('blocks', nothing),
+                             ('before', _everything(stage)), ('after', mask))
+    }
+    times = time_in_turns(steps, rounds)
+    _set_mask(stage, _everything(stage))
+    blocks, before, after = (statistics.median(times[name]) for name in steps)
+    return blocks, before, after
+
+
+def _time_layers(stage: AttentionStage, x: Tensor, learns: bool,
+                 training: bool, rounds: int) -> List[float]:
+    """Seconds that each layer adds to the stage's attention."""
+    with torch.no_grad():
+        x = stage(x)  # (B, C, H, W), the shape that attention works on
+    learns = learns or any(p.requires_grad for p in stage.parameters())
+    alone = AttentionStage(
+        stage.name, nn.Sequential(*(nn.Identity() for _ in stage)),
+        list(stage.attention))
+    alone.train(stage.training)
+    everything = [True] * len(stage)
+    steps = {'all': _step(alone, x, learns, training, (everything, ) * 2)}
+    for i in range(len(stage)):
+        without = everything[:i] + [False] + everything[i + 1:]
+        steps[i] = _step(alone, x, learns, training, (without, without))
+    times = time_in_turns(steps, rounds)
+    return [
+        max(
+            0.,
+            statistics.median(
+                a - b for a, b in zip(times['all'], times[i])))
+        for i in range(len(stage))
+    ]
