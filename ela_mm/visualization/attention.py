@@ -5,7 +5,14 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from ..analysis.attention import AttentionRow, Measured
-from .style import COLOURS, Picture, cell_colours, new_figure, style
+from .style import (
+    COLOURS,
+    WIDTH,
+    Picture,
+    cell_colours,
+    new_figure,
+    style,
+)
 
 # Above so many layers the cells are too small for numbers.
 NUMBERED = 12
@@ -30,15 +37,13 @@ def _stage_picture(measured: Measured, stage: int) -> Picture:
     rows = [row for row in measured.rows if row.stage == stage]
     side = min(max(2.6, .42 * len(names) + 1.2), 9.)
     with style():
-        figure = new_figure(2 * side + 1.2, side + .9)
-        left, right = figure.subplots(1, 2)
-        _heat_map(left, names, rows, 'mean')
-        _heat_map(right, names, rows, 'spread')
-        right.set_yticklabels([])
-        right.set_ylabel('')
+        figure = new_figure(max(WIDTH, side + 1.3), 2 * side + .6)
+        above, below = figure.subplots(2, 1)
+        _heat_map(above, names, rows, 'mean')
+        _heat_map(below, names, rows, 'spread')
         figure.suptitle(
-            f'Stage {stage}: attention weights, mean and spread over '
-            f'{measured.images} pictures and all heads',
+            f'Stage {stage}: attention weights over {measured.images} '
+            'pictures, all heads',
             fontsize=10)
     return Picture(f'attention_stage{stage}', figure, _alt(stage, layers, rows))
 
@@ -68,7 +73,8 @@ def _heat_map(axes, names: List[str], rows: List[AttentionRow],
             axes.text(
                 j, i, f'{values[i, j]:.2f}', ha='center', va='center',
                 fontsize=7, color=colour)
-    axes.set_title('mean' if field == 'mean' else 'standard deviation')
+    axes.set_title(
+        'Mean' if field == 'mean' else 'Standard deviation')
     axes.set_xticks(range(len(names)), [n.split('.')[1] for n in names])
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel('attends to block')

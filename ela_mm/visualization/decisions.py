@@ -5,7 +5,16 @@ import numpy as np
 from scipy.stats import beta as beta_distribution
 
 from ..analysis.history import Run
-from .style import KEPT, MARKERS, OUT, SKIPPED, Picture, new_figure, style
+from .style import (
+    KEPT,
+    MARKERS,
+    OUT,
+    SKIPPED,
+    WIDTH,
+    Picture,
+    new_figure,
+    style,
+)
 
 # KL divergences down to rounding are drawn here, on the logarithmic axis.
 SMALLEST = 1e-4
@@ -32,7 +41,7 @@ def decision_picture(decision: Dict[str, Any], unit: str = 'epoch') -> Picture:
     heights = [.19 * len(layers) + .9, 3.] if draws_map else [
         .19 * len(layers) + .9]
     with style():
-        figure = new_figure(6.4, sum(heights) + .5)
+        figure = new_figure(WIDTH, sum(heights) + .5)
         axes = np.ravel(
             figure.subplots(
                 len(heights), 1, gridspec_kw=dict(height_ratios=heights)))
@@ -83,8 +92,7 @@ def _kl_panel(axes, layers: List[dict], criterion: Dict[str, Any]) -> None:
     axes.set_yticks(
         range(len(layers)), [layer['name'] for layer in layers], fontsize=7)
     axes.set_ylim(len(layers) - .4, -.6)
-    axes.set_xlabel('KL divergence to the layer before, nats (bar: standard '
-                    'deviation between iterations)')
+    axes.set_xlabel('KL to the layer before, nats (bars: between iterations)')
     axes.set_title('Redundancy')
     _legend(axes)
 
@@ -203,7 +211,7 @@ def timeline_picture(run: Run) -> Picture:
     if run.metrics:
         panels.append((run.metric.split('/')[-1], run.metrics))
     with style():
-        figure = new_figure(6.4, 1.3 * len(panels) + .8)
+        figure = new_figure(WIDTH, 1.3 * len(panels) + .8)
         axes = np.ravel(figure.subplots(len(panels), 1, sharex=True))
         for ax, (label, points) in zip(axes, panels):
             x, y = zip(*points)

@@ -8,7 +8,6 @@ grey.
 import io
 import os
 import os.path as osp
-import textwrap
 from contextlib import contextmanager
 from typing import Iterator, NamedTuple, Tuple
 
@@ -18,6 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 KEPT, SKIPPED, OUT = '#0072B2', '#D55E00', '#767676'
+# Inches: letters stay readable where a phone shows the whole width.
+WIDTH = 5.2
 # Light to dark in grey as well.
 COLOURS = 'cividis'
 # Of layers in pictures; also a bar's hatch where there are bars.
@@ -111,11 +112,6 @@ def save(picture: Picture, folder: str) -> str:
     with open(path, 'wb') as file:
         file.write(to_png(picture.figure))
     return path
-
-
-def wrapped_title(axes, text: str, width: int = 60) -> None:
-    """A title that stays within the figure."""
-    axes.set_title(textwrap.fill(text, width))
 
 
 def cell_colours(values: np.ndarray, low: float,

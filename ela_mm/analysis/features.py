@@ -1,0 +1,312 @@
+"""What a stage's features look at, with and without its pruned layers.
+
+Class activation maps by Score-CAM (Wang et al., CVPRW 2020), as the paper's
+figures 3 and 5, from the package grad-cam.
+"""
+import contextlib
+import importlib.util
+import io
+from copy import deepcopy
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from ..engine.loading import find_backbone
+from ..errors import UsageError
+from ..pruning import KLStatistics
+from .pictures import file_batches
+
+# Layers in one picture, as in figure 3.
+AT_MOST = 6
+
+
+class LayerFeatures(NamedTuple):
+    """The features that leave one layer of a stage.
+
+    Attributes:
+        name (str): Of the layer.
+        active (bool): Whether its attention took part.
+        kl (float | None): KL divergence in nats to the active layer before,
+            on this picture; None for a stage's first and skipped layers.
+        cam (np.ndarray): (H, W) in [0, 1], the class activation map.
+    """
+    name: str
+    active: bool
+    kl: Optional[float]
+    cam: np.ndarray
+
+
+class Features(NamedTuple):
+    """One picture through one stage.
+
+    Attributes:
+        image (np.ndarray): (H, W, 3) RGB in [0, 1], as the network sees it.
+        target (str): What the maps explain: the class or the boxes found.
+        pruned (List[LayerFeatures]): As the checkpoint has it.
+        whole (List[LayerFeatures]): With all layers active, skipped ones as
+            they were when they were skipped; empty if none is skipped.
+    """
+    image: np.ndarray
+    target: str
+    pruned: List[LayerFeatures]
+    whole: List[LayerFeatures]
+
+
+def check_grad_cam() -> None:
+    """Raise a UsageError unless Score-CAM can be computed."""
+    if importlib.util.find_spec('pytorch_grad_cam') is None:
+        raise UsageError('Score-CAM needs the package grad-cam: pip install '
+                         "grad-cam, or pip install 'ela_mm[analyze]'")
+
+
+def choose_layers(model: nn.Module,
+                  stage: Optional[int] = None) -> List[str]:
+    """Consecutive layers to look at.
+
+    Args:
+        model (nn.Module): With one ELA backbone.
+        stage (int, optional): From 1. Defaults to the one with most layers.
+
+    Returns:
+        List[str]: Names, the last :data:`AT_MOST` of the stage.
+
+    Raises:
+        UsageError: If there is no such stage.
+    """
+    layers = find_backbone(model).attention_layers
+    sizes: Dict[int, int] = {}
+    for layer in layers:
+        sizes[layer.stage] = sizes.get(layer.stage, 0) + 1
+    if stage is None:
+        stage = max(sizes, key=lambda s: (sizes[s], s))
+    if stage not in sizes:
+        raise UsageError(f'stage {stage}: expected one of {sorted(sizes)}')
+    return [x.name for x in layers if x.stage == stage][-AT_MOST:]
+
+
+def look(model: nn.Module,
+         cfg: Config,
+         image: str,
+         layers: Sequence[str],
+         channels: int = 32,
+         put_back: bool = True,
+         progress: Callable = iter) -> Features:
+    """Compute the maps of some layers of one picture.
+
+    Args:
+        model (nn.Module): A detector or a classifier; not changed.
+        cfg (Config): Says how pictures are prepared.
+        image (str): A file.
+        layers (Sequence[str]): Names, of one stage.
+        channels (int): Score-CAM weighs so many channels of each layer, those
+            of the largest mean; it runs the whole network once for each. The
+            paper does not say how many it weighs. Defaults to 32; 0: all.
+        put_back (bool): Whether to look at the network with its skipped
+            layers as well. Defaults to True.
+        progress (Callable): Wraps the list of layers, to show a bar.
+
+    Returns:
+        Features: Of the picture.
+
+    Raises:
+        UsageError: Without grad-cam, on an unknown layer, a picture that
+            cannot be read, or one in which a detector finds nothing.
+    """
+    check_grad_cam()
+    backbone = find_backbone(model)
+    known = [layer.name for layer in backbone.attention_layers]
+    unknown = [name for name in layers if name not in known]
+    if unknown:
+        raise UsageError(f'no attention layer {unknown[0]!r}: expected some of '
+                         f'{known[0]} to {known[-1]}')
+    model = deepcopy(model).eval()
+    batch = next(file_batches(cfg, [image]))
+    with torch.no_grad():
+        data = model.data_preprocessor(batch, False)
+    scored = _scored(model, data)
+    networks = [model]
+    if put_back and not all(x.active for x in backbone.attention_layers):
+        networks.append(_with_all_layers(model))
+    jobs = [(network, name) for network in networks for name in layers]
+    cams: Dict[int, List[LayerFeatures]] = {id(n): [] for n in networks}
+    divergences = {id(n): _kl(n, data['inputs']) for n in networks}
+    for network, name in progress(jobs):
+        layer = next(x for x in find_backbone(network).attention_layers
+                     if x.name == name)
+        cams[id(network)].append(
+            LayerFeatures(
+                name, layer.active, divergences[id(network)].get(name),
+                _score_cam(scored.of(network), network, data['inputs'], name,
+                           scored.target, channels)))
+    return Features(
+        image=_seen(model, data['inputs']),
+        target=scored.label,
+        pruned=cams[id(model)],
+        whole=cams[id(networks[1])] if len(networks) > 1 else [])
+
+
+def _with_all_layers(model: nn.Module) -> nn.Module:
+    """A copy in which nothing is skipped."""
+    model = deepcopy(model)
+    backbone = find_backbone(model)
+    state = backbone.state_dict()
+    for mask in ('active', 'visible'):
+        state[mask] = torch.ones_like(state[mask])
+    backbone.load_state_dict(state)
+    return model
+
+
+def _kl(model: nn.Module, inputs: Tensor) -> Dict[str, float]:
+    """KL divergences to the active layers before, by name."""
+    backbone, statistics = find_backbone(model), KLStatistics()
+    backbone.observe(statistics.update)
+    try:
+        with torch.no_grad():
+            backbone(inputs)
+    finally:
+        backbone.observe(None)
+    names = [layer.name for layer in backbone.attention_layers]
+    return {name: kl.mean for name, kl in statistics.reduce(names).items()}
+
+
+def _seen(model: nn.Module, inputs: Tensor) -> np.ndarray:
+    """The network's picture, stretched to [0, 1]."""
+    image = inputs[0].permute(1, 2, 0).cpu().numpy()  # (H, W, 3)
+    if not getattr(model.data_preprocessor, '_channel_conversion', True):
+        image = image[..., ::-1]  # OpenCV's order
+    low, high = image.min(), image.max()
+    return (image - low) / (high - low) if high > low else image * 0.
+
+
+# --- what is explained -------------------------------------------------------
+
+
+class _Scored(NamedTuple):
+    """How to score a network's answer.
+
+    Attributes:
+        of (Callable): From a model to a module, pictures to answers.
+        target (Callable): From an answer to a scalar tensor.
+        label (str): What is scored, in words.
+    """
+    of: Callable
+    target: Callable
+    label: str
+
+
+def _scored(model: nn.Module, data: dict) -> _Scored:
+    """The class or the boxes that the model finds in a picture."""
+    if hasattr(model, 'bbox_head') or hasattr(model, 'roi_head'):
+        return _scored_boxes(model, data)
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    with torch.no_grad():
+        logits = _Classifier(model)(data['inputs'])
+    label = int(logits[0].argmax())
+    return _Scored(_Classifier, ClassifierOutputTarget(label),
+                   f'class {label}')
+
+
+class _Classifier(nn.Module):
+    """Pictures to logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits = self.model(inputs, mode='tensor')
+        if not isinstance(logits, Tensor):
+            raise UsageError(
+                f'{type(self.model).__name__} does not return logits in '
+                "mode='tensor': expected a detector or an mmpretrain "
+                'ImageClassifier')
+        return logits
+
+
+class _Detector(nn.Module):
+    """Pictures of one shape to boxes, as grad-cam's targets take them."""
+
+    def __init__(self, model: nn.Module, sample) -> None:
+        super().__init__()
+        self.model = model
+        self.sample = sample
+
+    def forward(self, inputs: Tensor) -> List[Dict[str, Tensor]]:
+        samples = [deepcopy(self.sample) for _ in inputs]
+        results = self.model.predict(inputs, samples, rescale=False)
+        found = [result.pred_instances for result in results]
+        return [
+            dict(boxes=x.bboxes, labels=x.labels, scores=x.scores)
+            for x in found
+        ]
+
+
+def _scored_boxes(model: nn.Module, data: dict) -> _Scored:
+    from pytorch_grad_cam.utils.model_targets import FasterRCNNBoxScoreTarget
+    sample = data['data_samples'][0]
+    with torch.no_grad():
+        answer = _Detector(model, sample)(data['inputs'])[0]
+    kept = answer['scores'].argsort(descending=True)[:3]
+    kept = kept[answer['scores'][kept] > 0]
+    if not len(kept):
+        raise UsageError('the detector finds nothing in the picture: expected '
+                         'one with an object, since the maps explain what was '
+                         'found')
+    labels = answer['labels'][kept]
+    target = FasterRCNNBoxScoreTarget(labels, answer['boxes'][kept].cpu())
+    return _Scored(
+        lambda network: _Detector(network, sample), target,
+        'the surest boxes, of classes ' + ', '.join(
+            str(label) for label in dict.fromkeys(labels.tolist())))
+
+
+# --- Score-CAM ---------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _tap(model: nn.Module, name: str):
+    """A module through which the features that leave a layer pass."""
+    stage_name, index = name.split('.')
+    stage = getattr(find_backbone(model), stage_name)
+    tap, following = nn.Identity(), int(index) + 1
+    if following < len(stage):
+        handle = stage[following].register_forward_pre_hook(
+            lambda module, args: (tap(args[0]), *args[1:]))
+    else:
+        handle = stage.register_forward_hook(
+            lambda module, args, output: tap(output))
+    try:
+        yield tap
+    finally:
+        handle.remove()
+
+
+def _score_cam(scored: nn.Module, network: nn.Module, inputs: Tensor,
+               name: str, target: Callable, channels: int) -> np.ndarray:
+    from pytorch_grad_cam import ScoreCAM
+
+    class SelectiveScoreCAM(ScoreCAM):
+        """Scores the channels of the largest mean alone."""
+
+        def get_cam_weights(self, input_tensor, target_layer, targets,
+                            activations, grads):
+            strength = np.abs(activations).mean((2, 3))[0]  # (C, )
+            chosen = np.argsort(-strength)[:channels or None]
+            weights = np.zeros(activations.shape[:2])
+            weights[:, chosen] = super().get_cam_weights(
+                input_tensor, target_layer, targets, activations[:, chosen],
+                grads)
+            return weights
+
+    quiet = contextlib.redirect_stderr(io.StringIO())  # it draws bars
+    with _tap(network, name) as tap, torch.no_grad(), SelectiveScoreCAM(
+            scored, [tap]) as cam, quiet:
+        return cam(inputs, targets=[target])[0]
+
+
+__all__ = [
+    'Features', 'LayerFeatures', 'check_grad_cam', 'choose_layers', 'look'
+]

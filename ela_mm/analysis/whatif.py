@@ -1,0 +1,343 @@
+"""What another criterion would have skipped, from recorded KL divergences."""
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+
+import numpy as np
+
+from ..engine.criteria import build_criterion
+from ..errors import UsageError
+from ..pruning import LayerKL
+from ..pruning.criteria import Criterion
+
+# The paper's settings of EBQM; gamma is this project's choice.
+PAPER = {
+    'paper on COCO': dict(alpha=2., beta=5., mu=.2),
+    'paper on ImageNet': dict(alpha=2., beta=5., mu=.25),
+    'paper on CIFAR': dict(alpha=5., beta=1., mu=.3),
+}
+GAMMAS = (.25, .5, .6, .75, .9, 1.)
+MUS = (.05, .1, .15, .2, .25, .3, .4, .5)
+SHAPES = ((2., 5.), (5., 1.))  # (alpha, beta), the paper's
+DRAWS = 500
+
+
+class Window(NamedTuple):
+    """The candidates of one window, measured.
+
+    Attributes:
+        label (str): Such as ``'epoch 1'``.
+        names (List[str]): L candidates, in the network's order.
+        kl (np.ndarray): (L, ), nats.
+        series (np.ndarray | None): (iterations, L), the same of single
+            iterations; None where these were not recorded.
+        skipped (List[str] | None): What was skipped then; None where nothing
+            has been decided.
+        criterion (dict | None): What decided.
+        step_time (float | None): Seconds of a step before the decision.
+        step_time_after (float | None): And after it.
+    """
+    label: str
+    names: List[str]
+    kl: np.ndarray
+    series: Optional[np.ndarray]
+    skipped: Optional[List[str]] = None
+    criterion: Optional[Dict[str, Any]] = None
+    step_time: Optional[float] = None
+    step_time_after: Optional[float] = None
+
+
+class Stability(NamedTuple):
+    """How a decision stands against noise of the measured size.
+
+    Attributes:
+        same (float): Share of resampled windows that skip the same layers.
+        skipped (Dict[str, float]): By name, the share that skips the layer.
+    """
+    same: float
+    skipped: Dict[str, float]
+
+
+class Outcome(NamedTuple):
+    """What one criterion would do in one window.
+
+    Attributes:
+        label (str): What it is called in tables.
+        config (dict): ``type`` and all parameters.
+        skipped (List[str]): Names.
+        stability (Stability | None): None without single iterations.
+        step_time (float | None): Expected seconds of a step afterwards; None
+            without costs of the layers.
+        note (str | None): Why it cannot decide.
+    """
+    label: str
+    config: Dict[str, Any]
+    skipped: List[str]
+    stability: Optional[Stability]
+    step_time: Optional[float]
+    note: Optional[str] = None
+
+
+def recorded_window(decision: Mapping[str, Any], unit: str = 'epoch') -> Window:
+    """A window from the decisions record.
+
+    Args:
+        decision (Mapping[str, Any]): An entry of ``decisions``.
+        unit (str): What it counts. Defaults to ``'epoch'``.
+
+    Returns:
+        Window: Without layers whose KL divergence is unknown.
+    """
+    layers = [layer for layer in decision['layers'] if layer['kl'] is not None]
+    # Records of earlier versions have no single iterations.
+    series = [layer.get('kl_iterations') or [] for layer in layers]
+    lengths = {len(values) for values in series}
+    complete = len(lengths) == 1 and min(lengths) > 1 and not any(
+        value is None for values in series for value in values)
+    first, last = decision['window']
+    return Window(
+        label=f'{unit} {first}' if first == last else
+        f'{unit}s {first} to {last}',
+        names=[layer['name'] for layer in layers],
+        kl=np.array([layer['kl'] for layer in layers]),
+        series=np.array(series).T if complete else None,
+        skipped=decision['skipped'],
+        criterion=decision['criterion'],
+        step_time=decision['step_time_before'],
+        step_time_after=decision['step_time_after'])
+
+
+def measured_window(kl: Mapping[str, LayerKL], label: str) -> Window:
+    """A window from KL divergences that were measured without training.
+
+    Args:
+        kl (Mapping[str, LayerKL]): From
+            :func:`ela_mm.analysis.attention.measure`.
+        label (str): Such as ``'64 pictures'``.
+
+    Returns:
+        Window: An iteration is a batch.
+    """
+    series = [layer.series for layer in kl.values()]
+    return Window(
+        label=label,
+        names=list(kl),
+        kl=np.array([layer.mean for layer in kl.values()]),
+        series=np.array(series).T
+        if series and min(map(len, series)) > 1 else None)
+
+
+def bootstrap(series: np.ndarray,
+              draws: int = DRAWS,
+              seed: int = 0) -> np.ndarray:
+    """Means of windows that might as well have been measured.
+
+    Neighbouring iterations see nearly the same weights, so blocks of
+    iterations are drawn (moving block bootstrap, Kuensch 1989; blocks of the
+    cube root of their number), and all layers from the same iterations.
+
+    Args:
+        series (np.ndarray): (iterations, L), nats.
+        draws (int): Resampled windows. Defaults to 500.
+        seed (int): Of the drawing. Defaults to 0.
+
+    Returns:
+        np.ndarray: (draws, L), nats.
+    """
+    iterations = len(series)
+    block = max(1, round(iterations**(1 / 3)))
+    blocks = -(-iterations // block)
+    starts = np.random.default_rng(seed).integers(
+        iterations - block + 1, size=(draws, blocks))
+    rows = (starts[..., None] + np.arange(block)).reshape(draws, -1)
+    return series[rows[:, :iterations]].mean(1)  # (draws, L)
+
+
+def stability(window: Window, criterion: Criterion,
+              draws: int = DRAWS) -> Optional[Stability]:
+    """Decide on resampled windows.
+
+    Args:
+        window (Window): With its single iterations.
+        criterion (Criterion): As the hook uses it.
+        draws (int): Resampled windows. Defaults to 500.
+
+    Returns:
+        Stability | None: Against the decision on the window itself; None
+        without single iterations.
+    """
+    if window.series is None:
+        return None
+    decision = criterion(window.kl)[0]
+    drawn = np.array([_decide(criterion, kl) for kl in bootstrap(
+        window.series, draws)])  # (draws, L)
+    return Stability(
+        same=float((drawn == decision).all(1).mean()),
+        skipped=dict(zip(window.names, drawn.mean(0).tolist())))
+
+
+def _decide(criterion: Criterion, kl: np.ndarray) -> np.ndarray:
+    try:
+        return criterion(kl)[0]
+    except Exception:  # a fit that fails, which the hook answers with none
+        return np.zeros(len(kl), dtype=bool)
+
+
+def outcome(window: Window,
+            config: Dict[str, Any],
+            label: Optional[str] = None,
+            seconds: Optional[Mapping[str, float]] = None,
+            draws: int = DRAWS) -> Outcome:
+    """What a criterion would do in a window.
+
+    Args:
+        window (Window): Measured.
+        config (Dict[str, Any]): ``type`` and parameters.
+        label (str, optional): Defaults to the type.
+        seconds (Mapping[str, float], optional): What each layer adds to a
+            step, for the expected step time.
+        draws (int): See :func:`stability`.
+
+    Returns:
+        Outcome: Ready for a table.
+
+    Raises:
+        UsageError: On a wrong type or parameter.
+    """
+    criterion = build_criterion(config)
+    label = label or criterion.config['type']
+    if len(window.names) < 2:
+        return Outcome(label, criterion.config, [], None, window.step_time,
+                       f'{len(window.names)} candidates; ranking needs 2')
+    try:
+        skip, _ = criterion(window.kl)
+    except Exception as error:  # a fit that fails
+        return Outcome(label, criterion.config, [], None, window.step_time,
+                       f'{type(error).__name__}: {error}')
+    skipped = [n for n, gone in zip(window.names, skip) if gone]
+    step_time = None
+    if seconds is not None and window.step_time is not None:
+        step_time = max(
+            0., window.step_time - sum(seconds.get(n, 0.) for n in skipped))
+    return Outcome(label, criterion.config, skipped,
+                   stability(window, criterion, draws), step_time)
+
+
+def candidates(window: Window) -> Dict[str, Dict[str, Any]]:
+    """The criteria that are worth comparing in a window.
+
+    Args:
+        window (Window): Its own criterion comes first, where it has one.
+
+    Returns:
+        Dict[str, Dict[str, Any]]: Config by label: the run's, the paper's
+        settings of EBQM, and the criteria of its tables 4, 6 and 7 with the
+        run's gamma and mu.
+    """
+    own = window.criterion or dict(type='EBQM')
+    shared = {
+        key: own[key] for key in ('gamma', 'mu')
+        if own['type'] not in ('threshold', 'fixed') and key in own
+    }
+    shapes = {key: own[key] for key in ('alpha', 'beta') if key in own}
+    configs = {'this run': own} if window.criterion else {}
+    configs.update((f'EBQM, {label}', dict(type='EBQM', **values))
+                   for label, values in PAPER.items())
+    number = len(window.skipped) if window.skipped else 1
+    configs.update({
+        'threshold (table 4)': dict(type='threshold', t=.3),
+        'fixed (table 4)': dict(type='fixed', n=number),
+        'normal (table 6)': dict(type='normal', **shared, **shapes),
+        'gamma (table 6)': dict(type='gamma', **shared, **shapes),
+        'softmax (table 6)': dict(type='softmax', **shared),
+        'sigmoid (table 6)': dict(type='sigmoid', **shared),
+        'GQM (table 7)': dict(type='GQM', **shared),
+        'EQM (table 7)': dict(type='EQM', **shared),
+    })
+    return configs
+
+
+def compare(window: Window,
+            seconds: Optional[Mapping[str, float]] = None,
+            more: Sequence[Dict[str, Any]] = (),
+            draws: int = DRAWS) -> List[Outcome]:
+    """What each of the :func:`candidates` would do, and what more is asked.
+
+    Args:
+        window (Window): Measured.
+        seconds (Mapping[str, float], optional): See :func:`outcome`.
+        more (Sequence[Dict[str, Any]]): Configs of further criteria.
+        draws (int): See :func:`stability`.
+
+    Returns:
+        List[Outcome]: The run's own first.
+    """
+    configs = candidates(window)
+    for config in more:
+        label = ', '.join([config['type']] + [
+            f'{key}={value:g}' for key, value in config.items()
+            if key != 'type'
+        ])
+        configs[label] = config
+    outcomes = []
+    for label, config in configs.items():
+        try:
+            outcomes.append(outcome(window, config, label, seconds, draws))
+        except UsageError as error:  # a user's own, which is not registered
+            outcomes.append(
+                Outcome(label, config, window.skipped or [], None, None,
+                        str(error)))
+    return outcomes
+
+
+def counts(window: Window,
+           alpha: float,
+           beta: float,
+           gammas: Sequence[float] = GAMMAS,
+           mus: Sequence[float] = MUS) -> np.ndarray:
+    """How many layers EBQM would skip, over a grid.
+
+    Args:
+        window (Window): Measured.
+        alpha (float): Of the Beta distribution.
+        beta (float): The same.
+        gammas (Sequence[float]): G quantiles.
+        mus (Sequence[float]): M thresholds.
+
+    Returns:
+        np.ndarray: (G, M) int.
+    """
+    return np.array([[
+        len(
+            outcome(
+                window._replace(series=None),
+                dict(type='EBQM', gamma=g, alpha=alpha, beta=beta,
+                     mu=mu)).skipped) for mu in mus
+    ] for g in gammas])
+
+
+def parse_criterion(text: str) -> Dict[str, Any]:
+    """A criterion as written on a command line.
+
+    Args:
+        text (str): ``EBQM,gamma=0.9,mu=0.1``.
+
+    Returns:
+        Dict[str, Any]: Its config.
+
+    Raises:
+        UsageError: If it is not written so.
+    """
+    name, *pairs = text.split(',')
+    config: Dict[str, Any] = dict(type=name.strip())
+    for pair in pairs:
+        key, equals, value = pair.partition('=')
+        try:
+            number = float(value)
+        except ValueError:
+            equals = ''
+        if not equals:
+            raise UsageError(f'criterion {text!r}: expected a type and pairs '
+                             'such as EBQM,gamma=0.9,mu=0.1')
+        config[key.strip()] = int(number) if number.is_integer(
+        ) and '.' not in value else number
+    build_criterion(config)
+    return config

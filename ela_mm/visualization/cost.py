@@ -1,0 +1,68 @@
+"""What stages and attention layers cost."""
+import numpy as np
+
+from ..analysis.cost import Cost
+from .style import KEPT, OUT, SKIPPED, WIDTH, Picture, new_figure, style
+
+
+def cost_picture(cost: Cost) -> Picture:
+    """Draw the time of every stage and of every attention layer.
+
+    Args:
+        cost (Cost): From :func:`ela_mm.analysis.cost.measure_cost`.
+
+    Returns:
+        Picture: Named ``cost``.
+    """
+    stages, layers = cost.stages, cost.layers
+    heights = [.5 * len(stages) + .9, .19 * len(layers) + .9]
+    with style():
+        figure = new_figure(WIDTH, sum(heights))
+        above, below = figure.subplots(
+            2, 1, gridspec_kw=dict(height_ratios=heights))
+        for y, stage in enumerate(stages):
+            for offset, total in ((-.2, stage.seconds_before),
+                                  (.2, stage.seconds_after)):
+                above.barh(y + offset, 1e3 * stage.seconds, .36, color=OUT)
+                above.barh(
+                    y + offset, 1e3 * max(0., total - stage.seconds), .36,
+                    left=1e3 * stage.seconds, color=KEPT,
+                    hatch='////' if offset > 0 else None, edgecolor='white',
+                    linewidth=0)
+        above.barh([], [], color=OUT, label='blocks')
+        above.barh([], [], color=KEPT, label='attention, all layers')
+        above.barh([], [], color=KEPT, hatch='////', edgecolor='white',
+                   label='as pruned')
+        above.set_yticks(range(len(stages)), [s.name for s in stages])
+        above.invert_yaxis()
+        above.set_xlabel('step, ms')
+        above.set_title('Stages')
+        for y, layer in enumerate(layers):
+            below.barh(
+                y, 1e3 * layer.seconds, color=KEPT if layer.active else SKIPPED,
+                hatch=None if layer.active else '////', edgecolor='white',
+                linewidth=0)
+        below.barh([], [], color=KEPT, label='active')
+        below.barh([], [], color=SKIPPED, hatch='////', edgecolor='white',
+                   label='skipped')
+        below.set_yticks(
+            range(len(layers)), [x.name for x in layers], fontsize=7)
+        below.set_ylim(len(layers) - .4, -.6)
+        below.set_xlabel('what the layer adds to a step, ms')
+        below.set_title('Attention layers')
+        for axes in (above, below):
+            axes.legend(loc='lower right', bbox_to_anchor=(1., 1.), ncol=3,
+                        fontsize=8, borderaxespad=.2)
+    return Picture('cost', figure, _alt(cost))
+
+
+def _alt(cost: Cost) -> str:
+    said = [
+        f'{s.name} {1e3 * s.seconds:.1f} ms without attention, '
+        f'{1e3 * s.seconds_before:.1f} with all layers, '
+        f'{1e3 * s.seconds_after:.1f} as pruned' for s in cost.stages
+    ]
+    most = max(cost.layers, key=lambda layer: layer.seconds)
+    median = float(np.median([layer.seconds for layer in cost.layers]))
+    return (f'{"; ".join(said)}. An attention layer adds {1e3 * median:.1f} ms '
+            f'in the median, {most.name} most ({1e3 * most.seconds:.1f} ms).')
