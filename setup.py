@@ -35,6 +35,8 @@ DETECTION = ['mmdet>=3.1,<3.4']
 CLASSIFICATION = ['mmpretrain>=1.0,<1.3']
 DEMO = ['scikit-learn>=1.2']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
+# tools/analyze.py: the report's page, and Score-CAM.
+ANALYZE = ['Jinja2>=3', 'grad-cam>=1.5']
 
 setup(
     name='ela_mm',
@@ -45,16 +47,18 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['ela_mm', 'ela_mm.*']),
+    package_data={'ela_mm.visualization': ['page.html']},
     python_requires='>=3.8',
     # torch, torchvision, mmengine and mmcv (or mmcv-lite, or the onedl forks,
     # which have other distribution names) are taken as the user has them.
-    install_requires=['numpy>=1.20', 'scipy>=1.6', 'rich>=13'],
+    install_requires=['matplotlib>=3.5', 'numpy>=1.20', 'scipy>=1.6', 'rich>=13'],
     extras_require=dict(
         det=DETECTION,
         cls=CLASSIFICATION,
         demo=DEMO,
         export=EXPORT,
-        dev=DEMO + EXPORT +
+        analyze=ANALYZE,
+        dev=DEMO + EXPORT + ANALYZE +
         ['hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'tensorboard']),
     classifiers=[
         'Development Status :: 4 - Beta',

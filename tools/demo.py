@@ -17,6 +17,7 @@ import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.engine.launch import build_runner, run
 from ela_mm.engine.record import FILE_NAME, read_record
 from ela_mm.engine.step_timer import StepTimer
+from ela_mm.visualization.report import write_report
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 CONFIG = osp.join(ROOT, 'configs', 'faster_rcnn_ela_r50_digits.py')
@@ -56,7 +57,7 @@ def time_side_by_side(runner: Runner, rounds: int = 8) -> Tuple[float, float]:
 
 
 def summarize(work_dir: str, metrics: dict, minutes: float,
-              side_by_side: Tuple[float, float]) -> str:
+              side_by_side: Tuple[float, float], report: str) -> str:
     """What a run pruned, gained and reached, in a few lines.
 
     Args:
@@ -64,6 +65,7 @@ def summarize(work_dir: str, metrics: dict, minutes: float,
         metrics (dict): Of the last evaluation, as CocoMetric names them.
         minutes (float): Wall-clock time of the training.
         side_by_side (Tuple[float, float]): From :func:`time_side_by_side`.
+        report (str): Path of the report.
 
     Returns:
         str: The summary.
@@ -89,6 +91,7 @@ def summarize(work_dir: str, metrics: dict, minutes: float,
     checkpoint = max(
         glob.glob(osp.join(work_dir, 'epoch_*.pth')), key=osp.getmtime)
     lines += [
+        f'Report:     {report} (open it in a browser)',
         f'Checkpoint: {checkpoint}',
         f'Decisions:  {osp.join(work_dir, FILE_NAME)}',
         f'Logs:       {work_dir}/<time of the run>/',
@@ -112,8 +115,10 @@ def main() -> None:
         name: runner.message_hub.get_scalar(f'val/{name}').current()
         for name in ('coco/bbox_mAP', 'coco/bbox_mAP_50')
     }
-    text = summarize(args.work_dir, metrics, minutes,
-                     time_side_by_side(runner))
+    side_by_side = time_side_by_side(runner)
+    print('Writing the report ...')
+    text = summarize(args.work_dir, metrics, minutes, side_by_side,
+                     write_report(args.work_dir))
     rule = '-' * 79
     print(f'\n{rule}\n{text}\n{rule}')
 

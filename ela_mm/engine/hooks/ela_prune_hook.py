@@ -64,6 +64,8 @@ class ELAPruneHook(Hook):
             :meth:`LayerAttentionMixin.skip_layers`. Defaults to ``'layer'``.
         timing_steps (int): Steps whose median is reported before and after a
             pruning. Defaults to 50.
+        picture (bool): Whether a picture of each window's redundancy goes to
+            the Visualizer, as ``ela_redundancy``. Defaults to True.
 
     Raises:
         UsageError: Before training starts, on wrong windows, an unknown
@@ -78,7 +80,8 @@ class ELAPruneHook(Hook):
                  criterion: Optional[dict] = None,
                  by_epoch: bool = True,
                  skip: str = 'layer',
-                 timing_steps: int = 50) -> None:
+                 timing_steps: int = 50,
+                 picture: bool = True) -> None:
         self.windows = check_windows(windows)
         self.criterion = build_criterion(criterion)
         if skip not in SKIP_MODES:
@@ -88,6 +91,7 @@ class ELAPruneHook(Hook):
                              '1 step')
         self.by_epoch = by_epoch
         self.skip = skip
+        self.picture = picture
         self.backbone: Optional[LayerAttentionMixin] = None  # until training
         self.statistics = KLStatistics()
         self.decisions: List[dict] = []
@@ -407,6 +411,23 @@ class ELAPruneHook(Hook):
         }
         scalars['ela/active'] = decision['active']
         runner.visualizer.add_scalars(scalars, step=decision['iter'])
+        if self.picture and is_main_process():
+            self._show(runner, decision, unit[:-1])
+
+    @staticmethod
+    def _show(runner, decision: dict, unit: str) -> None:
+        """Send the window's picture to TensorBoard, WandB and the like."""
+        try:
+            # Not at the top: a broken matplotlib must not stop a training.
+            from ...visualization.decisions import decision_picture
+            from ...visualization.style import to_array
+            runner.visualizer.add_image(
+                'ela_redundancy',
+                to_array(decision_picture(decision, unit).figure),
+                step=decision['iter'])
+        except Exception as error:
+            runner.logger.warning('no picture of the redundancy: '
+                                  f'{type(error).__name__}: {error}')
 
     def _write_record(self, runner) -> None:
         if not is_main_process():

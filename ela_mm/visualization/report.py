@@ -1,0 +1,171 @@
+"""The report of a run: one file that says all that is known of it."""
+import os.path as osp
+import platform
+from typing import Callable, List, NamedTuple, Optional, Sequence
+
+import mmengine
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from ..analysis.attention import measure
+from ..analysis.cost import Cost, measure_cost, picture_shape
+from ..analysis.features import choose_layers, look
+from ..analysis.history import Run, read_run
+from ..analysis.pictures import dataset_batches
+from ..analysis.whatif import compare, recorded_window
+from ..engine.loading import load_model
+from ..engine.record import write_whole
+from ..errors import UsageError
+from ..version import __version__
+from .page import Section, render
+from .sections import (
+    attention_section,
+    cost_section,
+    features_section,
+    summarize,
+    timeline_section,
+    whatif_section,
+    window_section,
+)
+
+FILE_NAME = 'ela_report.html'
+PARTS = ('attention', 'cost', 'features')
+
+
+class Effort(NamedTuple):
+    """How much is measured for a report.
+
+    Attributes:
+        images (int): Pictures behind the attention weights.
+        rounds (int): Timed rounds behind the costs.
+        batch (int | None): Pictures of a timed step; None: the config's.
+        channels (int): Channels that Score-CAM weighs.
+    """
+    images: int = 32
+    rounds: int = 5
+    batch: Optional[int] = None
+    channels: int = 16
+
+
+def write_report(work_dir: str,
+                 out: Optional[str] = None,
+                 config: Optional[str] = None,
+                 checkpoint: Optional[str] = None,
+                 without: Sequence[str] = (),
+                 effort: Optional[Effort] = None,
+                 say: Callable[[str], None] = print) -> str:
+    """Write the report of a run.
+
+    What needs the model is measured anew from the work dir's config and its
+    latest checkpoint; what does not apply is left out, and the page says why.
+
+    Args:
+        work_dir (str): Of a run with ELAPruneHook.
+        out (str, optional): The file. Defaults to ``ela_report.html`` in the
+            work dir.
+        config (str, optional): Instead of the work dir's.
+        checkpoint (str, optional): Instead of the work dir's latest.
+        without (Sequence[str]): Parts to leave out, of :data:`PARTS`.
+        effort (Effort, optional): How much to measure.
+        say (Callable): Told what is being done. Defaults to print.
+
+    Returns:
+        str: Path of the file, written whole or not at all.
+
+    Raises:
+        UsageError: If there is no record of a run, or no Jinja2.
+    """
+    run = read_run(work_dir)
+    effort = effort or Effort()
+    left_out: List[str] = []
+
+    def attempt(what: str, make: Callable):
+        """A part that fails leaves a sentence, not a report undone."""
+        if what in without:
+            return None
+        say(f'{what} ...')
+        try:
+            return make()
+        except UsageError as error:
+            reason = str(error)
+        except Exception as error:  # whatever a user's model does
+            reason = f'{type(error).__name__}: {error}'
+        left_out.append(f'{what} is left out: {reason}')
+        say(left_out[-1])
+        return None
+
+    paths = config or run.config, checkpoint or run.checkpoint
+    loaded = attempt('the model', lambda: _load(run, *paths))
+    measured = cost = features = None
+    if loaded is not None:
+        cfg, model = loaded
+        measured = attempt(
+            'attention', lambda: attention_section(
+                measure(model, dataset_batches(cfg, effort.images)),
+                'the first of the validation set'))
+        cost = attempt(
+            'cost', lambda: measure_cost(
+                model, picture_shape(cfg, model), effort.batch or cfg.get(
+                    'train_dataloader', {}).get('batch_size') or 2,
+                effort.rounds))
+        features = attempt('features',
+                           lambda: _features(cfg, model, effort.channels))
+    sections = [timeline_section(run)]
+    sections += [window_section(run, decision) for decision in run.decisions]
+    sections += attempt('what if', lambda: _what_if(run, cost)) or []
+    sections += [section for section in (measured, features) if section]
+    if cost is not None:
+        sections.append(cost_section(cost))
+    name = osp.basename(osp.abspath(work_dir))
+    page = render(f'ELA: what was pruned in {name}', summarize(run, cost),
+                  sections, _footer(*paths, left_out))
+    path = out or osp.join(work_dir, FILE_NAME)
+    write_whole(page, osp.abspath(path))
+    return path
+
+
+def _load(run: Run, config: Optional[str],
+          checkpoint: Optional[str]) -> tuple:
+    for kind, path in (('config', config), ('checkpoint', checkpoint)):
+        if path is None or not osp.isfile(path):
+            raise UsageError(f'no {kind} in {run.work_dir!r}' if path is None
+                             else f'{kind} {path!r} does not exist')
+    cfg = Config.fromfile(config)
+    return cfg, load_model(cfg, checkpoint)[0]
+
+
+def _features(cfg: Config, model: nn.Module, channels: int) -> Section:
+    """Of the first picture of the validation set, from its file."""
+    batch = next(dataset_batches(cfg, 1), None)
+    sample = batch['data_samples'][0] if batch else None
+    path = getattr(sample, 'img_path', None)
+    if path is None:
+        raise UsageError('the validation set has no picture files; name one '
+                         'with tools/analyze.py features')
+    features = look(model, cfg, path, choose_layers(model), channels)
+    return features_section(features, osp.basename(path))
+
+
+def _what_if(run: Run, cost: Optional[Cost]) -> List[Section]:
+    seconds = None
+    if cost is not None:
+        seconds = {layer.name: layer.seconds for layer in cost.layers}
+    windows = [recorded_window(d, run.unit) for d in run.decisions]
+    return [
+        whatif_section(window, compare(window, seconds),
+                       cost and cost.conditions) for window in windows
+        if window.names
+    ]
+
+
+def _footer(config: Optional[str], checkpoint: Optional[str],
+            left_out: Sequence[str]) -> List[str]:
+    return [
+        f'Config: {config}. Checkpoint: {checkpoint}.',
+        *left_out,
+        f'Made by ela_mm {__version__} with PyTorch {torch.__version__}, '
+        f'mmengine {mmengine.__version__} and Python '
+        f'{platform.python_version()}. Method: Efficient Layer Attention, '
+        'arXiv 2503.06473.',
+    ]

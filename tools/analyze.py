@@ -1,0 +1,394 @@
+"""See what is redundant, what was pruned, and what it bought.
+
+attention   whom every layer attends to, as heat maps (figures 2a, 6, 7)
+redundancy  KL divergences and decisions of a run, and its timeline
+features    where consecutive layers look, with and without pruning (3, 5)
+whatif      what other criteria and parameters would have skipped
+cost        parameters, GMACs and time, per stage and layer
+report      all of it on one HTML page
+
+Pictures (PNG) and tables (CSV) go to a folder that is named at the end; what
+they say is printed.
+"""
+import argparse
+import csv
+import os
+import os.path as osp
+import sys
+from typing import Callable, Iterable, List, Optional
+
+import torch
+from mmengine.config import Config, DictAction
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table as RichTable
+from torch import nn
+
+import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.analysis.attention import measure
+from ela_mm.analysis.cost import Cost, measure_cost, picture_shape
+from ela_mm.analysis.features import check_grad_cam, choose_layers, look
+from ela_mm.analysis.history import decided, read_run
+from ela_mm.analysis.pictures import dataset_batches, file_batches
+from ela_mm.analysis.whatif import (
+    Window,
+    compare,
+    measured_window,
+    parse_criterion,
+    recorded_window,
+)
+from ela_mm.engine.launch import UsageError, check_checkpoint, run
+from ela_mm.engine.loading import build_model, load_model
+from ela_mm.visualization.page import Section
+from ela_mm.visualization.report import PARTS, Effort, write_report
+from ela_mm.visualization.sections import (
+    attention_section,
+    cost_section,
+    features_section,
+    timeline_section,
+    whatif_section,
+    window_section,
+)
+from ela_mm.visualization.style import save
+
+FOLDER = 'ela_analysis'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+
+    command = commands.add_parser(
+        'attention', help='whom every layer attends to')
+    _add_model(command)
+    command.add_argument(
+        'pictures',
+        nargs='*',
+        help='picture files; default: the validation set of the config')
+    command.add_argument(
+        '--images',
+        type=_positive,
+        default=64,
+        help='how many of the validation set; default: 64')
+
+    command = commands.add_parser(
+        'redundancy', help='KL divergences, decisions and timeline of a run')
+    _add_work_dir(command)
+
+    command = commands.add_parser(
+        'features', help='where consecutive layers look, by Score-CAM')
+    _add_model(command)
+    command.add_argument('picture', help='a picture file')
+    command.add_argument(
+        '--stage', type=_positive, help='default: the one with most layers')
+    command.add_argument(
+        '--layers',
+        nargs='+',
+        help='of one stage, such as layer3.1 layer3.2; default: the last six '
+        'of the stage')
+    command.add_argument(
+        '--channels',
+        type=int,
+        default=32,
+        help='channels weighed per layer, each a run of the network; 0: all; '
+        'default: 32')
+    command.add_argument(
+        '--as-pruned',
+        action='store_true',
+        help='leave out the network with its skipped layers put back')
+
+    command = commands.add_parser(
+        'whatif', help='what other criteria would have skipped')
+    command.add_argument(
+        'source',
+        nargs='+',
+        metavar='WORK_DIR | CONFIG CHECKPOINT',
+        help='the work dir of a run, or a network to measure now')
+    _add_common(command)
+    command.add_argument(
+        '--batches',
+        type=_positive,
+        default=32,
+        help='of the validation set, with CONFIG CHECKPOINT; default: 32')
+    command.add_argument(
+        '--criterion',
+        action='append',
+        type=_criterion,
+        default=[],
+        help='one more, such as EBQM,gamma=0.9,mu=0.1; may be repeated')
+    command.add_argument(
+        '--no-time',
+        action='store_true',
+        help='do not measure what layers cost, nor expect step times')
+    _add_timing(command)
+
+    command = commands.add_parser(
+        'cost', help='parameters, GMACs and time per stage and layer')
+    command.add_argument('config', help='of a detector or a classifier')
+    command.add_argument(
+        'checkpoint',
+        nargs='?',
+        help='for what is pruned; default: nothing is')
+    _add_common(command)
+    _add_timing(command)
+    command.add_argument(
+        '--inference', action='store_true', help='time forward in eval mode')
+
+    command = commands.add_parser('report', help='one HTML page of it all')
+    command.add_argument('work_dir', help='of a run with ELAPruneHook')
+    command.add_argument(
+        '--out',
+        metavar='FILE',
+        help='default: ela_report.html in the work dir')
+    command.add_argument('--config', help='default: the one in the work dir')
+    command.add_argument(
+        '--checkpoint', help='default: the latest in the work dir')
+    command.add_argument(
+        '--without',
+        nargs='+',
+        choices=PARTS,
+        default=[],
+        help='leave out what takes long')
+    return parser.parse_args()
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'{number}: expected at least 1')
+    return number
+
+
+def _criterion(text: str) -> dict:
+    try:
+        return parse_criterion(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument('config', help='of a detector or a classifier')
+    command.add_argument('checkpoint', help='that it trained')
+    _add_common(command)
+
+
+def _add_work_dir(command: argparse.ArgumentParser) -> None:
+    command.add_argument('work_dir', help='of a run with ELAPruneHook')
+    command.add_argument(
+        '--out', metavar='FOLDER', help=f'default: {FOLDER} in the work dir')
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        '--out',
+        metavar='FOLDER',
+        help=f'default: {FOLDER} beside the checkpoint or in the work dir')
+    command.add_argument(
+        '--device',
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='default: cuda where there is one')
+    command.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value')
+
+
+def _add_timing(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        '--shape',
+        nargs=2,
+        type=_positive,
+        metavar=('HEIGHT', 'WIDTH'),
+        help="of the pictures; default: the validation set's")
+    command.add_argument(
+        '--batch',
+        type=_positive,
+        help="pictures of a timed step; default: the config's")
+    command.add_argument(
+        '--rounds', type=_positive, default=10, help='default: 10')
+
+
+def read_config(path: str, options: Optional[dict] = None) -> Config:
+    """The config, or an error that names it."""
+    if not osp.isfile(path):
+        raise UsageError(f'config {path!r} does not exist: expected the path '
+                         'of a config file')
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(options or {})
+    return cfg
+
+
+def load(args: argparse.Namespace) -> tuple:
+    """Config and model of the arguments, on their device."""
+    cfg = read_config(args.config, args.cfg_options)
+    if args.checkpoint is None:
+        return cfg, build_model(cfg).to(args.device)
+    check_checkpoint(args.checkpoint)
+    return cfg, load_model(cfg, args.checkpoint)[0].to(args.device)
+
+
+def bar(what: str) -> Callable:
+    """Shows a bar over a list of work."""
+
+    def show(items: Iterable) -> Iterable:
+        return track(
+            items, what, console=Console(stderr=True), transient=True)
+
+    return show
+
+
+def show(sections: List[Section], folder: str) -> None:
+    """Print sections; write their pictures and tables."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for section in sections:
+        console.rule(section.title)
+        for paragraph in section.text:
+            console.print(paragraph, highlight=False, markup=False)
+        for table in section.tables:
+            drawn = RichTable(
+                *table.header, title=table.caption, title_justify='left')
+            for row in table.rows:
+                drawn.add_row(*row)
+            console.print(drawn)
+    os.makedirs(folder, exist_ok=True)
+    written = [
+        save(picture, folder) for section in sections
+        for picture in section.pictures
+    ]
+    for section in sections:
+        for table in section.tables:
+            name = f'{section.title}_{table.caption.split(":")[0]}'.lower()
+            name = ''.join(c if c.isalnum() else '_' for c in name)
+            written.append(osp.join(folder, f'{name}.csv'))
+            with open(written[-1], 'w', newline='') as file:
+                csv.writer(file).writerows([table.header, *table.rows])
+    print(f'written to {folder}: ' + ', '.join(map(osp.basename, written)))
+
+
+def beside(args: argparse.Namespace, place: Optional[str]) -> str:
+    """The folder that results go to."""
+    return args.out or osp.join(osp.dirname(place or '.') or '.', FOLDER)
+
+
+def cost_of(args: argparse.Namespace,
+            cfg: Config,
+            model: nn.Module,
+            training: bool = True) -> Cost:
+    loader = cfg.get('train_dataloader') or {}
+    return measure_cost(
+        model,
+        args.shape or picture_shape(cfg, model),
+        args.batch or loader.get('batch_size') or 2,
+        args.rounds,
+        training,
+        progress=bar('timing stages'))
+
+
+def attention(args: argparse.Namespace) -> None:
+    cfg, model = load(args)
+    if args.pictures:
+        batches = bar('pictures')(list(file_batches(cfg, args.pictures)))
+        source = ', '.join(map(osp.basename, args.pictures[:3])) + (
+            ', ...' if len(args.pictures) > 3 else '')
+    else:
+        batches = dataset_batches(cfg, args.images)
+        source = 'the first of the validation set'
+    section = attention_section(measure(model, batches), source)
+    show([section], beside(args, args.checkpoint))
+
+
+def redundancy(args: argparse.Namespace) -> None:
+    done = read_run(args.work_dir)
+    sections = [window_section(done, x) for x in decided(done)]
+    show([*sections, timeline_section(done)],
+         args.out or osp.join(args.work_dir, FOLDER))
+
+
+def features(args: argparse.Namespace) -> None:
+    check_grad_cam()
+    cfg, model = load(args)
+    layers = args.layers or choose_layers(model, args.stage)
+    found = look(model, cfg, args.picture, layers, args.channels,
+                 not args.as_pruned, bar('maps'))
+    show([features_section(found, osp.basename(args.picture))],
+         beside(args, args.checkpoint))
+
+
+def whatif(args: argparse.Namespace) -> None:
+    if len(args.source) > 2:
+        raise UsageError(f'{len(args.source)} arguments: expected WORK_DIR, or '
+                         'CONFIG CHECKPOINT')
+    cost = None
+    if len(args.source) == 1:
+        done = read_run(args.source[0])
+        windows = [recorded_window(d, done.unit) for d in decided(done)]
+        if not args.no_time:
+            cost = _cost_of_run(args, done.config)
+        folder = args.out or osp.join(args.source[0], FOLDER)
+    else:
+        args.config, args.checkpoint = args.source
+        cfg, model = load(args)
+        loader = cfg.get('val_dataloader') or cfg.get('test_dataloader') or {}
+        images = args.batches * (loader.get('batch_size') or 1)
+        measured = measure(model, dataset_batches(cfg, images))
+        window = measured_window(
+            measured.kl, f'{measured.images} pictures of the validation set')
+        if not args.no_time:
+            cost = cost_of(args, cfg, model)
+            window = window._replace(step_time=cost.seconds_after)
+        windows = [window]
+        folder = beside(args, args.checkpoint)
+    seconds = cost and {x.name: x.seconds for x in cost.layers}
+    sections = [_what_if(window, seconds, args, cost) for window in windows]
+    show(sections, folder)
+
+
+def _what_if(window: Window, seconds: Optional[dict], args: argparse.Namespace,
+             cost: Optional[Cost]) -> Section:
+    if not window.names:
+        return Section(f'What if: {window.label}', [
+            'No KL divergence was measured: there is nothing to decide on.'
+        ])
+    return whatif_section(window, compare(window, seconds, args.criterion),
+                          cost and cost.conditions)
+
+
+def _cost_of_run(args: argparse.Namespace,
+                 config: Optional[str]) -> Optional[Cost]:
+    """Of the network that a work dir's config builds, if it has one."""
+    if config is None:
+        print('the work dir has no config: step times are not expected')
+        return None
+    cfg = read_config(config, args.cfg_options)
+    return cost_of(args, cfg, build_model(cfg).to(args.device))
+
+
+def cost(args: argparse.Namespace) -> None:
+    cfg, model = load(args)
+    measured = cost_of(args, cfg, model, not args.inference)
+    show([cost_section(measured)], beside(args, args.checkpoint))
+
+
+def report(args: argparse.Namespace) -> None:
+    path = write_report(args.work_dir, args.out, args.config, args.checkpoint,
+                        args.without, Effort())
+    print(f'report: {path}')
+
+
+def main() -> None:
+    args = parse_args()
+    dict(
+        attention=attention,
+        redundancy=redundancy,
+        features=features,
+        whatif=whatif,
+        cost=cost,
+        report=report)[args.command](
+            args)
+
+
+if __name__ == '__main__':
+    run(main)
