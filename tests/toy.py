@@ -58,8 +58,11 @@ def toy_config(work_dir, max_epochs=3, windows=((1, 1), ), hooks=(),
     prune = dict(
         type='ELAPruneHook',
         windows=list(windows or ()),
-        criterion=dict(type='EBQM', alpha=5.0, beta=1.0, mu=0.3),
-        **overrides.pop('hook', {}))
+        **{
+            'criterion': dict(type='EBQM', alpha=5.0, beta=1.0, mu=0.3),
+            'picture': False,  # drawing takes longer than training the toy
+            **overrides.pop('hook', {})
+        })
     cfg = Config(
         dict(
             model=dict(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..engine.loading import find_backbone
 from ..errors import UsageError
 from ..models.backbones.ela_resnet import AttentionStage, LayerAttentionMixin
-from .benchmark import time_in_turns
+from .benchmark import ratio, time_in_turns
 from .complexity import count_by_module
 from .pictures import dataset_batches, network_inputs, pipeline_of
 
@@ -293,8 +293,10 @@ def _time_stage(stage: AttentionStage, x: Tensor, learns: bool, training: bool,
     }
     times = time_in_turns(steps, rounds)
     _set_mask(stage, _everything(stage))
-    blocks, before, after = (statistics.median(times[name]) for name in steps)
-    return blocks, before, after
+    # By ratios of a round, since a machine's speed drifts between rounds.
+    blocks = statistics.median(times['blocks'])
+    return (blocks, blocks * ratio(times['before'], times['blocks']),
+            blocks * ratio(times['after'], times['blocks']))
 
 
 def _time_layers(stage: AttentionStage, x: Tensor, learns: bool,

@@ -252,9 +252,10 @@ def _scored_boxes(model: nn.Module, data: dict) -> _Scored:
     kept = answer['scores'].argsort(descending=True)[:3]
     kept = kept[answer['scores'][kept] > 0]
     if not len(kept):
-        raise UsageError('the detector finds nothing in the picture: expected '
-                         'one with an object, since the maps explain what was '
-                         'found')
+        raise UsageError(
+            'the detector finds nothing in the picture, and the maps explain '
+            'what was found: expected one with an object, or a lower threshold '
+            'such as --cfg-options model.test_cfg.rcnn.score_thr=0.001')
     labels = answer['labels'][kept]
     target = FasterRCNNBoxScoreTarget(labels, answer['boxes'][kept].cpu())
     return _Scored(
