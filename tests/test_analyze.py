@@ -1,0 +1,342 @@
+"""tools/analyze.py as a user runs it, on a detector's and a classifier's run."""
+import csv
+import json
+from importlib.util import find_spec
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from running import tool
+from sklearn.datasets import load_digits
+from test_classifier import CONFIG
+from test_detector import small_config
+from test_pictures import Page
+from toy import toy_runner
+
+from ela_mm.analysis.features import look
+from ela_mm.analysis.pictures import file_batches
+from ela_mm.engine.loading import load_model
+from ela_mm.engine.record import FILE_NAME, read_record
+from ela_mm.errors import UsageError
+from ela_mm.visualization.report import write_report
+
+needs_cam = pytest.mark.skipif(
+    find_spec('pytorch_grad_cam') is None, reason='grad-cam')
+# As on a server, with a backend that asks for a screen.
+NO_DISPLAY = dict(MPLBACKEND='TkAgg', DISPLAY='')
+
+
+def analyze(*arguments):
+    process = tool('analyze.py', *arguments, **NO_DISPLAY)
+    assert process.returncode == 0, process.stdout + process.stderr[-3000:]
+    return process.stdout
+
+
+def refused(*arguments):
+    process = tool('analyze.py', *arguments)
+    assert process.returncode != 0
+    assert 'Traceback' not in process.stderr
+    return process.stderr.strip().splitlines()[-1]
+
+
+def rows(path):
+    with open(path, newline='') as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope='module')
+def detector(digits_root, tmp_path_factory):
+    """Config, work dir and pictures of a small detector's run."""
+    folder = tmp_path_factory.mktemp('detector')
+    config = folder / 'small.py'
+    cfg = small_config(digits_root)
+    cfg.train_cfg.update(max_epochs=2, val_interval=2)
+    cfg.custom_hooks[0].windows = [(1, 1)]
+    cfg.dump(config)
+    process = tool('train.py', config, '--work-dir', folder / 'work')
+    assert process.returncode == 0, process.stderr[-2000:]
+    return config, folder / 'work', digits_root / 'val'
+
+
+@pytest.fixture(scope='module')
+def classifier(tmp_path_factory):
+    """The same of a classifier, on folders of pictures."""
+    folder = tmp_path_factory.mktemp('classifier')
+    digits = load_digits()
+    for label in (0, 1):
+        pictures = folder / 'data' / str(label)
+        pictures.mkdir(parents=True)
+        for i, image in enumerate(digits.images[digits.target == label][:6]):
+            cv2.imwrite(str(pictures / f'{i}.png'),
+                        cv2.resize(image, (32, 32)).astype('uint8') * 15)
+    config = folder / 'classifier.py'
+    config.write_text(CONFIG.replace('{root}', str(folder / 'data')))
+    process = tool('train.py', config, '--work-dir', folder / 'work')
+    assert process.returncode == 0, process.stderr[-2000:]
+    return config, folder / 'work', folder / 'data' / '1'
+
+
+def skipped(work_dir):
+    record = read_record(work_dir)
+    return [name for name in record['layers'] if name not in record['active']]
+
+
+def test_redundancy(detector):
+    _, work_dir, _ = detector
+    output = analyze('redundancy', work_dir)
+    folder = work_dir / 'ela_analysis'
+    assert (folder / 'window_1_1.png').stat().st_size > 10_000
+    assert (folder / 'timeline.png').is_file()
+    (table, ) = folder.glob('window__*.csv')
+    record = read_record(work_dir)
+    layers = record['decisions'][0]['layers']
+    assert [x['decision'] for x in rows(table)] == [
+        x['status'] for x in layers]
+    assert f'skipped {", ".join(skipped(work_dir))}'[:40] in ' '.join(
+        output.split())
+
+
+@pytest.mark.parametrize('network', ['detector', 'classifier'])
+def test_attention(network, request, tmp_path):
+    config, work_dir, pictures = request.getfixturevalue(network)
+    checkpoint = max(work_dir.glob('epoch_*.pth'))
+    output = analyze('attention', config, checkpoint, '--images', 3, '--out',
+                     tmp_path / 'set')
+    assert (tmp_path / 'set' / 'attention_stage3.png').is_file()
+    (table, ) = (tmp_path / 'set').glob('*.csv')
+    active = read_record(work_dir)['active']
+    assert [x['layer'] for x in rows(table)] == active
+    assert 'the first of the validation set' in ' '.join(output.split())
+    some = sorted(pictures.glob('*.png'))[:2]
+    output = analyze('attention', config, checkpoint, *some, '--out',
+                     tmp_path / 'some')
+    assert 'on 2 pictures' in ' '.join(output.split())
+
+
+@needs_cam
+@pytest.mark.parametrize('network', ['detector', 'classifier'])
+def test_features(network, request, tmp_path):
+    config, work_dir, pictures = request.getfixturevalue(network)
+    checkpoint = max(work_dir.glob('epoch_*.pth'))
+    output = analyze('features', config, checkpoint,
+                     next(pictures.glob('*.png')), '--layers', 'layer3.0',
+                     'layer3.1', '--channels', 4, '--out', tmp_path)
+    assert (tmp_path / 'features.png').stat().st_size > 10_000
+    assert 'every skipped layer put back' in ' '.join(output.split())
+
+
+def naive_score_cam(model, inputs, name, label, channels):
+    """Score-CAM of a classifier, channel by channel."""
+    stage, index = name.split('.')
+    blocks = getattr(model.backbone, stage)
+    seen = []
+    handle = blocks[int(index) + 1].register_forward_pre_hook(
+        lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(inputs, mode='tensor')
+        handle.remove()
+        maps = F.interpolate(seen[0], inputs.shape[2:], mode='bilinear',
+                             align_corners=True)[0]
+        order = seen[0].abs().mean((2, 3))[0].argsort(descending=True)
+        chosen = order[:channels]
+        scores = []
+        for i in chosen:
+            mask = (maps[i] - maps[i].min()) / (
+                maps[i].max() - maps[i].min() + 1e-8)
+            scores.append(model(inputs * mask, mode='tensor')[0, label])
+        weights = torch.stack(scores).softmax(0)
+        cam = (weights[:, None, None] * seen[0][0, chosen]).sum(0).relu()
+    cam = ((cam - cam.min()) / (cam.max() - cam.min() + 1e-7)).numpy()
+    return cv2.resize(cam, inputs.shape[:1:-1])
+
+
+@needs_cam
+def test_maps_are_score_cams(classifier):
+    config, work_dir, pictures = classifier
+    cfg = Config.fromfile(config)
+    model, _ = load_model(cfg, str(max(work_dir.glob('epoch_*.pth'))))
+    for parameter in model.parameters():  # else the features hardly differ
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=.1)
+    picture = str(next(pictures.glob('*.png')))
+    names = ['layer3.0', 'layer3.1']
+    found = look(model, cfg, picture, names, channels=6, put_back=False)
+    inputs = model.data_preprocessor(
+        next(file_batches(cfg, [picture])), False)['inputs']
+    label = int(found.target.split()[-1])
+    assert label == int(model(inputs, mode='tensor').argmax())
+    for layer in found.pruned:
+        naive = naive_score_cam(model, inputs, layer.name, label, 6)
+        np.testing.assert_allclose(layer.cam, naive, atol=2e-3)
+    assert np.ptp(found.pruned[0].cam) > .5
+    assert not np.allclose(found.pruned[0].cam, found.pruned[1].cam, atol=.01)
+    assert not found.whole
+
+
+@needs_cam
+def test_layers_put_back_attend_again(classifier):
+    config, work_dir, pictures = classifier
+    cfg = Config.fromfile(config)
+    model, _ = load_model(cfg, str(max(work_dir.glob('epoch_*.pth'))))
+    gone = skipped(work_dir)
+    names = [n for n in (x.name for x in model.backbone.attention_layers)
+             if n.startswith(gone[0].split('.')[0])]
+    found = look(model, cfg, str(next(pictures.glob('*.png'))), names, 2)
+    assert [x.name for x in found.pruned if not x.active] == [
+        n for n in names if n in gone]
+    assert all(x.active for x in found.whole)
+    assert all(x.kl is not None for x in found.whole[1:])
+    assert all(x.kl is None for x in found.pruned if not x.active)
+    assert not model.backbone.state_dict()['active'].all()  # not changed
+
+
+def test_whatif_of_a_run(detector):
+    _, work_dir, _ = detector
+    analyze('whatif', work_dir, '--criterion', 'fixed,n=2', '--rounds', 1)
+    folder = work_dir / 'ela_analysis'
+    assert (folder / 'whatif_epoch_1.png').is_file()
+    assert (folder / 'stability_epoch_1.png').is_file()
+    (table, ) = folder.glob('what_if*.csv')
+    found = rows(table)
+    decision = read_record(work_dir)['decisions'][0]
+    assert found[0]['criterion'] == 'this run'
+    assert found[0]['layers'] == ', '.join(
+        n.replace('layer', '') for n in decision['skipped'])
+    assert found[-1]['criterion'] == 'fixed, n=2' and found[-1]['skips'] == '2'
+    assert float(found[0]['step, s']) < decision['step_time_before']
+
+
+def test_whatif_without_training(classifier, tmp_path):
+    config, work_dir, _ = classifier
+    output = analyze('whatif', config, max(work_dir.glob('epoch_*.pth')),
+                     '--batches', 3, '--no-time', '--out', tmp_path)
+    assert '12 pictures of the validation set' in ' '.join(output.split())
+    (table, ) = tmp_path.glob('what_if*.csv')
+    assert all(x['step, s'] == '-' for x in rows(table))
+    assert all(x['stable'].endswith('%') for x in rows(table))
+
+
+@pytest.mark.parametrize('mode', [[], ['--inference']])
+def test_cost(classifier, tmp_path, mode):
+    config, work_dir, _ = classifier
+    checkpoint = max(work_dir.glob('epoch_*.pth'))
+    output = analyze('cost', config, checkpoint, '--rounds', 1, '--out',
+                     tmp_path, *mode)
+    assert '4 pictures of 32 x 32' in ' '.join(output.split())
+    (layers, ) = tmp_path.glob('cost_attention*.csv')
+    assert [x['layer'] for x in rows(layers) if x[''] == 'skipped'] == skipped(
+        work_dir)
+    output = analyze('cost', config, '--rounds', 1, '--shape', 64, 48, '--out',
+                     tmp_path, *mode)
+    assert '64 x 48' in ' '.join(output.split())
+    assert all(x[''] == 'active' for x in rows(layers))
+
+
+@needs_cam
+def test_report(detector, tmp_path):
+    _, work_dir, _ = detector
+    output = analyze('report', work_dir)
+    path = work_dir / 'ela_report.html'
+    assert str(path) in output
+    text = path.read_text()
+    page = Page(text)
+    for link in page.links:
+        assert link.startswith(('data:', '#'))
+    assert all(len(image['alt']) > 40 for image in page.images)
+    # timeline, window, counts, stability, 4 stages, features, cost
+    assert len(page.images) == 10
+    assert 'is left out' not in text
+    gone = skipped(work_dir)
+    assert (f'{len(gone)} of 16 attention layers were pruned while training '
+            f'({", ".join(gone)})') in text
+    assert 'The median training step went from' in text
+    assert 'coco/bbox_mAP is' in text
+
+
+def test_a_report_says_what_is_left_out(tmp_path):
+    """No config file, no pictures: the record alone."""
+    toy_runner(tmp_path, max_epochs=1).train()
+    for path in tmp_path.glob('*.py'):
+        path.unlink()
+    said = []
+    text = open(write_report(str(tmp_path), say=said.append)).read()
+    assert f'the model is left out: no config in &#39;{tmp_path}&#39;' in text
+    assert 'Window: epoch 1' in text and 'What if: epoch 1' in text
+    assert any('left out' in line for line in said)
+    # An earlier version's record, nothing pruned.
+    record = json.loads((tmp_path / FILE_NAME).read_text())
+    for layer in record['decisions'][0]['layers']:
+        del layer['kl_iterations'], layer['bad_iterations']
+    record['decisions'][0].update(skipped=[], note='nothing was redundant')
+    (tmp_path / FILE_NAME).write_text(json.dumps(record))
+    text = open(write_report(str(tmp_path), say=said.append)).read()
+    assert 'Nothing was pruned: epoch 1: nothing was redundant.' in text
+    assert 'Single iterations were not recorded' in text
+
+
+def test_a_report_before_the_first_window_ends(tmp_path):
+    runner = toy_runner(tmp_path, max_epochs=2, windows=[(2, 2)])
+    runner.train()
+    record = json.loads((tmp_path / FILE_NAME).read_text())
+    record['decisions'] = []
+    (tmp_path / FILE_NAME).write_text(json.dumps(record))
+    text = open(write_report(str(tmp_path), say=print)).read()
+    assert 'No window has ended yet' in text
+
+
+def test_a_failing_part_leaves_a_sentence(tmp_path, monkeypatch):
+    toy_runner(tmp_path, max_epochs=1).train()
+    from ela_mm.visualization import report
+
+    def broken(*args):
+        raise RuntimeError('of a kind nobody thought of')
+
+    monkeypatch.setattr(report, '_load', broken)
+    text = open(write_report(str(tmp_path), say=print)).read()
+    assert 'RuntimeError: of a kind nobody thought of' in text
+
+
+def test_clear_errors(detector, classifier, tmp_path):
+    config, work_dir, pictures = detector
+    checkpoint = work_dir / 'epoch_2.pth'
+    other = max(classifier[1].glob('epoch_*.pth'))
+    picture = next(pictures.glob('*.png'))
+    assert 'is no folder' in refused('redundancy', tmp_path / 'nowhere')
+    assert 'trained with ELAPruneHook' in refused('report', tmp_path)
+    assert 'does not fit the config' in refused('attention', config, other)
+    assert 'does not exist' in refused('attention', config, checkpoint,
+                                       tmp_path / 'none.png')
+    broken = tmp_path / 'broken.png'
+    broken.write_text('no picture')
+    assert 'is no picture' in refused('attention', config, checkpoint, broken)
+    assert "config 'none.py' does not exist" in refused('cost', 'none.py')
+    assert 'expected a type and pairs' in refused('whatif', work_dir,
+                                                  '--criterion', 'EBQM,gamma')
+    assert "no attention layer 'layer9.9'" in refused(
+        'features', config, checkpoint, picture, '--layers', 'layer9.9')
+    assert 'stage 7' in refused('features', config, checkpoint, picture,
+                                '--stage', 7)
+    assert 'expected WORK_DIR' in refused('whatif', 'a', 'b', 'c')
+    assert 'finds nothing' in refused(
+        'features', config, checkpoint, picture, '--cfg-options',
+        'model.test_cfg.rcnn.score_thr=2.0')
+    plain = tmp_path / 'plain.py'
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.type = 'ResNet'
+    cfg.dump(plain)
+    assert 'no ELA backbone' in refused('cost', plain)
+
+
+def test_missing_packages_are_named(monkeypatch):
+    from ela_mm.analysis import features
+    from ela_mm.visualization import page
+    monkeypatch.setattr(features.importlib.util, 'find_spec',
+                        lambda name: None)
+    with pytest.raises(UsageError, match='pip install grad-cam'):
+        features.check_grad_cam()
+    monkeypatch.setitem(__import__('sys').modules, 'jinja2', None)
+    with pytest.raises(UsageError, match='pip install Jinja2'):
+        page.render('x', [], [])
