@@ -35,6 +35,8 @@ DETECTION = ['mmdet>=3.1,<3.4']
 CLASSIFICATION = ['mmpretrain>=1.0,<1.3']
 DEMO = ['scikit-learn>=1.2']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
+DOCS = ['sphinx', 'myst-parser', 'furo']
+NOTEBOOK = ['ipykernel', 'nbclient', 'nbformat']
 
 setup(
     name='ela_mm',
@@ -54,7 +56,8 @@ setup(
         cls=CLASSIFICATION,
         demo=DEMO,
         export=EXPORT,
-        dev=DEMO + EXPORT +
+        docs=DOCS,
+        dev=DEMO + EXPORT + DOCS + NOTEBOOK +
         ['hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'tensorboard']),
     classifiers=[
         'Development Status :: 4 - Beta',
