@@ -11,7 +11,6 @@ sys.path.insert(0, str(ROOT))
 import ela_mm  # noqa: E402
 
 project = 'ela_mm'
-author = 'The authors of ela_mm'
 release = version = ela_mm.__version__
 
 extensions = [
@@ -23,7 +22,7 @@ extensions = [
 exclude_patterns = ['_build']
 html_theme = 'furo'
 html_title = f'ela_mm {release}'
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False
 
 # Headings are link targets under the names that GitHub gives them.
 myst_heading_anchors = 3
