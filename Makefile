@@ -8,7 +8,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ela_mm_installed
 
-.PHONY: setup demo test test-all lint clean
+.PHONY: setup demo test test-all lint docs clean
 
 setup: $(STAMP)
 
@@ -32,5 +32,10 @@ test-all: setup
 lint: setup
 	$(BIN)/python -m ruff check .
 
+# A warning is an error: a broken link, a name that is not there.
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "The site is in docs/_build/html/index.html"
+
 clean:
-	rm -rf build dist *.egg-info work_dirs/demo data/digits
+	rm -rf build dist *.egg-info docs/_build work_dirs/demo data/digits

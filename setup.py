@@ -37,6 +37,8 @@ DEMO = ['scikit-learn>=1.2']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 # tools/analyze.py: the report's page, and Score-CAM.
 ANALYZE = ['Jinja2>=3', 'grad-cam>=1.5']
+DOCS = ['sphinx', 'myst-parser', 'furo']
+NOTEBOOK = ['ipykernel', 'nbclient', 'nbformat']
 
 setup(
     name='ela_mm',
@@ -58,7 +60,8 @@ setup(
         demo=DEMO,
         export=EXPORT,
         analyze=ANALYZE,
-        dev=DEMO + EXPORT + ANALYZE +
+        docs=DOCS,
+        dev=DEMO + EXPORT + ANALYZE + DOCS + NOTEBOOK +
         ['hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'tensorboard']),
     classifiers=[
         'Development Status :: 4 - Beta',

@@ -12,7 +12,8 @@ class DigitsDetectionDataset(CocoDataset):
     """Handwritten digits on a canvas, made on first use.
 
     Takes the arguments of :class:`mmdet.datasets.CocoDataset`. Where
-    ``data_root`` does not exist yet, :func:`make_digits` writes it.
+    ``data_root`` does not exist yet,
+    :func:`~ela_mm.datasets.digits.make_digits` writes it.
     """
 
     METAINFO = dict(classes=CLASSES)

@@ -45,7 +45,7 @@ class Cell(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Of what decides the run's result: the config's content included."""
+        """Of all that decides the run's result, the config's content included."""
         decisive = dict(self._asdict(), config=_content(self.config))
         text = json.dumps(decisive, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -77,12 +77,9 @@ def beta_quantile_map(kl: ArrayLike,
     Args:
         kl (ArrayLike): (L, ), KL divergences in nats of all candidates of the
             network, in any order.
-        gamma (float): Quantile in (0, 1]; only candidates at or below it may
-            be skipped. Defaults to 0.75, this project's choice: the paper
-            gives none.
-        alpha (float): First shape of the Beta distribution, > 0. Defaults to
-            2, the paper's on ImageNet and COCO.
-        beta (float): Second shape, > 0. Defaults to 5, likewise.
+        gamma (float): As in :func:`~ela_mm.ebqm`. Defaults to 0.75.
+        alpha (float): As in :func:`~ela_mm.ebqm`. Defaults to 2.
+        beta (float): As in :func:`~ela_mm.ebqm`. Defaults to 5.
 
     Returns:
         np.ndarray: (L, ) float64, y = F_Beta(x'; alpha, beta), NaN where
@@ -107,9 +104,12 @@ def ebqm(kl: ArrayLike,
         kl (ArrayLike): (L, ), KL divergences in nats of all candidates of the
             network, pooled over its stages, in any order. Layers that are
             already skipped are no candidates.
-        gamma (float): See :func:`beta_quantile_map`. Defaults to 0.75.
-        alpha (float): See :func:`beta_quantile_map`. Defaults to 2.
-        beta (float): See :func:`beta_quantile_map`. Defaults to 5.
+        gamma (float): Quantile in (0, 1]; only candidates at or below it may
+            be skipped. Defaults to 0.75, this project's choice: the paper
+            gives none.
+        alpha (float): First shape of the Beta distribution, > 0. Defaults to
+            2, the paper's on ImageNet and COCO.
+        beta (float): Second shape, > 0. Defaults to 5, likewise.
         mu (float): Threshold in [0, 1] on the mapped value. Defaults to 0.2,
             the paper's on COCO (ImageNet 0.25; CIFAR 0.3 with alpha=5,
             beta=1).

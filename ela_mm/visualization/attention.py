@@ -54,7 +54,8 @@ def _heat_map(axes, names: List[str], rows: List[AttentionRow],
     for row in rows:
         columns = [names.index(source) for source in row.sources]
         values[names.index(row.name), columns] = getattr(row, field)
-    high = 1. if field == 'mean' else max(float(np.nanmax(values)), 1e-3)
+    highest = max((getattr(row, field).max() for row in rows), default=0.)
+    high = 1. if field == 'mean' else max(float(highest), 1e-3)
     image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=high)
     axes.figure.colorbar(image, ax=axes, shrink=.8)
     attending = {row.name for row in rows}

@@ -29,5 +29,8 @@ def prune_table(layers: List[Mapping]) -> str:
         table.add_row(layer['name'], str(layer['stage']), *numbers,
                       layer['status'])
     text = io.StringIO()
-    Console(file=text, width=100, color_system=None).print(table)
+    # In Jupyter, rich would show the table instead of writing it.
+    Console(
+        file=text, width=100, color_system=None,
+        force_jupyter=False).print(table)
     return text.getvalue()

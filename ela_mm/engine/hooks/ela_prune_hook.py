@@ -61,7 +61,7 @@ class ELAPruneHook(Hook):
         by_epoch (bool): Whether windows count epochs; if False, iterations.
             Defaults to True.
         skip (str): ``'layer'`` or ``'retrieval'``, see
-            :meth:`LayerAttentionMixin.skip_layers`. Defaults to ``'layer'``.
+            ``skip_layers`` of the backbone. Defaults to ``'layer'``.
         timing_steps (int): Steps whose median is reported before and after a
             pruning. Defaults to 50.
         picture (bool): Whether a picture of each window's redundancy goes to

@@ -364,7 +364,7 @@ class LayerAttentionMixin:
 
         Returns:
             Dict[str, List[str]]: Name of each skipped layer to names in
-            :meth:`state_dict`, of its query, norm and scale, and of its key
+            ``state_dict()``, of its query, norm and scale, and of its key
             and value unless later layers see them.
         """
         unused = {}

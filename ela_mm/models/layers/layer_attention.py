@@ -56,7 +56,7 @@ class LayerMemory:
 def pooled_kernel_size(channels: int) -> int:
     """Kernel of the query and key convolution over channels.
 
-    ECA's rule, which MRLA takes over: int(|(log2 C + 1) / 2|), made odd.
+    ECA's rule, which MRLA takes over: ``int(|(log2 C + 1) / 2|)``, made odd.
 
     Args:
         channels (int): C.
@@ -96,8 +96,10 @@ class LayerAttention(nn.Module):
             learns. A zero norm weight would not: relu has no gradient at 0.
             This project's choice. Defaults to False.
         with_cp (bool): Keep less for backward: a norm that the value bank
-            does not form again (:func:`fits_bank`) is then checkpointed with
-            what follows it, and runs twice. Defaults to False.
+            does not form again
+            (:func:`~ela_mm.models.layers.retrieval.fits_bank`) is then
+            checkpointed with what follows it, and runs twice. Defaults to
+            False.
 
     Raises:
         UsageError: If ``head_dim`` is not a positive divisor of ``channels``.
