@@ -2,6 +2,7 @@
 import csv
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -256,13 +257,17 @@ def test_report(detector, tmp_path):
     assert 'coco/bbox_mAP is' in text
 
 
+def report_of(work_dir, say=print):
+    return Path(write_report(str(work_dir), say=say)).read_text()
+
+
 def test_a_report_says_what_is_left_out(tmp_path):
     """No config file, no pictures: the record alone."""
     toy_runner(tmp_path, max_epochs=1).train()
     for path in tmp_path.glob('*.py'):
         path.unlink()
     said = []
-    text = open(write_report(str(tmp_path), say=said.append)).read()
+    text = report_of(tmp_path, said.append)
     assert f'the model is left out: no config in &#39;{tmp_path}&#39;' in text
     assert 'Window: epoch 1' in text and 'What if: epoch 1' in text
     assert any('left out' in line for line in said)
@@ -272,7 +277,7 @@ def test_a_report_says_what_is_left_out(tmp_path):
         del layer['kl_iterations'], layer['bad_iterations']
     record['decisions'][0].update(skipped=[], note='nothing was redundant')
     (tmp_path / FILE_NAME).write_text(json.dumps(record))
-    text = open(write_report(str(tmp_path), say=said.append)).read()
+    text = report_of(tmp_path, said.append)
     assert 'Nothing was pruned: epoch 1: nothing was redundant.' in text
     assert 'Single iterations were not recorded' in text
 
@@ -283,7 +288,7 @@ def test_a_report_before_the_first_window_ends(tmp_path):
     record = json.loads((tmp_path / FILE_NAME).read_text())
     record['decisions'] = []
     (tmp_path / FILE_NAME).write_text(json.dumps(record))
-    text = open(write_report(str(tmp_path), say=print)).read()
+    text = report_of(tmp_path)
     assert 'No window has ended yet' in text
 
 
@@ -295,7 +300,7 @@ def test_a_failing_part_leaves_a_sentence(tmp_path, monkeypatch):
         raise RuntimeError('of a kind nobody thought of')
 
     monkeypatch.setattr(report, '_load', broken)
-    text = open(write_report(str(tmp_path), say=print)).read()
+    text = report_of(tmp_path)
     assert 'RuntimeError: of a kind nobody thought of' in text
 
 

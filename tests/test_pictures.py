@@ -178,7 +178,7 @@ def test_stability_is_drawn_per_layer():
     shares = dict(a=1., b=.8, c=0., d=0.)
     picture = stability_picture(WINDOW, Stability(.8, shares))
     (axes, ) = picture.figure.axes
-    bars = [patch for patch in axes.patches]
+    bars = list(axes.patches)
     assert bars[1].get_width() == .8 and bars[1].get_hatch()
     assert not bars[0].get_hatch()
     assert '80%' in axes.get_title(loc='left')

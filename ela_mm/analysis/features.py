@@ -71,7 +71,7 @@ def choose_layers(model: nn.Module,
         stage (int, optional): From 1. Defaults to the one with most layers.
 
     Returns:
-        List[str]: Names, the last :data:`AT_MOST` of the stage.
+        List[str]: Names, the last six of the stage.
 
     Raises:
         UsageError: If there is no such stage.

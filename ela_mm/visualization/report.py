@@ -66,7 +66,8 @@ def write_report(work_dir: str,
             work dir.
         config (str, optional): Instead of the work dir's.
         checkpoint (str, optional): Instead of the work dir's latest.
-        without (Sequence[str]): Parts to leave out, of :data:`PARTS`.
+        without (Sequence[str]): Parts to leave out: ``attention``,
+            ``cost``, ``features``.
         effort (Effort, optional): How much to measure.
         say (Callable): Told what is being done. Defaults to print.
 
