@@ -150,8 +150,8 @@ def naive_score_cam(model, inputs, name, label, channels):
             scores.append(model(inputs * mask, mode='tensor')[0, label])
         weights = torch.stack(scores).softmax(0)
         cam = (weights[:, None, None] * seen[0][0, chosen]).sum(0).relu()
-    cam = ((cam - cam.min()) / (cam.max() - cam.min() + 1e-7)).numpy()
-    return cv2.resize(cam, inputs.shape[:1:-1])
+    cam = cv2.resize(cam.numpy(), inputs.shape[:1:-1])
+    return (cam - cam.min()) / (cam.max() - cam.min() + 1e-7)
 
 
 @needs_cam
@@ -163,7 +163,7 @@ def test_maps_are_score_cams(classifier):
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=.1)
     picture = str(next(pictures.glob('*.png')))
-    names = ['layer3.0', 'layer3.1']
+    names = ['layer1.1', 'layer3.0']
     found = look(model, cfg, picture, names, channels=6, put_back=False)
     inputs = model.data_preprocessor(
         next(file_batches(cfg, [picture])), False)['inputs']

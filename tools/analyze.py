@@ -86,7 +86,7 @@ def parse_args() -> argparse.Namespace:
     command.add_argument(
         '--layers',
         nargs='+',
-        help='of one stage, such as layer3.1 layer3.2; default: the last six '
+        help='such as layer3.1 layer3.2; default: the last six '
         'of the stage')
     command.add_argument(
         '--channels',

@@ -100,7 +100,7 @@ def look(model: nn.Module,
         model (nn.Module): A detector or a classifier; not changed.
         cfg (Config): Says how pictures are prepared.
         image (str): A file.
-        layers (Sequence[str]): Names, of one stage.
+        layers (Sequence[str]): Names, as a rule of one stage.
         channels (int): Score-CAM weighs so many channels of each layer, those
             of the largest mean; it runs the whole network once for each. The
             paper does not say how many it weighs. Defaults to 32; 0: all.
