@@ -16,7 +16,13 @@ from ela_mm import adjacent_kl
 from ela_mm.analysis import count
 from ela_mm.analysis.attention import measure
 from ela_mm.analysis.complexity import count_by_module
-from ela_mm.analysis.cost import measure_cost, picture_shape
+from ela_mm.analysis.cost import (
+    Cost,
+    LayerCost,
+    StageCost,
+    measure_cost,
+    picture_shape,
+)
 from ela_mm.analysis.history import decided, read_run
 from ela_mm.analysis.whatif import (
     Window,
@@ -125,7 +131,7 @@ def test_a_model_without_attention_is_an_error():
 
 def window(series=None, **kwargs):
     return Window('epoch 1', list(KL), np.array(list(KL.values())), series,
-                  **kwargs)
+                  ['layer1.0', *KL], **kwargs)
 
 
 def naive_ebqm(values, gamma, alpha, beta, mu):
@@ -148,8 +154,9 @@ def test_counts_are_those_of_algorithm_1():
 
 def test_expected_step_is_less_what_skipped_layers_cost():
     seconds = {name: .01 * i for i, name in enumerate(KL, start=1)}
+    seconds['layer1.0'] = .5
     found = outcome(window(step_time=1.), dict(type='fixed', n=2),
-                    seconds=seconds)
+                    seconds=lambda active: sum(seconds[n] for n in active))
     assert found.skipped == ['layer1.1', 'layer1.2']
     assert found.step_time == pytest.approx(1. - .01 - .02)
     assert outcome(window(), dict(type='fixed', n=2)).step_time is None
@@ -177,7 +184,7 @@ def test_stability_is_the_chance_to_fall_below_a_threshold():
     rng = np.random.default_rng(1)
     noise = rng.normal(scale=.2, size=(400, 2))
     series = noise - noise.mean(0) + np.array([.3, .5])
-    near = Window('epoch 1', ['a', 'b'], series.mean(0), series)
+    near = Window('epoch 1', ['a', 'b'], series.mean(0), series, ['a', 'b'])
     found = stability(near, build_criterion(dict(type='threshold', t=.305)),
                       draws=4000)
     chance = stats.norm.cdf(.005 / (.2 / math.sqrt(400)))
@@ -191,7 +198,8 @@ def test_without_single_iterations_nothing_is_said_of_stability():
 
 
 def test_one_candidate_is_not_ranked():
-    one = Window('epoch 1', ['layer1.1'], np.array([.1]), None)
+    one = Window('epoch 1', ['layer1.1'], np.array([.1]), None,
+                 ['layer1.0', 'layer1.1'])
     found = outcome(one, dict(type='EBQM'))
     assert not found.skipped and 'ranking needs 2' in found.note
 
@@ -381,6 +389,48 @@ def test_cost_before_and_after():
     assert not model.backbone.layer3.active[1]
 
 
+def test_attention_is_a_fixed_part_and_pairs():
+    """Seconds of a stage made up from both, and found again for any mask."""
+    fixed, pair = [1., 2., 3., 4.], .25
+    layers = [LayerCost(f'layer1.{i}', True, 0, 0, x + 4 * pair)
+              for i, x in enumerate(fixed)]
+    stage = StageCost('layer1', 0, 0, 0, 0, 0, 0., 0., 0., pair)
+    cost = Cost('', 0, 0, 0, 0, [stage], layers)
+    for active in ((0, 1, 2, 3), (0, 3), (2, ), ()):
+        expected = sum(fixed[i] for i in active) + pair * sum(
+            1 for i in active for j in active if j <= i)
+        names = [f'layer1.{i}' for i in active]
+        assert cost.attention_seconds(names) == pytest.approx(expected)
+
+
+def test_pairs_are_told_from_layers(monkeypatch):
+    """On made-up times of a stage, in which each pair costs the same."""
+
+    def made_up(steps, rounds):
+        masks = {
+            name: step.__closure__[
+                step.__code__.co_freevars.index('mask')].cell_contents
+            for name, step in steps.items()}
+        seconds = {}
+        for name, mask in masks.items():
+            active = [i for i, on in enumerate(mask[0]) if on]
+            seconds[name] = [9. + sum(
+                1. + i + .5 * (i_rank + 1) for i_rank, i in enumerate(active))]
+        return seconds
+
+    monkeypatch.setattr('ela_mm.analysis.cost.time_in_turns', made_up)
+    cost = measure_cost(toy_model(), (32, 32), rounds=1)
+    for stage in cost.stages:
+        assert stage.pair_seconds == pytest.approx(.5)
+    total = {n: len([x for x in cost.layers if x.name.startswith(n)])
+             for n in ('layer1', 'layer3')}
+    for layer in cost.layers:
+        stage, i = layer.name.split('.')
+        if stage in total:
+            assert layer.seconds == pytest.approx(
+                1. + int(i) + .5 * total[stage])
+
+
 def test_a_frozen_stage_is_timed_without_backward():
     model = toy_model(frozen_stages=4)
     cost = measure_cost(model, (32, 32), rounds=1)
@@ -401,9 +451,6 @@ def test_picture_shapes_without_data(name, shape, tmp_path):
     cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
     for loader in ('train_dataloader', 'val_dataloader'):
         cfg[loader].dataset.data_root = str(tmp_path / 'nowhere')
-        if 'download' in cfg[loader].dataset or 'CIFAR' in str(
-                cfg[loader].dataset.type):
-            cfg[loader].dataset.download = False
     assert picture_shape(cfg, toy_model()) == shape
 
 
@@ -411,7 +458,9 @@ def test_measured_without_training():
     model = random_weights(toy_model())
     batches = [dict(inputs=x) for x in ToyDataset().images.split(2)]
     kl = measure(model, batches).kl
-    found = measured_window(kl, '8 pictures')
+    active = [x.name for x in model.backbone.attention_layers]
+    found = measured_window(kl, active, '8 pictures')
+    assert found.active == active
     assert found.series.shape == (4, len(kl))
     np.testing.assert_allclose(found.series.mean(0), found.kl, rtol=1e-5)
     assert outcome(found, dict(type='EBQM')).stability is not None

@@ -156,7 +156,7 @@ def test_heat_maps_hold_the_weights_and_leave_skipped_rows_out():
 
 
 WINDOW = Window('epoch 1', ['a', 'b', 'c', 'd'], np.array([.1, .2, .5, 4.]),
-                None, ['a'], EBQM)
+                None, ['a', 'b', 'c', 'd'], ['a'], EBQM)
 
 
 def test_the_runs_own_setting_is_framed():
@@ -188,7 +188,7 @@ def test_stability_is_drawn_per_layer():
 
 def test_cost_is_drawn_per_stage_and_layer():
     cost = Cost('here', 10, 2, 100, 90, [
-        StageCost('layer1', 5, 3, 50, 20, 10, .1, .15, .12)
+        StageCost('layer1', 5, 3, 50, 20, 10, .1, .15, .12, .001)
     ], [LayerCost('layer1.0', True, 2, 5, .02),
         LayerCost('layer1.1', False, 2, 5, .03)])
     picture = cost_picture(cost)

@@ -335,18 +335,19 @@ def whatif(args: argparse.Namespace) -> None:
         images = args.batches * (loader.get('batch_size') or 1)
         measured = measure(model, dataset_batches(cfg, images))
         window = measured_window(
-            measured.kl, f'{measured.images} pictures of the validation set')
+            measured.kl, [row.name for row in measured.rows],
+            f'{measured.images} pictures of the validation set')
         if not args.no_time:
             cost = cost_of(args, cfg, model)
             window = window._replace(step_time=cost.seconds_after)
         windows = [window]
         folder = beside(args, args.checkpoint)
-    seconds = cost and {x.name: x.seconds for x in cost.layers}
+    seconds = cost and cost.attention_seconds
     sections = [_what_if(window, seconds, args, cost) for window in windows]
     show(sections, folder)
 
 
-def _what_if(window: Window, seconds: Optional[dict], args: argparse.Namespace,
+def _what_if(window: Window, seconds: Optional[Callable], args: argparse.Namespace,
              cost: Optional[Cost]) -> Section:
     if not window.names:
         return Section(f'What if: {window.label}', [

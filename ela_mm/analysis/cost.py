@@ -2,11 +2,22 @@
 
 Times are taken of one stage at a time, so that a layer's does not drown in the
 noise of a whole network's: blocks and attention together, and of the attention
-alone with and without one of its layers.
+alone with and without one of its layers. Of a stage with k active layers the
+attention is taken to cost the sum of a fixed part per layer and of the same
+for each of the k (k + 1) / 2 values that they retrieve.
 """
 import statistics
 from copy import deepcopy
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import torch
 from mmengine.config import Config
@@ -54,6 +65,8 @@ class StageCost(NamedTuple):
         seconds (float): Of a step of the blocks without attention.
         seconds_before (float): Of a step with attention.
         seconds_after (float): The same.
+        pair_seconds (float): What a layer adds to a step for each value that
+            it retrieves.
     """
     name: str
     parameters: int
@@ -64,6 +77,7 @@ class StageCost(NamedTuple):
     seconds: float
     seconds_before: float
     seconds_after: float
+    pair_seconds: float
 
 
 class Cost(NamedTuple):
@@ -96,24 +110,45 @@ class Cost(NamedTuple):
         """Of a step of all stages as pruned."""
         return sum(stage.seconds_after for stage in self.stages)
 
+    def attention_seconds(self, active: Iterable[str]) -> float:
+        """What attention is expected to add to a step.
+
+        Args:
+            active (Iterable[str]): Names of the layers that attend.
+
+        Returns:
+            float: Seconds, for layers that are skipped whole.
+        """
+        active, total = set(active), 0.
+        for stage in self.stages:
+            layers = [
+                layer for layer in self.layers
+                if layer.name.split('.')[0] == stage.name
+            ]
+            left = [layer for layer in layers if layer.name in active]
+            # A layer of T takes part in T of the pairs.
+            fixed = [x.seconds - len(layers) * stage.pair_seconds for x in left]
+            total += sum(fixed) + stage.pair_seconds * _pairs(len(left))
+        return total
+
+
+def _pairs(layers: int) -> int:
+    """Values that so many layers retrieve, their own included."""
+    return layers * (layers + 1) // 2
+
 
 def picture_shape(cfg: Config, model: nn.Module) -> Tuple[int, int]:
     """Height and width of the pictures that a network works on.
 
     Args:
-        cfg (Config): Its first validation picture decides; where that data is
-            not there, what resizes or crops in its pipelines does.
+        cfg (Config): What resizes or crops in its pipelines decides; where
+            nothing does, the first validation picture, if its data is there.
         model (nn.Module): For its data_preprocessor, which may pad.
 
     Returns:
         tuple: In pixels; where nothing is found (224, 224), and (32, 32) for
         networks of CIFAR's kind.
     """
-    try:
-        batch = next(dataset_batches(cfg, 1))
-        return tuple(network_inputs(model, batch).shape[-2:])
-    except UsageError:
-        pass
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         for step in reversed(pipeline_of(cfg, name)):
             # Crops say (height, width), Resize says (width, height).
@@ -121,8 +156,13 @@ def picture_shape(cfg: Config, model: nn.Module) -> Tuple[int, int]:
                 return _pair(step['crop_size'])
             if 'Resize' in str(step['type']) and 'scale' in step:
                 return _pair(step['scale'])[::-1]
-    kind = str(cfg.model.get('backbone', {}).get('type'))
-    return (32, 32) if 'CIFAR' in kind else (224, 224)
+    if 'CIFAR' in str(cfg.model.get('backbone', {}).get('type')):
+        return (32, 32)  # not from the dataset, which would be downloaded
+    try:
+        batch = next(dataset_batches(cfg, 1))
+        return tuple(network_inputs(model, batch).shape[-2:])
+    except (UsageError, StopIteration):
+        return (224, 224)
 
 
 def _pair(size) -> Tuple[int, int]:
@@ -174,7 +214,7 @@ def measure_cost(model: nn.Module,
         mask = masks[stage.name]
         x, learns = inputs[stage.name]
         seconds = _time_stage(stage, x, learns, training, mask, rounds)
-        per_layer = _time_layers(stage, x, learns, training, rounds)
+        per_layer, per_pair = _time_layers(stage, x, learns, training, rounds)
         attention = [
             sum(p.numel() for p in layer.parameters())
             for layer in stage.attention
@@ -186,7 +226,7 @@ def measure_cost(model: nn.Module,
                       sum(p.numel() for p in stage.parameters()) -
                       sum(attention), sum(attention),
                       macs_before[stage.name] - before, before, after,
-                      *seconds))
+                      *seconds, per_pair))
         layers += [
             LayerCost(f'{stage.name}.{i}', mask[0][i], attention[i],
                       macs_before.get(f'{stage.name}.attention.{i}', 0),
@@ -300,25 +340,37 @@ def _time_stage(stage: AttentionStage, x: Tensor, learns: bool, training: bool,
 
 
 def _time_layers(stage: AttentionStage, x: Tensor, learns: bool,
-                 training: bool, rounds: int) -> List[float]:
-    """Seconds that each layer adds to the stage's attention."""
+                 training: bool,
+                 rounds: int) -> Tuple[List[float], float]:
+    """Seconds that each layer adds to the stage's attention, and each pair."""
     with torch.no_grad():
-        x = stage(x)  # (B, C, H, W), the shape that attention works on
+        # (B, C, H, W), the shape that attention works on. Of moderate values:
+        # weights near the smallest numbers there are slow processors down.
+        x = torch.rand_like(stage(x))
     learns = learns or any(p.requires_grad for p in stage.parameters())
     alone = AttentionStage(
         stage.name, nn.Sequential(*(nn.Identity() for _ in stage)),
         list(stage.attention))
     alone.train(stage.training)
-    everything = [True] * len(stage)
-    steps = {'all': _step(alone, x, learns, training, (everything, ) * 2)}
-    for i in range(len(stage)):
+    total = len(stage)
+    everything, nothing = [True] * total, [False] * total
+    steps = {
+        name: _step(alone, x, learns, training, (mask, mask))
+        for name, mask in (('all', everything), ('none', nothing))
+    }
+    for i in range(total):
         without = everything[:i] + [False] + everything[i + 1:]
         steps[i] = _step(alone, x, learns, training, (without, without))
     times = time_in_turns(steps, rounds)
-    return [
-        max(
+
+    def more_than(name) -> float:
+        return max(
             0.,
             statistics.median(
-                a - b for a, b in zip(times['all'], times[i])))
-        for i in range(len(stage))
-    ]
+                a - b for a, b in zip(times['all'], times[name])))
+
+    layers = [more_than(i) for i in range(total)]
+    # Each pair of two layers counts in both of them, and once in all.
+    twice = sum(layers) - more_than('none')
+    pair = max(0., twice) / max(1, _pairs(total) - total)
+    return layers, min(pair, min(layers) / total)

@@ -1,5 +1,5 @@
 """What another criterion would have skipped, from recorded KL divergences."""
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 
@@ -18,6 +18,8 @@ GAMMAS = (.25, .5, .6, .75, .9, 1.)
 MUS = (.05, .1, .15, .2, .25, .3, .4, .5)
 SHAPES = ((2., 5.), (5., 1.))  # (alpha, beta), the paper's
 DRAWS = 500
+# From names of active layers to seconds of their attention.
+Seconds = Callable[[Sequence[str]], float]
 
 
 class Window(NamedTuple):
@@ -29,6 +31,8 @@ class Window(NamedTuple):
         kl (np.ndarray): (L, ), nats.
         series (np.ndarray | None): (iterations, L), the same of single
             iterations; None where these were not recorded.
+        active (List[str]): Layers that were active meanwhile, those that are
+            no candidates included.
         skipped (List[str] | None): What was skipped then; None where nothing
             has been decided.
         criterion (dict | None): What decided.
@@ -39,6 +43,7 @@ class Window(NamedTuple):
     names: List[str]
     kl: np.ndarray
     series: Optional[np.ndarray]
+    active: List[str]
     skipped: Optional[List[str]] = None
     criterion: Optional[Dict[str, Any]] = None
     step_time: Optional[float] = None
@@ -99,18 +104,24 @@ def recorded_window(decision: Mapping[str, Any], unit: str = 'epoch') -> Window:
         names=[layer['name'] for layer in layers],
         kl=np.array([layer['kl'] for layer in layers]),
         series=np.array(series).T if complete else None,
+        active=[
+            layer['name'] for layer in decision['layers']
+            if layer['status'] != 'skipped before'
+        ],
         skipped=decision['skipped'],
         criterion=decision['criterion'],
         step_time=decision['step_time_before'],
         step_time_after=decision['step_time_after'])
 
 
-def measured_window(kl: Mapping[str, LayerKL], label: str) -> Window:
+def measured_window(kl: Mapping[str, LayerKL], active: Sequence[str],
+                    label: str) -> Window:
     """A window from KL divergences that were measured without training.
 
     Args:
         kl (Mapping[str, LayerKL]): From
             :func:`ela_mm.analysis.attention.measure`.
+        active (Sequence[str]): All layers that are not skipped.
         label (str): Such as ``'64 pictures'``.
 
     Returns:
@@ -122,7 +133,8 @@ def measured_window(kl: Mapping[str, LayerKL], label: str) -> Window:
         names=list(kl),
         kl=np.array([layer.mean for layer in kl.values()]),
         series=np.array(series).T
-        if series and min(map(len, series)) > 1 else None)
+        if series and min(map(len, series)) > 1 else None,
+        active=list(active))
 
 
 def bootstrap(series: np.ndarray,
@@ -184,7 +196,7 @@ def _decide(criterion: Criterion, kl: np.ndarray) -> np.ndarray:
 def outcome(window: Window,
             config: Dict[str, Any],
             label: Optional[str] = None,
-            seconds: Optional[Mapping[str, float]] = None,
+            seconds: Optional[Seconds] = None,
             draws: int = DRAWS) -> Outcome:
     """What a criterion would do in a window.
 
@@ -192,8 +204,9 @@ def outcome(window: Window,
         window (Window): Measured.
         config (Dict[str, Any]): ``type`` and parameters.
         label (str, optional): Defaults to the type.
-        seconds (Mapping[str, float], optional): What each layer adds to a
-            step, for the expected step time.
+        seconds (Callable, optional): From the names of active layers to what
+            attention adds to a step, for the expected step time; see
+            :meth:`ela_mm.analysis.cost.Cost.attention_seconds`.
         draws (int): See :func:`stability`.
 
     Returns:
@@ -215,8 +228,9 @@ def outcome(window: Window,
     skipped = [n for n, gone in zip(window.names, skip) if gone]
     step_time = None
     if seconds is not None and window.step_time is not None:
+        left = [name for name in window.active if name not in skipped]
         step_time = max(
-            0., window.step_time - sum(seconds.get(n, 0.) for n in skipped))
+            0., window.step_time - seconds(window.active) + seconds(left))
     return Outcome(label, criterion.config, skipped,
                    stability(window, criterion, draws), step_time)
 
@@ -256,14 +270,14 @@ def candidates(window: Window) -> Dict[str, Dict[str, Any]]:
 
 
 def compare(window: Window,
-            seconds: Optional[Mapping[str, float]] = None,
+            seconds: Optional[Seconds] = None,
             more: Sequence[Dict[str, Any]] = (),
             draws: int = DRAWS) -> List[Outcome]:
     """What each of the :func:`candidates` would do, and what more is asked.
 
     Args:
         window (Window): Measured.
-        seconds (Mapping[str, float], optional): See :func:`outcome`.
+        seconds (Callable, optional): See :func:`outcome`.
         more (Sequence[Dict[str, Any]]): Configs of further criteria.
         draws (int): See :func:`stability`.
 

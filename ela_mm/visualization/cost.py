@@ -1,5 +1,6 @@
 """What stages and attention layers cost."""
 import numpy as np
+from matplotlib.patches import Patch
 
 from ..analysis.cost import Cost
 from .style import KEPT, OUT, SKIPPED, WIDTH, Picture, new_figure, style
@@ -29,10 +30,6 @@ def cost_picture(cost: Cost) -> Picture:
                     left=1e3 * stage.seconds, color=KEPT,
                     hatch='////' if offset > 0 else None, edgecolor='white',
                     linewidth=0)
-        above.barh([], [], color=OUT, label='blocks')
-        above.barh([], [], color=KEPT, label='attention, all layers')
-        above.barh([], [], color=KEPT, hatch='////', edgecolor='white',
-                   label='as pruned')
         above.set_yticks(range(len(stages)), [s.name for s in stages])
         above.invert_yaxis()
         above.set_xlabel('step, ms')
@@ -42,17 +39,23 @@ def cost_picture(cost: Cost) -> Picture:
                 y, 1e3 * layer.seconds, color=KEPT if layer.active else SKIPPED,
                 hatch=None if layer.active else '////', edgecolor='white',
                 linewidth=0)
-        below.barh([], [], color=KEPT, label='active')
-        below.barh([], [], color=SKIPPED, hatch='////', edgecolor='white',
-                   label='skipped')
         below.set_yticks(
             range(len(layers)), [x.name for x in layers], fontsize=7)
         below.set_ylim(len(layers) - .4, -.6)
         below.set_xlabel('what the layer adds to a step, ms')
         below.set_title('Attention layers')
-        for axes in (above, below):
-            axes.legend(loc='lower right', bbox_to_anchor=(1., 1.), ncol=3,
-                        fontsize=8, borderaxespad=.2)
+        hatched = dict(hatch='////', edgecolor='white', linewidth=0)
+        for axes, patches in ((above, [
+                Patch(color=OUT, label='blocks'),
+                Patch(color=KEPT, label='attention, all layers'),
+                Patch(facecolor=KEPT, label='as pruned', **hatched)
+        ]), (below, [
+                Patch(color=KEPT, label='active'),
+                Patch(facecolor=SKIPPED, label='skipped', **hatched)
+        ])):
+            axes.legend(handles=patches, loc='lower right',
+                        bbox_to_anchor=(1., 1.), ncol=3, fontsize=8,
+                        borderaxespad=.2)
     return Picture('cost', figure, _alt(cost))
 
 

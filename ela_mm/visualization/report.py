@@ -149,9 +149,7 @@ def _features(cfg: Config, model: nn.Module, channels: int) -> Section:
 
 
 def _what_if(run: Run, cost: Optional[Cost]) -> List[Section]:
-    seconds = None
-    if cost is not None:
-        seconds = {layer.name: layer.seconds for layer in cost.layers}
+    seconds = cost and cost.attention_seconds
     windows = [recorded_window(d, run.unit) for d in run.decisions]
     return [
         whatif_section(window, compare(window, seconds),

@@ -160,7 +160,7 @@ def whatif_section(window: Window, outcomes: Sequence[Outcome],
         text.append(
             'The expected step is the step before the decision '
             f'({window.step_time:.3g} s) less what the skipped layers add to '
-            f'it ({conditions}). ' +
+            f'it, measured here ({conditions}). ' +
             (f'For this run it can be checked: {window.step_time_after:.3g} s '
              'were timed afterwards.' if window.step_time_after else ''))
     rows = [[
