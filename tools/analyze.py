@@ -151,6 +151,7 @@ def parse_args() -> argparse.Namespace:
         choices=PARTS,
         default=[],
         help='leave out what takes long')
+    _add_device(command)
     return parser.parse_args()
 
 
@@ -185,15 +186,29 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         '--out',
         metavar='FOLDER',
         help=f'default: {FOLDER} beside the checkpoint or in the work dir')
-    command.add_argument(
-        '--device',
-        default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='default: cuda where there is one')
+    _add_device(command)
     command.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         help='override settings of the config: key=value')
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        '--device',
+        type=_device,
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='default: cuda where there is one')
+
+
+def _device(text: str) -> str:
+    try:
+        torch.zeros(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f'{text!r}: {reason}') from None
+    return text
 
 
 def _add_timing(command: argparse.ArgumentParser) -> None:
@@ -375,7 +390,7 @@ def cost(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     path = write_report(args.work_dir, args.out, args.config, args.checkpoint,
-                        args.without, Effort())
+                        args.without, Effort(), args.device)
     print(f'report: {path}')
 
 

@@ -206,7 +206,12 @@ def _scored(model: nn.Module, data: dict) -> _Scored:
         logits = _Classifier(model)(data['inputs'])
     label = int(logits[0].argmax())
     return _Scored(_Classifier, ClassifierOutputTarget(label),
-                   f'class {label}')
+                   f'class {_class_name(model, label)}')
+
+
+def _class_name(model: nn.Module, label: int) -> str:
+    classes = getattr(model, 'dataset_meta', {}).get('classes') or ()
+    return str(classes[label]) if label < len(classes) else str(label)
 
 
 class _Classifier(nn.Module):
@@ -261,7 +266,8 @@ def _scored_boxes(model: nn.Module, data: dict) -> _Scored:
     return _Scored(
         lambda network: _Detector(network, sample), target,
         'the surest boxes, of classes ' + ', '.join(
-            str(label) for label in dict.fromkeys(labels.tolist())))
+            _class_name(model, label)
+            for label in dict.fromkeys(labels.tolist())))
 
 
 # --- Score-CAM ---------------------------------------------------------------

@@ -73,6 +73,8 @@ def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
                 path, f'{what}, the first of '
                 f'{len(missing) + len(unexpected)} such names'))
     model.eval()
+    # As the hosts' inferencers do: names of the classes, if it holds them.
+    model.dataset_meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
     return model, checkpoint
 
 

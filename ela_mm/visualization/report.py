@@ -54,6 +54,7 @@ def write_report(work_dir: str,
                  checkpoint: Optional[str] = None,
                  without: Sequence[str] = (),
                  effort: Optional[Effort] = None,
+                 device: str = 'cpu',
                  say: Callable[[str], None] = print) -> str:
     """Write the report of a run.
 
@@ -69,6 +70,7 @@ def write_report(work_dir: str,
         without (Sequence[str]): Parts to leave out: ``attention``,
             ``cost``, ``features``.
         effort (Effort, optional): How much to measure.
+        device (str): Where. Defaults to ``'cpu'``.
         say (Callable): Told what is being done. Defaults to print.
 
     Returns:
@@ -97,7 +99,7 @@ def write_report(work_dir: str,
         return None
 
     paths = config or run.config, checkpoint or run.checkpoint
-    loaded = attempt('the model', lambda: _load(run, *paths))
+    loaded = attempt('the model', lambda: _load(run, *paths, device))
     measured = cost = features = None
     if loaded is not None:
         cfg, model = loaded
@@ -126,14 +128,14 @@ def write_report(work_dir: str,
     return path
 
 
-def _load(run: Run, config: Optional[str],
-          checkpoint: Optional[str]) -> tuple:
+def _load(run: Run, config: Optional[str], checkpoint: Optional[str],
+          device: str) -> tuple:
     for kind, path in (('config', config), ('checkpoint', checkpoint)):
         if path is None or not osp.isfile(path):
             raise UsageError(f'no {kind} in {run.work_dir!r}' if path is None
                              else f'{kind} {path!r} does not exist')
     cfg = Config.fromfile(config)
-    return cfg, load_model(cfg, checkpoint)[0]
+    return cfg, load_model(cfg, checkpoint)[0].to(device)
 
 
 def _features(cfg: Config, model: nn.Module, channels: int) -> Section:
