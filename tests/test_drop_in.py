@@ -25,6 +25,7 @@ SAMPLE = [
     ('mmpretrain', 'resnet/resnet18_8xb16_cifar10.py'),
     ('mmpretrain', 'seresnet/seresnext50-32x4d_8xb32_in1k.py'),
     ('mmpretrain', 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py'),
+    ('mmpretrain', 'byol/benchmarks/mask-rcnn_r50_fpn_ms-1x_coco.py'),
 ]
 
 
