@@ -141,3 +141,29 @@ def test_statistics_in_half_precision_modules():
         torch.testing.assert_close(
             weights[torch.bfloat16], weights[torch.float32], rtol=0,
             atol=0.05)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half])
+def test_attention_weights_of_half_precision_keys_are_float32_ones(dtype):
+    """Bit for bit: neither products nor softmax round to half again."""
+    layer = LayerAttention(64)
+    query, *keys = torch.randn(4, 2, 4, 16).to(dtype)
+    memory, wide = LayerMemory(), LayerMemory()
+    memory.keys += keys
+    wide.keys += [key.float() for key in keys]
+    expected = layer.attend(query.float(), wide)
+    assert torch.equal(layer.attend(query, memory), expected)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(layer.attend(query, memory), expected)
+
+
+def test_means_of_large_values_do_not_overflow_half():
+    """A sum over 64 x 64 positions leaves half's range where a mean does not."""
+    layer = LayerAttention(16).half().eval()
+    x = torch.full((1, 16, 64, 64), 30., dtype=torch.half)
+    small = x[..., :2, :2]
+    memory = LayerMemory()
+    with torch.no_grad():
+        query, expected = (layer.remember(y, memory) for y in (x, small))
+    assert query.isfinite().all() and torch.equal(query, expected)
+    assert torch.equal(*memory.keys)
