@@ -88,10 +88,13 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def three(two, tmp_path_factory):
-    """Resumed on 3 ranks after the first pruning; one has NaN at the end."""
+    """Resumed on 3 ranks after the first pruning; one of them would decide
+    otherwise, and one has NaN at the end."""
     folder = tmp_path_factory.mktemp('ddp') / 'three'
     return launch(folder, 3, '--resume', two[0] / 'epoch_2.pth',
-                  hooks=[dict(type='Fault', kind='nan', rank=1, at=8)])
+                  hooks=[dict(type='Fault', kind='verdict', rank=2, at=0),
+                         dict(type='Fault', kind='nan', rank=1, at=8)],
+                  env_cfg=dict(dist_cfg=dict(timeout=60)))
 
 
 def test_ranks_decide_and_train_alike(two, three):
