@@ -22,6 +22,7 @@ from mmengine.config import Config
 from mmengine.model import convert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import FlexibleRunner, Runner
+from mmengine.utils import digit_version
 from torch.nn import BatchNorm2d, SyncBatchNorm
 from toy import toy_config, toy_runner
 
@@ -33,11 +34,18 @@ from ela_mm.models.backbones.mmdet import ELAResNet
 HERE = Path(__file__).parent
 
 
+def needs_ddp_on_cpus():
+    """torch 2.0's gloo does not know bool, which the masks are."""
+    if digit_version(torch.__version__) < digit_version('2.1'):
+        pytest.skip('gloo broadcasts no bool before torch 2.1')
+
+
 def start(folder, ranks, *arguments, hooks=(), **overrides):
     """Train the toy for 4 epochs, as a user does; returns the process.
 
     ``ranks`` is their number, or all options of torchrun.
     """
+    needs_ddp_on_cpus()
     folder.mkdir(exist_ok=True)
     if isinstance(ranks, int):
         ranks = ('--standalone', f'--nproc_per_node={ranks}')
@@ -333,6 +341,8 @@ class Sharded(torch.nn.Module):
     dict(type='Sharded'),
     dict(type='MMSeparateDistributedDataParallel', device_ids=None)])
 def test_other_wrappers_are_refused(wrapper, group, tmp_path):
+    if wrapper['type'] != 'Sharded':
+        needs_ddp_on_cpus()
     group['model_wrapper_cfg'] = wrapper
     runner = Runner.from_cfg(toy_config(tmp_path / 'run', **group))
     with pytest.raises(UsageError,

@@ -2,8 +2,6 @@
 import importlib.util
 from collections import Counter
 
-import onnx
-import onnxruntime
 import pytest
 import torch
 from conftest import ROOT
@@ -26,6 +24,8 @@ from ela_mm.engine.deploy import (
 )
 from ela_mm.models.backbones.mmpretrain import ELAResNet
 
+onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
 SMALL = dict(depth=18, stem_channels=16, base_channels=16)
 SKIPPED = ['layer1.1', 'layer3.0', 'layer4.0', 'layer4.1']
 
