@@ -50,7 +50,12 @@ train_dataloader = dict(
         ann_file='train.json',
         data_prefix=dict(img='train/'),
         filter_cfg=dict(filter_empty_gt=True),
-        pipeline=load_pipeline + [boxes, dict(type='PackDetInputs')]))
+        pipeline=load_pipeline + [
+            boxes,
+            dict(  # mmdet 3.1 insists on all keys, and nothing is resized
+                type='PackDetInputs',
+                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape'))
+        ]))
 val_dataloader = dict(
     batch_size=4,
     num_workers=1,

@@ -114,11 +114,22 @@ def gradient_error(runner) -> float:
     return worst
 
 
+class Opposite:
+    """A criterion that would skip what another keeps."""
+
+    def __init__(self, criterion) -> None:
+        self.config, self._criterion = criterion.config, criterion
+
+    def __call__(self, values):
+        skip, mapped = self._criterion(values)
+        return [not gone for gone in skip], mapped
+
+
 @HOOKS.register_module(force=True)
 class Fault(Hook):
     """Something goes wrong on one rank, before one iteration (from 0).
 
-    A mask of its own it has before training starts.
+    A mask or a verdict of its own it has before training starts.
     """
     priority = 'LOWEST'
 
@@ -126,8 +137,12 @@ class Fault(Hook):
         self.kind, self.rank, self.at = kind, rank, at
 
     def before_run(self, runner) -> None:
-        if get_rank() == self.rank and self.kind == 'mask':
+        if get_rank() != self.rank:
+            return
+        if self.kind == 'mask':
             find_backbone(runner.model).skip_layers(['layer1.1'])
+        if self.kind == 'verdict':
+            find(runner).criterion = Opposite(find(runner).criterion)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         if get_rank() != self.rank or runner.iter != self.at:

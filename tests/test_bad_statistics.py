@@ -157,6 +157,9 @@ class Scaled(OptimWrapper):
         self.zero_grad()
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.amp, 'GradScaler'),
+    reason='torch < 2.3 scales gradients on GPUs alone')
 def test_steps_that_a_scaler_skips_are_measured(tmp_path):
     """Only their gradients overflow: what they show of attention is good."""
     runner = toy_runner(

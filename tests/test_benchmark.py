@@ -13,6 +13,9 @@ from ela_mm.analysis.benchmark import Conditions
 from ela_mm.errors import UsageError
 
 SMALL = Conditions('r18', size=32)
+needs_counter = pytest.mark.skipif(
+    importlib.util.find_spec('torch.utils.flop_counter') is None,
+    reason='torch < 2.1 does not count operations')
 
 
 @pytest.fixture
@@ -121,6 +124,7 @@ def run_tool(tool, monkeypatch, tmp_path, *arguments):
         return {row['variant']: row for row in csv.DictReader(f)}
 
 
+@needs_counter
 def test_tool_writes_table_csv_and_plot(tool, monkeypatch, tmp_path, capsys):
     rows = run_tool(tool, monkeypatch, tmp_path, '--networks', 'r18',
                     '--variants', 'base', 'ELA 50%', '--no-peak')
@@ -134,6 +138,7 @@ def test_tool_writes_table_csv_and_plot(tool, monkeypatch, tmp_path, capsys):
     ).out
 
 
+@needs_counter
 def test_tool_measures_the_mask_of_a_checkpoint(tool, monkeypatch, tmp_path):
     net = benchmark.build_backbone('r18', 'base')
     net.skip_layers(['layer2.1', 'layer4.1'])

@@ -1,5 +1,6 @@
 """mmcv-lite stands in for mmcv; checkpoints load, malicious ones do not."""
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,17 @@ import torch
 from mmcv.ops import (
     batched_nms,
     nms,
+    nms_match,
     roi_align,
     sigmoid_focal_loss,
     soft_nms,
 )
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.utils import digit_version
+from torchvision.ops import box_iou
 
 from ela_mm import compat
+from ela_mm.compat import checkpoints
 from ela_mm.compat.checkpoints import restricted_getattr
 
 # Outputs of the compiled ops of mmcv 2.1.0.
@@ -54,6 +59,33 @@ def test_soft_nms(method):
     else:
         assert same_detections(dets, expected)
     assert set(keep.tolist()) == set(golden(f'softnms2_{method}_keep').tolist())
+
+
+def test_nms_with_groups():
+    """Who is kept is mmcv's NMS; the others go to the best that they overlap."""
+    boxes, scores = golden('boxes2'), golden('scores2')
+    groups = nms_match(torch.cat([boxes, scores[:, None]], 1), 0.5)
+    keep = [int(group[0]) for group in groups]
+    assert set(keep) == set(golden('nms2_off0_keep').tolist())
+    assert scores[keep].tolist() == sorted(scores[keep].tolist(), reverse=True)
+    assert sorted(torch.cat(groups).tolist()) == list(range(len(boxes)))
+    overlaps = box_iou(boxes, boxes)
+    for group in groups:
+        assert (scores[group].diff() <= 0).all()
+        for i in group[1:]:
+            first = next(k for k in keep if overlaps[k, i] >= 0.5)
+            assert first == group[0]
+
+
+def test_nms_with_groups_by_hand():
+    """An overlap of just the threshold joins; nothing has no overlap."""
+    dets = torch.tensor([[0, 0, 10, 10, .7], [0, 0, 10, 5, .9],
+                         [5, 5, 5, 5, .8], [0, 0, 10, 4.9, .6],
+                         [0, 0, 9, 10, .5]])
+    assert [group.tolist() for group in nms_match(dets, 0.5)] == [
+        [1, 0, 3], [2], [4]]
+    assert nms_match(dets.numpy(), 1.)[0].tolist() == [1]
+    assert nms_match(torch.zeros(0, 5), 0.5) == []
 
 
 def test_batched_nms_keeps_classes_apart():
@@ -158,13 +190,37 @@ def test_hosts_that_tidy_up_leave_the_types_allowed(tmp_path):
     assert loaded['buffer'].mean() == 1
 
 
+@pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.6'),
+    reason='torch < 2.6 loads without weights_only by default')
+def test_nothing_else_is_allowed(monkeypatch):
+    """Types of numbers, and a getattr that reaches statistics alone."""
+    allowed = []
+    monkeypatch.setattr(torch.serialization, 'add_safe_globals',
+                        allowed.extend)
+    checkpoints.install()
+    assert {name for _, name in allowed} == {
+        'mmengine.logging.history_buffer.HistoryBuffer', 'numpy.ndarray',
+        'numpy.dtype', 'builtins.getattr',
+        *(f'{type(np.dtype(kind)).__module__}.{type(np.dtype(kind)).__name__}'
+          for kind in (np.float64, np.int64)),
+        *(f'numpy.{core}.multiarray.{name}' for core in ('core', '_core')
+          for name in ('_reconstruct', 'scalar')),
+    }
+    for what, name in allowed:
+        if name == 'builtins.getattr':
+            assert what is restricted_getattr
+        else:
+            assert what.__name__ == name.rpartition('.')[2]
+
+
 class RunsCode:
 
-    def __init__(self, command):
-        self.command = command
+    def __init__(self, command, function=os.system):
+        self.command, self.function = command, function
 
     def __reduce__(self):
-        return os.system, (self.command, )
+        return self.function, (self.command, )
 
 
 class UsesGetattr:
@@ -176,10 +232,15 @@ class UsesGetattr:
 def test_malicious_checkpoints_are_refused(tmp_path):
     marker = tmp_path / 'ran'
     for name, payload in (('system', RunsCode(f'touch {marker}')),
+                          ('call', RunsCode(['touch', str(marker)],
+                                            subprocess.call)),
+                          ('eval', RunsCode(f'open({str(marker)!r}, "w")',
+                                            eval)),
                           ('getattr', UsesGetattr())):
         path = tmp_path / f'{name}.pth'
         torch.save(dict(state_dict={}, payload=payload), path)
-        with pytest.raises(Exception, match='getattr|posix|not trust|Weights'):
+        with pytest.raises(Exception, match='getattr|posix|eval|subprocess|'
+                           'not trust|Weights'):
             torch.load(path, weights_only=True)
     assert not marker.exists()
 

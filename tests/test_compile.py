@@ -10,6 +10,9 @@ from torch._dynamo.utils import counters
 from ela_mm.models.backbones.mmdet import ELAResNet
 from ela_mm.pruning import KLStatistics
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch, 'compiler'),
+    reason='torch 2.0 breaks the graph where it does not know what to do')
 PRUNED = ['layer1.1', 'layer3.0', 'layer4.1']
 
 

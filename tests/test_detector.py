@@ -10,9 +10,13 @@ from conftest import ROOT
 from mmdet.apis import DetInferencer
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmengine.utils import digit_version
 from running import tool
 
 from ela_mm.engine.record import read_record
+
+# torch knows the demo's fused AdamW on CPUs since 2.4.
+FUSED_ON_CPUS = digit_version(torch.__version__) >= digit_version('2.4')
 
 
 def small_config(root, masks=False) -> Config:
@@ -27,6 +31,7 @@ def small_config(root, masks=False) -> Config:
     for evaluator in ('val_evaluator', 'test_evaluator'):
         cfg[evaluator].ann_file = str(root / 'val.json')
     cfg.train_cfg.update(max_epochs=3, val_interval=3)
+    cfg.optim_wrapper.optimizer.fused = FUSED_ON_CPUS
     cfg.custom_hooks[0].windows = [(1, 1), (3, 3)]
     cfg.default_hooks.checkpoint.max_keep_ckpts = -1
     return cfg

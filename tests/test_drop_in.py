@@ -22,9 +22,11 @@ SAMPLE = [
     ('mmdet', 'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'),
     ('mmdet', 'detr/detr_r18_8xb2-500e_coco.py'),
     ('mmdet', 'ld/ld_r18-gflv1-r101_fpn_1x_coco.py'),  # with a teacher
+    ('mmdet', 'pisa/faster-rcnn_r50_fpn_pisa_1x_coco.py'),  # groups of boxes
     ('mmpretrain', 'resnet/resnet18_8xb16_cifar10.py'),
     ('mmpretrain', 'seresnet/seresnext50-32x4d_8xb32_in1k.py'),
     ('mmpretrain', 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py'),
+    ('mmpretrain', 'byol/benchmarks/mask-rcnn_r50_fpn_ms-1x_coco.py'),
 ]
 
 

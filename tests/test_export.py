@@ -2,8 +2,6 @@
 import importlib.util
 from collections import Counter
 
-import onnx
-import onnxruntime
 import pytest
 import torch
 from conftest import ROOT
@@ -26,6 +24,8 @@ from ela_mm.engine.deploy import (
 from ela_mm.engine.loading import load_model
 from ela_mm.models.backbones.mmpretrain import ELAResNet
 
+onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
 SMALL = dict(depth=18, stem_channels=16, base_channels=16)
 SKIPPED = ['layer1.1', 'layer3.0', 'layer4.0', 'layer4.1']
 
@@ -271,22 +271,34 @@ def test_the_graph_of_some_skipped_layers(tmp_path, skip):
                 torch.from_numpy(result), reference, rtol=1e-4, atol=1e-4)
 
 
-def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
-    net = torch.nn.Conv2d(3, 4, 3)
+class TwoOutputs(torch.nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 4, 3)
+        self.second = torch.nn.Conv2d(3, 5, 3)
+
+    def forward(self, x):
+        return self.first(x), self.second(x)
+
+
+@pytest.mark.parametrize('damaged', ['first.weight', 'second.weight'])
+def test_a_graph_that_differs_is_not_written(damaged, tmp_path, monkeypatch):
+    """In any of its outputs."""
+    net = TwoOutputs()
     tidy = deploy._tidy
 
     def damage(file, opset):
         tidy(file, opset)
         model = onnx.load(file)
-        array = onnx.numpy_helper.to_array(model.graph.initializer[0])
-        model.graph.initializer[0].CopyFrom(
-            onnx.numpy_helper.from_array(
-                array * 1.1, model.graph.initializer[0].name))
+        (weight, ) = [x for x in model.graph.initializer if x.name == damaged]
+        weight.CopyFrom(onnx.numpy_helper.from_array(
+            onnx.numpy_helper.to_array(weight) * 1.1, damaged))
         onnx.save(model, file)
 
     monkeypatch.setattr(deploy, '_tidy', damage)
     with pytest.raises(ValueError, match='onnxruntime differs.* by'):
-        export_onnx(net, ['y'], str(tmp_path / 'x.onnx'), (32, 32))
+        export_onnx(net, ['y', 'z'], str(tmp_path / 'x.onnx'), (32, 32))
     assert not list(tmp_path.iterdir())
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 
+import pytest
 from conftest import ROOT
 
 
@@ -49,12 +50,30 @@ def test_the_oldest_that_setup_admits_is_what_is_tried():
         ROOT / 'requirements' / 'oldest.txt').read_text()
 
 
-def test_forks_are_built_before_torch_is_there(tmp_path, monkeypatch):
-    """With torch, onedl-mmcv would compile its ops for an hour."""
+@pytest.fixture
+def versions():
+    """tools/versions.py as a module."""
     spec = importlib.util.spec_from_file_location(
         'versions', ROOT / 'tools' / 'versions.py')
-    versions = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(versions)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_versions_passes_arguments_on_to_pytest(versions, capsys):
+    args = versions.parse_args(['oldest', '--python', 'python3.8', '--venv',
+                                'x', '--', '-k', 'kl', 'tests/test_kl.py'])
+    assert (args.set, args.python, args.venv) == ('oldest', 'python3.8', 'x')
+    assert args.pytest == ['-k', 'kl', 'tests/test_kl.py']
+    assert versions.parse_args(['onedl', '--', '-x']).pytest == ['-x']
+    assert versions.parse_args(['stack']).pytest == []
+    with pytest.raises(SystemExit):
+        versions.parse_args(['stack', '-x'])
+    assert '[-- PYTEST ...]' in capsys.readouterr().err
+
+
+def test_forks_are_built_before_torch_is_there(tmp_path, monkeypatch, versions):
+    """With torch, onedl-mmcv would compile its ops for an hour."""
     installed = []
     monkeypatch.setattr(
         versions.subprocess, 'run',

@@ -8,6 +8,19 @@ from torch import nn
 from ela_mm import LayerAttention, LayerMemory
 from ela_mm.models.backbones.mmdet import ELAResNet
 
+
+def has_half_convolutions() -> bool:
+    try:
+        torch.nn.functional.conv2d(*torch.zeros(2, 1, 1, 1, 1).half())
+    except RuntimeError:
+        return False
+    return True
+
+
+needs_half = pytest.mark.skipif(
+    not has_half_convolutions(),
+    reason='this torch has no convolution in half precision on CPUs')
+
 PRUNED = ['layer1.1', 'layer3.0', 'layer4.1']
 
 
@@ -110,7 +123,8 @@ def test_autocast_keeps_its_dtype_without_a_bank(norm):
     torch.testing.assert_close(bank, plain, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half])
+@pytest.mark.parametrize('dtype', [
+    torch.bfloat16, pytest.param(torch.half, marks=needs_half)])
 def test_half_precision_modules(dtype):
     """Weights and pictures in half, as inference often has them."""
     net = network().eval()
@@ -141,3 +155,30 @@ def test_statistics_in_half_precision_modules():
         torch.testing.assert_close(
             weights[torch.bfloat16], weights[torch.float32], rtol=0,
             atol=0.05)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half])
+def test_attention_weights_of_half_precision_keys_are_float32_ones(dtype):
+    """Bit for bit: neither products nor softmax round to half again."""
+    layer = LayerAttention(64)
+    query, *keys = torch.randn(4, 2, 4, 16).to(dtype)
+    memory, wide = LayerMemory(), LayerMemory()
+    memory.keys += keys
+    wide.keys += [key.float() for key in keys]
+    expected = layer.attend(query.float(), wide)
+    assert torch.equal(layer.attend(query, memory), expected)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(layer.attend(query, memory), expected)
+
+
+@needs_half
+def test_means_of_large_values_do_not_overflow_half():
+    """A sum over 64 x 64 positions leaves half's range where a mean does not."""
+    layer = LayerAttention(16).half().eval()
+    x = torch.full((1, 16, 64, 64), 30., dtype=torch.half)
+    small = x[..., :2, :2]
+    memory = LayerMemory()
+    with torch.no_grad():
+        query, expected = (layer.remember(y, memory) for y in (x, small))
+    assert query.isfinite().all() and torch.equal(query, expected)
+    assert torch.equal(*memory.keys)

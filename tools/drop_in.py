@@ -1,7 +1,7 @@
 """Replace ResNet by ELAResNet in all configs that the hosts have installed.
 
 Counts which models build and train a step with the plain backbone and with
-ELA, on random pictures. Takes about 25 minutes on 2 cores; started again
+ELA, on random pictures. Takes about 45 minutes on 2 cores; started again
 with --resume it goes on.
 
     python tools/drop_in.py --build-only

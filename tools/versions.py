@@ -38,9 +38,18 @@ def set_names() -> List[str]:
 
 
 def parse_args(arguments: Optional[List[str]] = None) -> argparse.Namespace:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # Apart: argparse gives up on a list of them after an option.
+    own = arguments
+    pytest_arguments: List[str] = []
+    if '--' in arguments:
+        place = arguments.index('--')
+        own, pytest_arguments = arguments[:place], arguments[place + 1:]
     parser = argparse.ArgumentParser(
+        usage='%(prog)s SET [options] [-- PYTEST ...]',
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='PYTEST: arguments of pytest; default: the fast suite')
     parser.add_argument('set', choices=set_names(), help='which versions')
     parser.add_argument(
         '--python',
@@ -54,12 +63,8 @@ def parse_args(arguments: Optional[List[str]] = None) -> argparse.Namespace:
         help='further options of pip, such as "--index-url https://..."')
     parser.add_argument(
         '--install-only', action='store_true', help='do not run the tests')
-    parser.add_argument(
-        'pytest',
-        nargs='*',
-        metavar='PYTEST',
-        help='after --, arguments of pytest; default: the fast suite')
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(own)
+    args.pytest = pytest_arguments
     if args.install_only and not args.venv:
         parser.error('--install-only needs --venv, or nothing is left of it')
     return args

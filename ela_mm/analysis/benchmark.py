@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from ..errors import UsageError
 from ..pruning import KLStatistics
@@ -235,9 +235,9 @@ class _Storages(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         inputs = {
             x.untyped_storage()._cdata
-            for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)
+            for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)
         }
-        for x in tree_leaves(result):
+        for x in tree_flatten(result)[0]:
             if isinstance(x, Tensor):
                 storage = x.untyped_storage()
                 if storage._cdata not in inputs:

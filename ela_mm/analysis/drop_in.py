@@ -258,7 +258,8 @@ def inputs_for(model: nn.Module, host: str) -> Iterator[Tuple[str, Any]]:
     Yields:
         Tuple[str, Any]: A description, and what the data loader would return.
     """
-    if host == 'mmdet':
+    # Some of mmpretrain's configs are detectors, to try its backbones in.
+    if host == 'mmdet' or type(model).__module__.startswith('mmdet.'):
         yield from _detector_inputs(model)
     else:
         yield from _classifier_inputs()

@@ -1,8 +1,9 @@
 """Offers ``mmcv._ext`` backed by torchvision, so that mmcv-lite is enough.
 
 The compiled ``mmcv`` has no wheels for current torch, and building it takes
-the better part of an hour. Common detectors need four of its ops: NMS,
-soft-NMS, RoIAlign and, on a GPU, the sigmoid focal loss. A finder at the *end*
+the better part of an hour. Common detectors need few of its ops: NMS,
+soft-NMS, RoIAlign and, on a GPU, the sigmoid focal loss; PISA's sampler needs
+NMS with groups. A finder at the *end*
 of ``sys.meta_path`` offers them under the extension's name: where a compiled
 mmcv is installed, the ordinary finders come first and it wins. Ops beyond
 these raise NotImplementedError when called.
@@ -14,7 +15,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 from types import ModuleType
-from typing import Any, Callable, Iterator, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +101,30 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float,
     dets[:len(keep), :4] = boxes[keep]
     dets[:len(keep), 4] = scores[keep]
     return keep
+
+
+def nms_match(dets: Tensor, iou_threshold: float) -> List[List[int]]:
+    """The boxes that hard NMS keeps, each with those that go for it.
+
+    Args:
+        dets (Tensor): (N, 5) on the CPU, x1 y1 x2 y2 score.
+        iou_threshold (float): Boxes that overlap a better one by as much or
+            more join its group.
+
+    Returns:
+        List[List[int]]: Groups and their boxes, both by falling score.
+    """
+    boxes, scores = _computable(dets).split([4, 1], 1)
+    remaining = scores.squeeze(1).argsort(descending=True)
+    groups = []
+    while len(remaining):
+        overlaps = torchvision.ops.box_iou(
+            boxes[remaining[:1]], boxes[remaining])[0]
+        joins = overlaps >= iou_threshold
+        joins[0] = True  # a box of no extent does not overlap itself
+        groups.append(remaining[joins].tolist())
+        remaining = remaining[~joins]
+    return groups
 
 
 # --- RoIAlign ----------------------------------------------------------------
@@ -278,7 +303,7 @@ def get_compiling_cuda_version() -> str:
     return 'none (ops from torchvision)'
 
 
-_OPS = (nms, softnms, roi_align_forward, roi_align_backward,
+_OPS = (nms, softnms, nms_match, roi_align_forward, roi_align_backward,
         sigmoid_focal_loss_forward, sigmoid_focal_loss_backward,
         get_compiler_version, get_compiling_cuda_version)
 
@@ -288,10 +313,10 @@ def _missing(op: str) -> Callable:
     def raise_missing(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
             f'mmcv op {op!r} needs the compiled mmcv: mmcv-lite has no ops '
-            'and ela_mm adds NMS, soft-NMS, RoIAlign and sigmoid focal loss '
-            'only. Install the full package ("pip uninstall mmcv-lite", then '
-            '"mim install \'mmcv>=2.0,<2.2\'"), or leave out what uses this '
-            'op')
+            'and ela_mm adds NMS, soft-NMS, NMS with groups, RoIAlign and '
+            'sigmoid focal loss only. Install the full package ("pip uninstall '
+            'mmcv-lite", then "mim install \'mmcv>=2.0,<2.2\'"), or leave out '
+            'what uses this op')
 
     raise_missing.__name__ = op
     return raise_missing

@@ -164,7 +164,8 @@ class LayerAttention(nn.Module):
         """
         # Sum, then divide: backward expands the gradient without a copy.
         pooled = x.sum((2, 3), dtype=_at_least_float32(x.dtype))  # (B, C)
-        pooled = pooled.to(x.dtype) / (x.shape[2] * x.shape[3])  # (B, C)
+        # Half holds the mean; the sum over a large picture leaves its range.
+        pooled = (pooled / (x.shape[2] * x.shape[3])).to(x.dtype)  # (B, C)
         # One convolution of two channels: as small, its overhead counts.
         kernels = torch.cat([self.key.weight, self.query.weight]
                             ) if attends else self.key.weight  # (2, 1, k)

@@ -152,7 +152,7 @@ class _Write(torch.autograd.Function):
         ctx.slot, ctx.weights = slot, weights
         ctx.first = len(weights)  # the first retrieval that sees it
         ctx.set_materialize_grads(False)
-        return state.data
+        return _alias(state)
 
     @staticmethod
     @once_differentiable
@@ -195,10 +195,10 @@ class _Retrieve(torch.autograd.Function):
         if scale is not None:
             term = term * _along_channels(scale, term)
         # An alias with a version of its own: later writes go to other slots.
-        ctx.save_for_backward(state.data[:n], weights, gamma, beta, scale,
+        ctx.save_for_backward(_alias(state)[:n], weights, gamma, beta, scale,
                               mean, invstd, running_mean, running_var)
         ctx.set_materialize_grads(False)
-        return term, state.data
+        return term, _alias(state)
 
     @staticmethod
     @once_differentiable
@@ -279,6 +279,11 @@ def _buffer(value: Tensor, capacity: int, make: Callable) -> Tensor:
         return make(capacity, batch, height, width, channels,
                     **options).permute(0, 1, 4, 2, 3)
     return make(capacity, *value.shape, **options)
+
+
+def _alias(state: Tensor) -> Tensor:
+    """The same memory with a version of its own, which inference has not."""
+    return state if state.is_inference() else state.data
 
 
 def _channels_last(value: Tensor) -> bool:
