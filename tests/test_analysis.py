@@ -10,6 +10,7 @@ from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import FUNCTIONS
 from scipy import stats
+from test_complexity import needs_counter
 from toy import ToyClassifier, ToyDataset, toy_runner, validation
 
 from ela_mm import adjacent_kl
@@ -352,6 +353,7 @@ def test_no_window_has_ended(tmp_path):
 # --- cost --------------------------------------------------------------------
 
 
+@needs_counter
 def test_a_layers_operations_by_hand():
     backbone = ELAResNet(18, stem_channels=16, base_channels=16)
     macs = count_by_module(backbone, (3, 64, 64))
@@ -367,6 +369,7 @@ def test_a_layers_operations_by_hand():
     assert macs['layer2'] == stage
 
 
+@needs_counter
 def test_cost_before_and_after():
     model = toy_model()
     whole = count(model.backbone, (3, 32, 32)).macs
@@ -406,6 +409,7 @@ def test_attention_is_a_fixed_part_and_pairs():
         assert cost.attention_seconds(names) == pytest.approx(expected)
 
 
+@needs_counter
 def test_pairs_are_told_from_layers(monkeypatch):
     """On made-up times of a stage, in which each pair costs the same."""
 
@@ -434,12 +438,14 @@ def test_pairs_are_told_from_layers(monkeypatch):
                 1. + int(i) + .5 * total[stage])
 
 
+@needs_counter
 def test_a_frozen_stage_is_timed_without_backward():
     model = toy_model(frozen_stages=4)
     cost = measure_cost(model, (32, 32), rounds=1)
     assert len(cost.stages) == 4
 
 
+@needs_counter
 def test_inference_is_timed_in_eval_mode():
     cost = measure_cost(toy_model(), (32, 32), rounds=1, training=False)
     assert 'eval mode' in cost.conditions

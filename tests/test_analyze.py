@@ -13,6 +13,7 @@ from mmengine.config import Config
 from running import tool
 from sklearn.datasets import load_digits
 from test_classifier import CONFIG
+from test_complexity import needs_counter
 from test_detector import small_config
 from test_pictures import Page
 from toy import toy_runner
@@ -195,6 +196,7 @@ def test_layers_put_back_attend_again(classifier):
     assert not model.backbone.state_dict()['active'].all()  # not changed
 
 
+@needs_counter
 def test_whatif_of_a_run(detector):
     _, work_dir, _ = detector
     analyze('whatif', work_dir, '--criterion', 'fixed,n=2', '--rounds', 1)
@@ -221,6 +223,18 @@ def test_whatif_without_training(classifier, tmp_path):
     assert all(x['stable'].endswith('%') for x in rows(table))
 
 
+def test_whatif_without_a_config(detector, tmp_path):
+    _, work_dir, _ = detector
+    copy = tmp_path / 'copy'
+    copy.mkdir()
+    (copy / FILE_NAME).write_text((work_dir / FILE_NAME).read_text())
+    output = analyze('whatif', copy)
+    assert 'no step times are expected: the work dir has no config' in output
+    (table, ) = copy.glob('ela_analysis/what_if*.csv')
+    assert all(x['step, s'] == '-' for x in rows(table))
+
+
+@needs_counter
 @pytest.mark.parametrize('mode', [[], ['--inference']])
 def test_cost(classifier, tmp_path, mode):
     config, work_dir, _ = classifier
@@ -237,6 +251,7 @@ def test_cost(classifier, tmp_path, mode):
     assert all(x[''] == 'active' for x in rows(layers))
 
 
+@needs_counter
 @needs_cam
 def test_report(detector, tmp_path):
     _, work_dir, _ = detector

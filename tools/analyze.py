@@ -341,7 +341,7 @@ def whatif(args: argparse.Namespace) -> None:
         done = read_run(args.source[0])
         windows = [recorded_window(d, done.unit) for d in decided(done)]
         if not args.no_time:
-            cost = _cost_of_run(args, done.config)
+            cost = _or_none(lambda: _cost_of_run(args, done.config))
         folder = args.out or osp.join(args.source[0], FOLDER)
     else:
         args.config, args.checkpoint = args.source
@@ -353,7 +353,8 @@ def whatif(args: argparse.Namespace) -> None:
             measured.kl, [row.name for row in measured.rows],
             f'{measured.images} pictures of the validation set')
         if not args.no_time:
-            cost = cost_of(args, cfg, model)
+            cost = _or_none(lambda: cost_of(args, cfg, model))
+        if cost is not None:
             window = window._replace(step_time=cost.seconds_after)
         windows = [window]
         folder = beside(args, args.checkpoint)
@@ -372,12 +373,19 @@ def _what_if(window: Window, seconds: Optional[Callable], args: argparse.Namespa
                           cost and cost.conditions)
 
 
-def _cost_of_run(args: argparse.Namespace,
-                 config: Optional[str]) -> Optional[Cost]:
-    """Of the network that a work dir's config builds, if it has one."""
-    if config is None:
-        print('the work dir has no config: step times are not expected')
+def _or_none(measure_now: Callable[[], Cost]) -> Optional[Cost]:
+    """Costs, or a sentence why step times are left out."""
+    try:
+        return measure_now()
+    except UsageError as error:
+        print(f'no step times are expected: {error}')
         return None
+
+
+def _cost_of_run(args: argparse.Namespace, config: Optional[str]) -> Cost:
+    """Of the network that a work dir's config builds."""
+    if config is None:
+        raise UsageError('the work dir has no config')
     cfg = read_config(config, args.cfg_options)
     return cost_of(args, cfg, build_model(cfg).to(args.device))
 
