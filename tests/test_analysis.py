@@ -22,9 +22,9 @@ from ela_mm.analysis.cost import (
     LayerCost,
     StageCost,
     measure_cost,
-    picture_shape,
 )
 from ela_mm.analysis.history import decided, read_run
+from ela_mm.analysis.pictures import picture_shape
 from ela_mm.analysis.whatif import (
     Window,
     bootstrap,
@@ -460,7 +460,7 @@ def test_picture_shapes_without_data(name, shape, tmp_path):
     cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
     for loader in ('train_dataloader', 'val_dataloader'):
         cfg[loader].dataset.data_root = str(tmp_path / 'nowhere')
-    assert picture_shape(cfg, toy_model()) == shape
+    assert picture_shape(cfg) == shape
 
 
 def test_measured_without_training():

@@ -210,7 +210,7 @@ def test_features_stand_over_their_divergence():
     picture = features_picture(Features(image, 'class 3', pruned, whole))
     labels = [axes.get_xlabel() for axes in picture.figure.axes]
     assert labels == ['as pruned', 'first', 'skipped', 'all layers put back',
-                      'first', 'KL 0.250']
+                      'first', 'KL 0.25']
     assert 'class 3' in picture.figure._suptitle.get_text()
     assert 'correlate by -1.00 to 1.00' in picture.alt
 

@@ -26,7 +26,7 @@ from torch import nn
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.analysis.attention import measure
-from ela_mm.analysis.cost import Cost, measure_cost, picture_shape
+from ela_mm.analysis.cost import Cost, cost_of_config
 from ela_mm.analysis.features import check_grad_cam, choose_layers, look
 from ela_mm.analysis.history import decided, read_run
 from ela_mm.analysis.pictures import dataset_batches, file_batches
@@ -38,9 +38,9 @@ from ela_mm.analysis.whatif import (
     recorded_window,
 )
 from ela_mm.engine.launch import UsageError, check_checkpoint, run
-from ela_mm.engine.loading import build_model, load_model
+from ela_mm.engine.loading import build_model, load_model, read_config
 from ela_mm.visualization.page import Section
-from ela_mm.visualization.report import PARTS, Effort, write_report
+from ela_mm.visualization.report import PARTS, write_report
 from ela_mm.visualization.sections import (
     attention_section,
     cost_section,
@@ -90,7 +90,7 @@ def parse_args() -> argparse.Namespace:
         'of the stage')
     command.add_argument(
         '--channels',
-        type=int,
+        type=_not_negative,
         default=32,
         help='channels weighed per layer, each a run of the network; 0: all; '
         'default: 32')
@@ -110,12 +110,10 @@ def parse_args() -> argparse.Namespace:
     command.add_argument(
         '--batches',
         type=_positive,
-        default=32,
         help='of the validation set, with CONFIG CHECKPOINT; default: 32')
     command.add_argument(
         '--criterion',
         action='append',
-        type=_criterion,
         default=[],
         help='one more, such as EBQM,gamma=0.9,mu=0.1; may be repeated')
     command.add_argument(
@@ -152,6 +150,7 @@ def parse_args() -> argparse.Namespace:
         default=[],
         help='leave out what takes long')
     _add_device(command)
+    _add_cfg_options(command)
     return parser.parse_args()
 
 
@@ -162,11 +161,11 @@ def _positive(text: str) -> int:
     return number
 
 
-def _criterion(text: str) -> dict:
-    try:
-        return parse_criterion(text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f'{number}: expected 0 or more')
+    return number
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -187,6 +186,10 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         metavar='FOLDER',
         help=f'default: {FOLDER} beside the checkpoint or in the work dir')
     _add_device(command)
+    _add_cfg_options(command)
+
+
+def _add_cfg_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         '--cfg-options',
         nargs='+',
@@ -222,18 +225,7 @@ def _add_timing(command: argparse.ArgumentParser) -> None:
         '--batch',
         type=_positive,
         help="pictures of a timed step; default: the config's")
-    command.add_argument(
-        '--rounds', type=_positive, default=10, help='default: 10')
-
-
-def read_config(path: str, options: Optional[dict] = None) -> Config:
-    """The config, or an error that names it."""
-    if not osp.isfile(path):
-        raise UsageError(f'config {path!r} does not exist: expected the path '
-                         'of a config file')
-    cfg = Config.fromfile(path)
-    cfg.merge_from_dict(options or {})
-    return cfg
+    command.add_argument('--rounds', type=_positive, help='default: 10')
 
 
 def load(args: argparse.Namespace) -> tuple:
@@ -285,20 +277,22 @@ def show(sections: List[Section], folder: str) -> None:
 
 def beside(args: argparse.Namespace, place: Optional[str]) -> str:
     """The folder that results go to."""
-    return args.out or osp.join(osp.dirname(place or '.') or '.', FOLDER)
+    remote = '://' in (place or '')
+    return args.out or osp.join(
+        '.' if remote else osp.dirname(place or '.') or '.', FOLDER)
 
 
 def cost_of(args: argparse.Namespace,
             cfg: Config,
             model: nn.Module,
             training: bool = True) -> Cost:
-    loader = cfg.get('train_dataloader') or {}
-    return measure_cost(
+    return cost_of_config(
+        cfg,
         model,
-        args.shape or picture_shape(cfg, model),
-        args.batch or loader.get('batch_size') or 2,
-        args.rounds,
-        training,
+        args.shape,
+        args.batch,
+        rounds=args.rounds or 10,
+        training=training,
         progress=bar('timing stages'))
 
 
@@ -333,12 +327,12 @@ def features(args: argparse.Namespace) -> None:
 
 
 def whatif(args: argparse.Namespace) -> None:
-    if len(args.source) > 2:
-        raise UsageError(f'{len(args.source)} arguments: expected WORK_DIR, or '
-                         'CONFIG CHECKPOINT')
+    _check_whatif(args)
     cost = None
     if len(args.source) == 1:
         done = read_run(args.source[0])
+        if done.config is not None:  # whose imports bring criteria of its own
+            read_config(done.config, args.cfg_options)
         windows = [recorded_window(d, done.unit) for d in decided(done)]
         if not args.no_time:
             cost = _or_none(lambda: _cost_of_run(args, done.config))
@@ -347,7 +341,7 @@ def whatif(args: argparse.Namespace) -> None:
         args.config, args.checkpoint = args.source
         cfg, model = load(args)
         loader = cfg.get('val_dataloader') or cfg.get('test_dataloader') or {}
-        images = args.batches * (loader.get('batch_size') or 1)
+        images = (args.batches or 32) * (loader.get('batch_size') or 1)
         measured = measure(model, dataset_batches(cfg, images))
         window = measured_window(
             measured.kl, [row.name for row in measured.rows],
@@ -363,13 +357,31 @@ def whatif(args: argparse.Namespace) -> None:
     show(sections, folder)
 
 
+def _check_whatif(args: argparse.Namespace) -> None:
+    """What contradicts itself is said, not ignored."""
+    if len(args.source) > 2:
+        raise UsageError(f'{len(args.source)} arguments: expected WORK_DIR, or '
+                         'CONFIG CHECKPOINT')
+    if len(args.source) == 1 and osp.isfile(args.source[0]):
+        raise UsageError(f'{args.source[0]!r} is a file: expected WORK_DIR, or '
+                         'CONFIG CHECKPOINT')
+    if len(args.source) == 1 and args.batches:
+        raise UsageError('--batches is for CONFIG CHECKPOINT: a run has been '
+                         'measured')
+    timing = [n for n in ('shape', 'batch', 'rounds') if getattr(args, n)]
+    if args.no_time and timing:
+        raise UsageError(f'--{timing[0]} does nothing with --no-time: leave '
+                         'out one of them')
+
+
 def _what_if(window: Window, seconds: Optional[Callable], args: argparse.Namespace,
              cost: Optional[Cost]) -> Section:
+    more = [parse_criterion(text) for text in args.criterion]
     if not window.names:
         return Section(f'What if: {window.label}', [
             'No KL divergence was measured: there is nothing to decide on.'
         ])
-    return whatif_section(window, compare(window, seconds, args.criterion),
+    return whatif_section(window, compare(window, seconds, more),
                           cost and cost.conditions)
 
 
@@ -397,8 +409,14 @@ def cost(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    path = write_report(args.work_dir, args.out, args.config, args.checkpoint,
-                        args.without, Effort(), args.device)
+    path = write_report(
+        args.work_dir,
+        args.out,
+        args.config,
+        args.checkpoint,
+        args.without,
+        device=args.device,
+        cfg_options=args.cfg_options)
     print(f'report: {path}')
 
 

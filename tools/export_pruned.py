@@ -8,7 +8,7 @@ data_preprocessor stays outside) in batches of any size.
 import argparse
 import os.path as osp
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.engine.deploy import (
@@ -17,8 +17,8 @@ from ela_mm.engine.deploy import (
     part_of,
     write_deploy_checkpoint,
 )
-from ela_mm.engine.launch import UsageError, check_checkpoint, run
-from ela_mm.engine.loading import load_model
+from ela_mm.engine.launch import check_checkpoint, run
+from ela_mm.engine.loading import load_model, read_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,13 +66,8 @@ def main() -> None:
     args = parse_args()
     if args.onnx is not None:
         check_onnx()
-    if not osp.isfile(args.config):
-        raise UsageError(f'config {args.config!r} does not exist: expected '
-                         'the path of a config file')
+    cfg = read_config(args.config, args.cfg_options)
     check_checkpoint(args.checkpoint)
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
     model, checkpoint = load_model(cfg, args.checkpoint)
     if args.onnx is not None:  # what it refuses is refused first
         module, outputs = part_of(model, args.part, args.scores)

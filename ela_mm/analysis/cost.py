@@ -24,11 +24,10 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..engine.loading import find_backbone
-from ..errors import UsageError
 from ..models.backbones.ela_resnet import AttentionStage, LayerAttentionMixin
 from .benchmark import ratio, time_in_turns
 from .complexity import count_by_module
-from .pictures import dataset_batches, network_inputs, pipeline_of
+from .pictures import picture_shape
 
 Mask = Tuple[List[bool], List[bool]]
 
@@ -137,39 +136,27 @@ def _pairs(layers: int) -> int:
     return layers * (layers + 1) // 2
 
 
-def picture_shape(cfg: Config, model: nn.Module) -> Tuple[int, int]:
-    """Height and width of the pictures that a network works on.
+def cost_of_config(cfg: Config,
+                   model: nn.Module,
+                   shape: Optional[Sequence[int]] = None,
+                   batch: Optional[int] = None,
+                   **options) -> 'Cost':
+    """:func:`measure_cost` under the conditions of a config's training.
 
     Args:
-        cfg (Config): What resizes or crops in its pipelines decides; where
-            nothing does, the first validation picture, if its data is there.
-        model (nn.Module): For its data_preprocessor, which may pad.
+        cfg (Config): Of a detector or a classifier.
+        model (nn.Module): With one ELA backbone; not changed.
+        shape (Sequence[int], optional): (H, W); else
+            :func:`~ela_mm.analysis.pictures.picture_shape`.
+        batch (int, optional): Else that of its train_dataloader, else 2.
+        **options: Of :func:`measure_cost`.
 
     Returns:
-        tuple: In pixels; where nothing is found (224, 224), and (32, 32) for
-        networks of CIFAR's kind.
+        Cost: Times in seconds, on the model's device.
     """
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        for step in reversed(pipeline_of(cfg, name)):
-            # Crops say (height, width), Resize says (width, height).
-            if 'Crop' in str(step['type']) and 'crop_size' in step:
-                return _pair(step['crop_size'])
-            if 'Resize' in str(step['type']) and 'scale' in step:
-                return _pair(step['scale'])[::-1]
-    if 'CIFAR' in str(cfg.model.get('backbone', {}).get('type')):
-        return (32, 32)  # not from the dataset, which would be downloaded
-    try:
-        batch = next(dataset_batches(cfg, 1))
-        return tuple(network_inputs(model, batch).shape[-2:])
-    except (UsageError, StopIteration):
-        return (224, 224)
-
-
-def _pair(size) -> Tuple[int, int]:
-    if isinstance(size, (list, tuple)) and isinstance(size[0], (list, tuple)):
-        size = size[-1]  # of several, the last
-    first, second = (size, size) if isinstance(size, int) else size[:2]
-    return int(first), int(second)
+    loader = cfg.get('train_dataloader') or {}
+    return measure_cost(model, shape or picture_shape(cfg),
+                        batch or loader.get('batch_size') or 2, **options)
 
 
 def measure_cost(model: nn.Module,

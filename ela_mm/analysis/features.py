@@ -105,7 +105,8 @@ def look(model: nn.Module,
             of the largest mean; it runs the whole network once for each. The
             paper does not say how many it weighs. Defaults to 32; 0: all.
         put_back (bool): Whether to look at the network with its skipped
-            layers as well. Defaults to True.
+            layers as well, if their weights are there: a deploy checkpoint
+            lacks them. Defaults to True.
         progress (Callable): Wraps the list of layers, to show a bar.
 
     Returns:
@@ -128,6 +129,8 @@ def look(model: nn.Module,
         data = model.data_preprocessor(batch, False)
     scored = _scored(model, data)
     networks = [model]
+    # A deploy checkpoint has no weights of skipped layers to put back.
+    put_back = put_back and not getattr(model, 'deployed', False)
     if put_back and not all(x.active for x in backbone.attention_layers):
         networks.append(_with_all_layers(model))
     jobs = [(network, name) for network in networks for name in layers]

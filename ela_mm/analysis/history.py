@@ -2,6 +2,7 @@
 import glob
 import json
 import os.path as osp
+import re
 import statistics
 from collections import defaultdict
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
@@ -89,15 +90,16 @@ def read_run(work_dir: str) -> Run:
             f'version of ela_mm reads {FORMAT}: install the version that wrote '
             'it')
     by_epoch = record['by_epoch']
-    entries = _log_entries(work_dir)
-    name, metrics = _main_metric(entries)
+    unit = 'epoch' if by_epoch else 'iter'
+    logs = _read_logs(work_dir)
+    name, metrics = _main_metric(logs, unit)
     return Run(
         work_dir=work_dir,
         record=record,
         config=_config(work_dir),
         checkpoint=latest_intact(work_dir)[0],
         unit='epoch' if by_epoch else 'iteration',
-        step_times=_step_times(entries, 'epoch' if by_epoch else 'iter'),
+        step_times=_step_times(logs, unit),
         metric=name,
         metrics=metrics)
 
@@ -118,48 +120,82 @@ def decided(run: Run) -> List[Dict[str, Any]]:
 
 def _config(work_dir: str) -> Optional[str]:
     """The newest: a work dir may have been trained in more than once."""
-    return max(
-        glob.glob(osp.join(glob.escape(work_dir), '*.py')),
-        key=osp.getmtime,
-        default=None)
+    paths = glob.glob(osp.join(glob.escape(work_dir), '*.py'))
+    for path in sorted(paths, key=osp.getmtime, reverse=True):
+        with open(path, errors='replace') as file:
+            if re.search(r'^model = ', file.read(), re.M):  # as mmengine dumps
+                return path
+    return None
 
 
-def _log_entries(work_dir: str) -> List[dict]:
-    """What mmengine's LocalVisBackend wrote, of all times it was started."""
-    entries = []
-    for path in sorted(
-            glob.glob(
-                osp.join(
-                    glob.escape(work_dir), '*', 'vis_data', 'scalars.json'))):
-        with open(path) as file:
-            for line in file:
-                try:
-                    entries.append(json.loads(line))
-                except json.JSONDecodeError:  # cut off by a kill
-                    continue
-    return entries
+class _Logs(NamedTuple):
+    """What mmengine's LocalVisBackend wrote.
+
+    Attributes:
+        steps (Dict[int, dict]): Logged training steps, by iteration.
+        metrics (Dict[int, dict]): Validations, by epoch, or by iteration in
+            an iteration-based loop.
+    """
+    steps: Dict[int, dict]
+    metrics: Dict[int, dict]
 
 
-def _step_times(entries: List[dict], unit: str) -> Points:
-    by_iteration = {  # of a part that was run twice, the later
-        entry['iter']: entry
-        for entry in entries if {'iter', 'time', unit} <= set(entry)
-    }
+def _read_logs(work_dir: str) -> _Logs:
+    """Join the logs of all starts; a later one takes over where it began."""
+    pattern = osp.join(
+        glob.escape(work_dir), '*', 'vis_data', 'scalars.json')
+    logs = _Logs({}, {})
+    for path in sorted(glob.glob(pattern)):  # named by the time of the start
+        steps, metrics = _read_log(path)
+        if not steps:
+            continue  # of tools/test.py
+        begin = min(steps)
+        first_val = steps[begin].get('epoch', begin)
+        for points, start in ((logs.steps, begin), (logs.metrics, first_val)):
+            for x in [x for x in points if x >= start]:
+                del points[x]
+        logs.steps.update(steps)
+        logs.metrics.update(metrics)
+    return logs
+
+
+def _read_log(path: str) -> Tuple[Dict[int, dict], Dict[int, dict]]:
+    steps, metrics = {}, {}
+    with open(path) as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # cut off by a kill
+                continue
+            if 'iter' in entry:
+                steps[entry['iter']] = entry
+            elif not any(key.startswith('ela/') for key in entry):
+                metrics[entry.get('step')] = entry
+    return steps, metrics
+
+
+def _step_times(logs: _Logs, unit: str) -> Points:
     times = defaultdict(list)
-    for entry in by_iteration.values():
-        times[entry[unit]].append(entry['time'] - entry.get('data_time', 0.))
+    for entry in logs.steps.values():
+        if 'time' in entry and unit in entry:
+            times[entry[unit]].append(entry['time'] -
+                                      entry.get('data_time', 0.))
     return sorted((x, statistics.median(t)) for x, t in times.items())
 
 
-def _main_metric(entries: List[dict]) -> Tuple[Optional[str], Points]:
-    points: Dict[str, Dict[int, float]] = defaultdict(dict)
-    for entry in entries:
-        if 'iter' in entry or any(key.startswith('ela/') for key in entry):
-            continue
+def _main_metric(logs: _Logs, unit: str) -> Tuple[Optional[str], Points]:
+    ends = {}  # of epochs, where windows count iterations
+    if unit == 'iter':
+        for entry in logs.steps.values():
+            if 'epoch' in entry:
+                ends[entry['epoch']] = max(
+                    entry['iter'], ends.get(entry['epoch'], 0))
+    points: Dict[str, Dict[float, float]] = defaultdict(dict)
+    for step, entry in logs.metrics.items():
         for key, value in entry.items():
             if key not in ('step', 'time', 'data_time') and isinstance(
                     value, float):
-                points[key][entry['step']] = value
+                points[key][ends.get(step, step)] = value
     names = [n for n in MAIN_METRICS if n in points] or list(points)
     if not names:
         return None, []

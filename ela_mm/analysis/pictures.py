@@ -1,13 +1,17 @@
 """Batches of pictures, as a config prepares them."""
+import inspect
 import itertools
 import os.path as osp
 from copy import deepcopy
-from typing import Iterator, List, Sequence
+from typing import Iterator, List, Sequence, Tuple
 
+import cv2
+import mmcv
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -58,14 +62,77 @@ def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
         UsageError: If a file is missing or no picture, or the config has no
             pipeline.
     """
-    import mmcv
-    steps = Compose(_pipeline(cfg))
+    steps = _pipeline(cfg)
+    loads = any('LoadImage' in str(step['type']) for step in steps)
+    prepare = Compose(steps)
     for number, path in enumerate(paths):
-        if not osp.isfile(path):
-            raise UsageError(f'picture {path!r} does not exist')
-        if mmcv.imread(path) is None:
-            raise UsageError(f'{path!r} is no picture that OpenCV can read')
-        yield pseudo_collate([steps(dict(img_path=path, img_id=number))])
+        picture = _read(path)
+        sample = dict(img_path=path, img_id=number)
+        if not loads:  # CIFAR's are arrays, RGB and of one size
+            height, width = picture_shape(cfg)
+            picture = mmcv.imresize(picture[..., ::-1], (width, height))
+            sample.update(
+                img=picture,
+                img_shape=(height, width),
+                ori_shape=(height, width))
+        yield pseudo_collate([prepare(sample)])
+
+
+def _read(path: str) -> np.ndarray:
+    """(H, W, 3) uint8, BGR."""
+    if not osp.isfile(path):
+        raise UsageError(f'picture {path!r} does not exist')
+    try:
+        picture = mmcv.imread(path)
+    except cv2.error:  # an empty file
+        picture = None
+    if picture is None:
+        raise UsageError(f'{path!r} is no picture that OpenCV can read')
+    return picture
+
+
+def picture_shape(cfg: Config) -> Tuple[int, int]:
+    """Height and width of the pictures that a network works on.
+
+    Args:
+        cfg (Config): What resizes or crops in its pipelines decides; where
+            nothing does, the first validation picture, if its data is there.
+
+    Returns:
+        tuple: In pixels; where nothing is found (224, 224), and (32, 32) for
+        networks of CIFAR's kind.
+    """
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        for step in reversed(pipeline_of(cfg, name)):
+            # Crops say (height, width), Resize says (width, height).
+            if 'Crop' in str(step['type']) and 'crop_size' in step:
+                return _pair(step['crop_size'])
+            if 'Resize' in str(step['type']) and 'scale' in step:
+                return _pair(step['scale'])[::-1]
+    try:
+        if not _downloads(cfg):
+            batch = next(dataset_batches(cfg, 1))
+            return tuple(batch['inputs'][0].shape[-2:])
+    except (UsageError, StopIteration):
+        pass
+    kind = str(cfg.model.get('backbone', {}).get('type'))
+    return (32, 32) if 'CIFAR' in kind else (224, 224)
+
+
+def _pair(size) -> Tuple[int, int]:
+    if isinstance(size, (list, tuple)) and isinstance(size[0], (list, tuple)):
+        size = size[-1]  # of several, the last
+    first, second = (size, size) if isinstance(size, int) else size[:2]
+    return int(first), int(second)
+
+
+def _downloads(cfg: Config) -> bool:
+    """Whether building the validation set might download it."""
+    dataset = (cfg.get('val_dataloader') or {}).get('dataset') or {}
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        cls = registry.get(str(dataset.get('type')))
+    return cls is not None and 'download' in inspect.signature(cls).parameters
 
 
 def pipeline_of(cfg: Config, loader: str) -> List[dict]:
@@ -92,13 +159,10 @@ def _pipeline(cfg: Config) -> List[dict]:
                          'which says how pictures are prepared')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     # Nothing is known of a picture but itself.
-    steps = [
+    return [
         step for step in deepcopy(steps)
         if 'Annotation' not in str(step['type'])
     ]
-    if not any('LoadImage' in str(step['type']) for step in steps):
-        steps.insert(0, dict(type='LoadImageFromFile'))  # CIFAR's are loaded
-    return steps
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import numpy as np
 
 from ..engine.criteria import build_criterion
 from ..errors import UsageError
-from ..pruning import LayerKL
+from ..pruning import LayerKL, ebqm
 from ..pruning.criteria import Criterion
 
 # The paper's settings of EBQM; gamma is this project's choice.
@@ -38,6 +38,7 @@ class Window(NamedTuple):
         criterion (dict | None): What decided.
         step_time (float | None): Seconds of a step before the decision.
         step_time_after (float | None): And after it.
+        iterations (int | None): Measured, recorded one by one or not.
     """
     label: str
     names: List[str]
@@ -48,6 +49,7 @@ class Window(NamedTuple):
     criterion: Optional[Dict[str, Any]] = None
     step_time: Optional[float] = None
     step_time_after: Optional[float] = None
+    iterations: Optional[int] = None
 
 
 class Stability(NamedTuple):
@@ -111,7 +113,8 @@ def recorded_window(decision: Mapping[str, Any], unit: str = 'epoch') -> Window:
         skipped=decision['skipped'],
         criterion=decision['criterion'],
         step_time=decision['step_time_before'],
-        step_time_after=decision['step_time_after'])
+        step_time_after=decision['step_time_after'],
+        iterations=decision.get('iterations'))
 
 
 def measured_window(kl: Mapping[str, LayerKL], active: Sequence[str],
@@ -320,11 +323,7 @@ def counts(window: Window,
         np.ndarray: (G, M) int.
     """
     return np.array([[
-        len(
-            outcome(
-                window._replace(series=None),
-                dict(type='EBQM', gamma=g, alpha=alpha, beta=beta,
-                     mu=mu)).skipped) for mu in mus
+        int(ebqm(window.kl, g, alpha, beta, mu).sum()) for mu in mus
     ] for g in gammas])
 
 

@@ -78,8 +78,8 @@ def latest_intact(work_dir: str) -> Tuple[Optional[str], List[str]]:
             named = file.read().strip()
         if '://' in named:
             return named, []
-        # The second, if the folder was moved.
-        candidates[:0] = [named, osp.join(work_dir, osp.basename(named))]
+        # The first also where the folder was copied or moved.
+        candidates[:0] = [osp.join(work_dir, osp.basename(named)), named]
     damaged = []
     for path in dict.fromkeys(candidates):
         if osp.isfile(path):

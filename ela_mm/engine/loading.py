@@ -1,6 +1,8 @@
 """From a config and a checkpoint to a model."""
+import os.path as osp
 import re
-from typing import Dict, Tuple
+from copy import deepcopy
+from typing import Dict, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -9,6 +11,33 @@ from torch import nn
 
 from ..errors import UsageError
 from ..models.backbones.ela_resnet import LayerAttentionMixin
+from .checkpoints import DEPLOY_KEY
+
+
+def read_config(path: str, options: Optional[dict] = None) -> Config:
+    """Read a config file.
+
+    Args:
+        path (str): Of a Python, JSON or YAML file.
+        options (dict, optional): Settings to override, nested keys by dots.
+
+    Returns:
+        Config: What it imports is imported.
+
+    Raises:
+        UsageError: If it does not exist or is no config.
+    """
+    if not osp.isfile(path):
+        raise UsageError(f'config {path!r} does not exist: expected the path '
+                         'of a config file')
+    if osp.splitext(path)[1] not in ('.py', '.json', '.yaml', '.yml'):
+        raise UsageError(f'{path!r} is no config: expected a .py, .json or '
+                         '.yaml file (the config comes before the checkpoint)')
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(options or {})
+    if cfg.get('model') is None:
+        raise UsageError(f'the config {path!r} has no model')
+    return cfg
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -24,7 +53,10 @@ def build_model(cfg: Config) -> nn.Module:
         UsageError: If the model has no ELA backbone.
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = MODELS.build(cfg.model)
+    config = deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:  # as Runner does
+        config.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = MODELS.build(config)
     if not ela_backbones(model):
         kind = cfg.model.get('backbone', {}).get('type')
         raise UsageError(
@@ -73,7 +105,8 @@ def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
                 path, f'{what}, the first of '
                 f'{len(missing) + len(unexpected)} such names'))
     model.eval()
-    # As the hosts' inferencers do: names of the classes, if it holds them.
+    # For analyses; the names of the classes as the hosts' inferencers do.
+    model.deployed = DEPLOY_KEY in checkpoint.get('meta', {})
     model.dataset_meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
     return model, checkpoint
 

@@ -2,6 +2,7 @@
 from typing import Any, Dict, List
 
 import numpy as np
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from scipy.stats import beta as beta_distribution
 
 from ..analysis.history import Run
@@ -88,7 +89,12 @@ def _kl_panel(axes, layers: List[dict], criterion: Dict[str, Any]) -> None:
     if len(ranked) > 1:
         _thresholds(axes, [layer['kl'] for layer in ranked], criterion)
     axes.set_xscale('log')
-    axes.set_xlim(*_limits(ranked))
+    low, high = _limits(ranked)
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if high < 100 * low else (1, )))
+    axes.xaxis.set_major_formatter(FormatStrFormatter('%g'))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(
         range(len(layers)), [layer['name'] for layer in layers], fontsize=7)
     axes.set_ylim(len(layers) - .4, -.6)

@@ -52,7 +52,7 @@ def features_picture(features: Features, name: str = 'features') -> Picture:
 def _below(layer: LayerFeatures) -> str:
     if not layer.active:
         return 'skipped'
-    return 'first' if layer.kl is None else f'KL {layer.kl:.3f}'
+    return 'first' if layer.kl is None else f'KL {layer.kl:.3g}'
 
 
 def _overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:

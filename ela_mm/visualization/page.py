@@ -47,6 +47,15 @@ class Section:
         return ''.join(c if c.isalnum() else '-' for c in self.title.lower())
 
 
+def check_jinja() -> None:
+    """Raise a UsageError unless pages can be laid out."""
+    try:
+        import jinja2  # noqa: F401
+    except ImportError:
+        raise UsageError('the report needs Jinja2: pip install Jinja2, or pip '
+                         "install 'ela_mm[analyze]'") from None
+
+
 def data_uri(picture: Picture) -> str:
     """A picture as a part of the page; photographs as PNG, else SVG."""
     if picture.name.startswith('features'):
@@ -74,11 +83,8 @@ def render(title: str,
     Raises:
         UsageError: Without Jinja2.
     """
-    try:
-        from jinja2 import Environment
-    except ImportError:
-        raise UsageError('the report needs Jinja2: pip install Jinja2, or pip '
-                         "install 'ela_mm[analyze]'") from None
+    check_jinja()
+    from jinja2 import Environment
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True)
     with open(TEMPLATE, encoding='utf-8') as file:

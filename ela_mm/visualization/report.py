@@ -9,16 +9,16 @@ from mmengine.config import Config
 from torch import nn
 
 from ..analysis.attention import measure
-from ..analysis.cost import Cost, measure_cost, picture_shape
+from ..analysis.cost import Cost, cost_of_config
 from ..analysis.features import choose_layers, look
 from ..analysis.history import Run, read_run
 from ..analysis.pictures import dataset_batches
 from ..analysis.whatif import compare, recorded_window
-from ..engine.loading import load_model
+from ..engine.loading import load_model, read_config
 from ..engine.record import write_whole
 from ..errors import UsageError
 from ..version import __version__
-from .page import Section, render
+from .page import Section, check_jinja, render
 from .sections import (
     attention_section,
     cost_section,
@@ -43,7 +43,7 @@ class Effort(NamedTuple):
         channels (int): Channels that Score-CAM weighs.
     """
     images: int = 32
-    rounds: int = 5
+    rounds: int = 8
     batch: Optional[int] = None
     channels: int = 16
 
@@ -55,6 +55,7 @@ def write_report(work_dir: str,
                  without: Sequence[str] = (),
                  effort: Optional[Effort] = None,
                  device: str = 'cpu',
+                 cfg_options: Optional[dict] = None,
                  say: Callable[[str], None] = print) -> str:
     """Write the report of a run.
 
@@ -71,6 +72,7 @@ def write_report(work_dir: str,
             ``cost``, ``features``.
         effort (Effort, optional): How much to measure.
         device (str): Where. Defaults to ``'cpu'``.
+        cfg_options (dict, optional): Override settings of the config.
         say (Callable): Told what is being done. Defaults to print.
 
     Returns:
@@ -79,7 +81,14 @@ def write_report(work_dir: str,
     Raises:
         UsageError: If there is no record of a run, or no Jinja2.
     """
+    check_jinja()
+    for kind, given in (('config', config), ('checkpoint', checkpoint)):
+        if given is not None and not osp.isfile(given):
+            raise UsageError(f'{kind} {given!r} does not exist')
     run = read_run(work_dir)
+    path = out or osp.join(work_dir, FILE_NAME)
+    if osp.isdir(path):
+        path = osp.join(path, FILE_NAME)
     effort = effort or Effort()
     left_out: List[str] = []
 
@@ -99,7 +108,10 @@ def write_report(work_dir: str,
         return None
 
     paths = config or run.config, checkpoint or run.checkpoint
-    loaded = attempt('the model', lambda: _load(run, *paths, device))
+    loaded = None
+    if set(PARTS) - set(without):
+        loaded = attempt('the model',
+                         lambda: _load(run, *paths, cfg_options, device))
     measured = cost = features = None
     if loaded is not None:
         cfg, model = loaded
@@ -108,10 +120,8 @@ def write_report(work_dir: str,
                 measure(model, dataset_batches(cfg, effort.images)),
                 'the first of the validation set'))
         cost = attempt(
-            'cost', lambda: measure_cost(
-                model, picture_shape(cfg, model), effort.batch or cfg.get(
-                    'train_dataloader', {}).get('batch_size') or 2,
-                effort.rounds))
+            'cost', lambda: cost_of_config(
+                cfg, model, batch=effort.batch, rounds=effort.rounds))
         features = attempt('features',
                            lambda: _features(cfg, model, effort.channels))
     sections = [timeline_section(run)]
@@ -123,18 +133,16 @@ def write_report(work_dir: str,
     name = osp.basename(osp.abspath(work_dir))
     page = render(f'ELA: what was pruned in {name}', summarize(run, cost),
                   sections, _footer(*paths, left_out))
-    path = out or osp.join(work_dir, FILE_NAME)
     write_whole(page, osp.abspath(path))
     return path
 
 
 def _load(run: Run, config: Optional[str], checkpoint: Optional[str],
-          device: str) -> tuple:
+          cfg_options: Optional[dict], device: str) -> tuple:
     for kind, path in (('config', config), ('checkpoint', checkpoint)):
-        if path is None or not osp.isfile(path):
-            raise UsageError(f'no {kind} in {run.work_dir!r}' if path is None
-                             else f'{kind} {path!r} does not exist')
-    cfg = Config.fromfile(config)
+        if path is None:
+            raise UsageError(f'no {kind} in {run.work_dir!r}')
+    cfg = read_config(config, cfg_options)
     return cfg, load_model(cfg, checkpoint)[0].to(device)
 
 

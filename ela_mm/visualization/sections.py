@@ -1,4 +1,5 @@
 """What each analysis says: text, tables and pictures, for screen and page."""
+import math
 from typing import Any, Dict, List, Optional, Sequence
 
 from ..analysis.attention import Measured
@@ -31,9 +32,10 @@ def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
             f'{len(skipped)} of {total} attention layers were pruned while '
             f'training ({", ".join(skipped)}); {len(run.record["active"])} are '
             'active.',
-            'They went because their attention weights nearly repeated those '
-            'of the layer before: the KL divergence between the two was small '
-            'beside that of the other layers.'
+            'They went because their attention weights repeat those of the '
+            'layer before more than other layers\' do: the criterion '
+            f'({run.record["criterion"]["type"]}) found the KL divergence '
+            'between the two small beside the others\'.'
         ]
         if len(run.record['active']) + len(skipped) < total:
             lines[0] += (' The others were skipped before, since they could '
@@ -46,7 +48,7 @@ def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
     else:
         lines = ['No window has ended yet: nothing has been decided.']
     lines += _gain(run)
-    if cost is not None and cost.seconds_after < cost.seconds_before:
+    if cost is not None:
         blocks = sum(stage.seconds for stage in cost.stages)
         lines.append(
             'Measured side by side, the backbone\'s step takes '
@@ -75,8 +77,8 @@ def _gain(run: Run) -> List[str]:
         return []
     return [
         'The median training step went from ' + ', from '.join(said) +
-        ' (as timed during the training, on a machine that may have had other '
-        'work).'
+        ' (timed during the training, on a machine that may have had other '
+        'work; the first of each pair includes measuring).'
     ]
 
 
@@ -89,7 +91,8 @@ def _span(run: Run, decision: Dict[str, Any]) -> str:
 def timeline_section(run: Run) -> Section:
     """Price and gain over the training."""
     text = ['Above, how many attention layers were active; then, as far as the '
-            "training's log has them, the median step time and the metric."]
+            "training's log has them, the median step of each epoch and the "
+            'metric. Step times include whatever else the machine was doing.']
     if not run.step_times:
         text.append('The work dir has no scalars.json (LocalVisBackend writes '
                     'it): step times and metrics are not known.')
@@ -120,11 +123,20 @@ def window_section(run: Run, decision: Dict[str, Any]) -> Section:
     rows = [[
         layer['name'],
         *('-' if layer[key] is None else number(layer[key])
-          for key in ('kl', 'kl_std', 'mapped')), layer['status']
+          for key in ('kl', 'kl_std', 'mapped')), _fate(layer, criterion)
     ] for layer in decision['layers']]
-    table = Table('Layers', ['layer', 'KL', 'std', 'mapped', 'decision'], rows)
+    table = Table(
+        'Layers; std is between iterations',
+        ['layer', 'KL', 'std', 'mapped', 'decision'], rows)
     return Section(f'Window: {_span(run, decision)}', text, [table],
                    [decision_picture(decision, run.unit)])
+
+
+def _fate(layer: Dict[str, Any], criterion: Dict[str, Any]) -> str:
+    out = (
+        layer['status'] == 'kept' and layer['mapped'] is None
+        and 'gamma' in criterion)
+    return 'kept (out of reach)' if out else layer['status']
 
 
 def whatif_section(window: Window, outcomes: Sequence[Outcome],
@@ -145,36 +157,41 @@ def whatif_section(window: Window, outcomes: Sequence[Outcome],
         f'in {window.label}; nothing was trained again. Where layers had been '
         'skipped before, other criteria would have met other candidates.'
     ]
-    certain = next((o.stability for o in outcomes if o.stability), None)
     own = outcomes[0]
-    if certain is None:
+    certain = own.stability
+    if certain is not None:
+        text.append(
+            'How sure is that? Blocks of the recorded iterations were drawn '
+            'at random to make up windows that might as well have been '
+            f'measured: {certain.same:.0%} of them skip exactly what '
+            f'"{own.label}" skips. ' +
+            (f'Only {len(window.series)} of {window.iterations} iterations '
+             'are recorded one by one, so the decision is steadier than that.'
+             if len(window.series) < (window.iterations or 0) else ''))
+    elif window.series is None:
         text.append('Single iterations were not recorded (by an earlier '
                     'version of ela_mm, or there was but one), so nothing is '
                     'known of how stable the decision is.')
-    else:
-        text.append(
-            f'Of {len(window.series)} recorded iterations, blocks were drawn '
-            'again and again, and each resampled window decided on: '
-            f'{certain.same:.0%} of them skip exactly what {own.label} skips.')
     if any(o.step_time is not None for o in outcomes):
+        before = ('that before the decision, which included measuring'
+                  if window.criterion else 'that of the backbone as it is')
         text.append(
-            'The expected step is the step before the decision '
-            f'({window.step_time:.3g} s) less what the skipped layers add to '
-            f'it, measured here ({conditions}). ' +
+            f'The expected step is {before} ({window.step_time:.3g} s), less '
+            f'what the skipped layers add to it, measured here '
+            f'({conditions}). ' +
             (f'For this run it can be checked: {window.step_time_after:.3g} s '
              'were timed afterwards.' if window.step_time_after else ''))
     rows = [[
-        o.label, ', '.join(
-            f'{k}={v:g}' if isinstance(v, (int, float)) else f'{k}={v}'
-            for k, v in o.config.items() if k != 'type' and v is not None),
-        '-' if o.note else str(len(o.skipped)),
+        o.label, '-' if o.note else str(len(o.skipped)), o.note or ', '.join(
+            name.replace('layer', '') for name in o.skipped),
         '-' if o.stability is None else f'{o.stability.same:.0%}',
-        '-' if o.step_time is None else f'{o.step_time:.3g}', o.note or
-        ', '.join(name.replace('layer', '') for name in o.skipped)
+        '-' if o.step_time is None else f'{o.step_time:.3g}', ', '.join(
+            f'{k}={v:g}' if isinstance(v, (int, float)) else f'{k}={v}'
+            for k, v in o.config.items() if k != 'type' and v is not None)
     ] for o in outcomes]
     table = Table(
-        f'Criteria, {window.label}',
-        ['criterion', 'parameters', 'skips', 'stable', 'step, s', 'layers'],
+        f'Criteria, {window.label} (tables are the paper\'s)',
+        ['criterion', 'skips', 'layers', 'stable', 'step, s', 'parameters'],
         rows)
     pictures = [counts_picture(window)] if len(window.names) > 1 else []
     stable = stability_picture(window, certain)
@@ -207,7 +224,7 @@ def attention_section(measured: Measured, source: str) -> Section:
     ]
     return Section(
         'Attention weights', text,
-        [Table('Weights', ['layer', 'attends to block', 'KL'], rows)],
+        [Table('Weights', ['layer', 'attends to block', 'KL now'], rows)],
         attention_pictures(measured))
 
 
@@ -241,9 +258,10 @@ def cost_section(cost: Cost) -> Section:
     ]
     return Section('Cost', text, [
         Table(
-            'Stages: of the blocks, + attention before, + attention now', [
-                'stage', 'blocks, M', 'attention, M', 'GMACs', '+ before',
-                '+ now', 'blocks, ms', 'before, ms', 'now, ms'
+            'Stages: blocks; what all attention layers add; what those left add', [
+                'stage', 'blocks, M', 'attention, M', 'blocks, GMACs',
+                '+ all', '+ left', 'blocks, ms', 'with all, ms',
+                'with left, ms'
             ], stages),
         Table('Attention layers',
               ['layer', '', 'parameters', 'MMACs', 'adds to a step, ms'],
@@ -263,8 +281,10 @@ def features_section(features: Features, image: str) -> Section:
     """
     text = [
         f'Score-CAM of {features.target} in {image}: what raises that score '
-        'in the features that leave each layer. Layers with a small KL '
-        'divergence between them look at nearly the same.'
+        'in the features that leave each layer. Where a layer is skipped, '
+        'these are its block\'s own. A KL divergence near 0 says that a layer '
+        f'retrieves what the one before did; {-math.log(1e-8):.1f} is the '
+        'highest that is measured.'
     ]
     if features.whole:
         text.append(

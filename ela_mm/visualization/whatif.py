@@ -32,7 +32,7 @@ def counts_picture(window: Window) -> Picture:
         shapes.append((own['alpha'], own['beta']))
     gammas, mus = sorted({*GAMMAS, *_of(own, 'gamma')}), sorted(
         {*MUS, *_of(own, 'mu')})
-    said = []
+    said, tops = [], []
     with style():
         figure = new_figure(WIDTH, 2.6 * len(shapes) + .4)
         axes = np.ravel(figure.subplots(len(shapes), 1))
@@ -40,11 +40,16 @@ def counts_picture(window: Window) -> Picture:
             grid = counts(window, alpha, beta, gammas, mus)
             _grid(ax, grid, gammas, mus, len(window.names))
             ax.set_title(f'Beta({alpha:g}, {beta:g})')
+            i, j = np.unravel_index(grid.argmax(), grid.shape)
+            tops.append((int(grid.max()), f'gamma {gammas[i]:g}, alpha '
+                         f'{alpha:g}, beta {beta:g}, mu {mus[j]:g}'))
             said.append(f'with alpha {alpha:g} and beta {beta:g} EBQM skips '
                         f'{grid.min()} to {grid.max()} layers')
             if (alpha, beta) == (own.get('alpha'), own.get('beta')):
                 _frame(ax, gammas.index(own['gamma']), mus.index(own['mu']))
                 said.append(f'this run (framed) skips {len(window.skipped)}')
+        most, where = max(tops)
+        said.append(f'most, {most}, with {where}')
         figure.suptitle(
             f'{window.label.capitalize()}: how many of {len(window.names)} '
             'EBQM would skip',
