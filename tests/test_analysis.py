@@ -1,6 +1,7 @@
 """What the analyses find, against figures worked out another way."""
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -40,6 +41,8 @@ from ela_mm.engine.criteria import build_criterion
 from ela_mm.engine.record import FILE_NAME, read_record, write_record
 from ela_mm.errors import UsageError
 from ela_mm.models.backbones.mmpretrain import ELAResNet
+from ela_mm.visualization.sections import whatif_section
+from ela_mm.visualization.whatif import stability_picture
 
 KL = dict(zip(['layer1.1', 'layer1.2', 'layer2.1', 'layer3.1', 'layer3.2'],
               [.1, .2, .4, .9, 3.]))
@@ -223,7 +226,12 @@ def test_the_own_criterion_comes_first_with_its_decision():
 
 def test_a_criterion_that_is_not_registered_is_said_to_be():
     own = dict(type='of_another_project', x=1)
-    first = compare(window(criterion=own, skipped=['layer2.1']))[0]
+    lost = window(
+        np.tile(list(KL.values()), (9, 1)), criterion=own,
+        skipped=['layer2.1'])
+    first = compare(lost)[0]
+    assert 'decide' not in whatif_section(lost, compare(lost)).text[-1]
+    assert stability_picture(lost, first.stability) is None
     assert first.skipped == ['layer2.1']
     assert 'unknown criterion' in first.note
 
@@ -317,6 +325,35 @@ def test_logs_of_a_resumed_run_are_joined(tmp_path):
     assert run.step_times == [(1, 4.), (2, 2.25)]
     assert run.metric == 'accuracy/top1'
     assert run.metrics == [(1, 10.), (2, 20.)]
+
+
+def test_another_run_in_the_same_work_dir_replaces_the_first(tmp_path):
+    empty_record(tmp_path)
+    log(tmp_path, '20260101_000000', train(1, 1, 3.), train(2, 2, 3.),
+        {'step': 1, 'accuracy/top1': 80.}, {'step': 2, 'accuracy/top1': 90.})
+    log(tmp_path, '20260102_000000', train(1, 1, 5.),
+        {'step': 1, 'accuracy/top1': 10.})
+    # tools/test.py
+    log(tmp_path, '20260103_000000', {'step': 0, 'accuracy/top1': 99.})
+    run = read_run(str(tmp_path))
+    assert run.step_times == [(1, 5.)]
+    assert run.metrics == [(1, 10.)]
+
+
+def test_windows_of_iterations_in_an_epoch_loop(tmp_path):
+    empty_record(tmp_path, by_epoch=False)
+    log(tmp_path, '20260101_000000', train(1, 10, 3.), train(1, 20, 3.),
+        {'step': 1, 'accuracy/top1': 80.}, train(2, 40, 3.),
+        {'step': 2, 'accuracy/top1': 90.})
+    assert read_run(str(tmp_path)).metrics == [(20, 80.), (40, 90.)]
+
+
+def test_other_python_files_in_a_work_dir_are_no_configs(tmp_path):
+    empty_record(tmp_path)
+    (tmp_path / 'config.py').write_text("x = 1\nmodel = dict(type='A')\n")
+    (tmp_path / 'my_criteria.py').write_text('def rule(kl):\n    ...\n')
+    os.utime(tmp_path / 'config.py', (1, 1))
+    assert read_run(str(tmp_path)).config == str(tmp_path / 'config.py')
 
 
 def test_iterations_are_counted_where_windows_count_them(tmp_path):

@@ -12,7 +12,7 @@ from ela_mm.pruning import KLStatistics
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch, 'compiler'),
-    reason='torch 2.0 breaks the graph where it does not know what to do')
+    reason='torch.compile of torch 2.0 does not take the stages')
 PRUNED = ['layer1.1', 'layer3.0', 'layer4.1']
 
 

@@ -356,6 +356,7 @@ def test_tool_exports_a_classifier(classifier, tmp_path):
         process.stdout)
     assert 'MB' in process.stdout and '-> scores' in process.stdout
     assert 'mean [40, 40, 40], std [60, 60, 60]' in process.stdout
+    assert 'training mode' not in process.stderr
     loaded = get_model(str(config), pretrained=str(out)).eval()
     images = torch.randn(3, 3, 48, 64)
     with torch.no_grad():

@@ -19,6 +19,7 @@ from ela_mm.engine.checkpoints import (
     warn_of_single_checkpoint,
 )
 from ela_mm.engine.launch import check_checkpoint
+from ela_mm.engine.randomness import SeededBatches
 from ela_mm.engine.record import read_record
 
 HERE = Path(__file__).parent
@@ -175,6 +176,24 @@ def test_killed_once(epochs, tmp_path, fault):
     assert train(config, tmp_path / 'run', fault=fault) == KILLED
     assert train(config, tmp_path / 'run', '--resume') == 0
     assert_same_run(tmp_path / 'run', whole, 'epoch_4.pth')
+
+
+def test_batches_that_are_passed_over_count():
+    """As onedl-mmengine asks for it; those that follow draw the same."""
+
+    class Batches:
+        number = 0
+
+        def __next__(self):
+            self.number += 1
+            return self.number, torch.rand(3)
+
+    whole, resumed = (SeededBatches(Batches(), 5) for _ in range(2))
+    expected = [next(whole) for _ in range(6)][4:]
+    resumed.skip_iter(4)
+    for number, noise in expected:
+        ours = next(resumed)
+        assert ours[0] == number and torch.equal(ours[1], noise)
 
 
 def test_persistent_workers_draw_the_same(tmp_path):

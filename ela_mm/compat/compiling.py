@@ -1,7 +1,7 @@
 """What this package needs of torch.compiler, which torch 2.0 does not have.
 
-Without it nothing is treated apart: torch.compile may then break its graph at a
-layer's autograd functions, with equal results.
+Without it nothing is treated apart; torch 2.0's torch.compile fails on these
+backbones anyway, whose stages are no plain ``nn.Sequential``.
 """
 import torch
 

@@ -169,7 +169,7 @@ def part_of(model: nn.Module,
             raise UsageError(
                 f"part 'classifier' of a {type(model).__name__}: expected the "
                 "config of an mmpretrain ImageClassifier; take part 'backbone'")
-        return (_Classifier(model, scores),
+        return (_Classifier(model, scores).eval(),
                 ['scores' if scores else 'logits'])
     if scores:
         raise UsageError("scores need part 'classifier'; a backbone has none")

@@ -63,6 +63,18 @@ class SeededBatches:
         self.taken += 1
         return next(self.batches)
 
+    def skip_iter(self, num_iters: int) -> None:
+        """Pass over batches, which onedl-mmengine asks for when it resumes.
+
+        They are loaded, as with mmengine: a sampler that jumps would leave
+        the workers' generators behind those of an uninterrupted run.
+
+        Args:
+            num_iters (int): Batches that are trained already.
+        """
+        for _ in range(num_iters):
+            next(self)
+
 
 class WorkerSeeds:
     """Seeds the persistent workers of a data loader anew in each epoch.
