@@ -97,9 +97,10 @@ def test_redundancy(detector):
     record = read_record(work_dir)
     layers = record['decisions'][0]['layers']
     for row, layer in zip(rows(table), layers):
-        reached = layer['mapped'] is not None or layer['status'] != 'kept'
-        assert row['decision'] == layer['status'] + (
-            '' if reached else ' (out of reach)')
+        assert row['decision'] == layer['status']
+        for key in ('kl', 'kl_std', 'mapped'):
+            assert row[key] == ('' if layer[key] is None else str(layer[key]))
+    assert 'kept (out of reach)' in output
     assert f'skipped {", ".join(skipped(work_dir))}'[:40] in ' '.join(
         output.split())
 
@@ -113,7 +114,10 @@ def test_attention(network, request, tmp_path):
     assert (tmp_path / 'set' / 'attention_stage3.png').is_file()
     (table, ) = (tmp_path / 'set').glob('*.csv')
     active = read_record(work_dir)['active']
-    assert [x['layer'] for x in rows(table)] == active
+    assert list(dict.fromkeys(x['layer'] for x in rows(table))) == active
+    for name in active:
+        assert sum(float(x['mean']) for x in rows(table)
+                   if x['layer'] == name) == pytest.approx(1)
     assert 'the first of the validation set' in ' '.join(output.split())
     some = sorted(pictures.glob('*.png'))[:2]
     output = analyze('attention', config, checkpoint, *some, '--out',
@@ -255,11 +259,12 @@ def test_whatif_of_a_run(detector):
     found = rows(table)
     decision = read_record(work_dir)['decisions'][0]
     assert found[0]['criterion'] == 'this run'
-    assert found[0]['layers'] == ', '.join(
-        n.replace('layer', '') for n in decision['skipped'])
-    assert found[-1]['criterion'] == 'fixed, n=2' and found[-1]['skips'] == '2'
-    assert found[0]['stable'].endswith('%')
-    assert float(found[0]['step, s']) < decision['step_time_before']
+    assert found[0]['skipped'].split() == decision['skipped']
+    assert json.loads(found[0]['config']) == decision['criterion']
+    assert found[-1]['criterion'] == 'fixed, n=2'
+    assert len(found[-1]['skipped'].split()) == 2
+    assert 0 <= float(found[0]['stable']) <= 1
+    assert float(found[0]['step_time']) < decision['step_time_before']
 
 
 def test_whatif_without_training(classifier, tmp_path):
@@ -268,8 +273,8 @@ def test_whatif_without_training(classifier, tmp_path):
                      '--batches', 3, '--no-time', '--out', tmp_path)
     assert '12 pictures of the validation set' in ' '.join(output.split())
     (table, ) = tmp_path.glob('what_if*.csv')
-    assert all(x['step, s'] == '-' for x in rows(table))
-    assert all(x['stable'].endswith('%') for x in rows(table))
+    assert all(x['step_time'] == '' for x in rows(table))
+    assert all(0 <= float(x['stable']) <= 1 for x in rows(table))
 
 
 def test_whatif_without_a_config(detector, tmp_path):
@@ -280,7 +285,7 @@ def test_whatif_without_a_config(detector, tmp_path):
     output = analyze('whatif', copy)
     assert 'no step times are expected: the work dir has no config' in output
     (table, ) = copy.glob('ela_analysis/what_if*.csv')
-    assert all(x['step, s'] == '-' for x in rows(table))
+    assert all(x['step_time'] == '' for x in rows(table))
 
 
 @needs_counter
@@ -292,12 +297,12 @@ def test_cost(classifier, tmp_path, mode):
                      tmp_path, *mode)
     assert '4 pictures of 32 x 32' in ' '.join(output.split())
     (layers, ) = tmp_path.glob('cost_attention*.csv')
-    assert [x['layer'] for x in rows(layers) if x[''] == 'skipped'] == skipped(
-        work_dir)
+    assert [x['name'] for x in rows(layers)
+            if x['active'] == 'False'] == skipped(work_dir)
     output = analyze('cost', config, '--rounds', 1, '--shape', 64, 48, '--out',
                      tmp_path, *mode)
     assert '64 x 48' in ' '.join(output.split())
-    assert all(x[''] == 'active' for x in rows(layers))
+    assert all(x['active'] == 'True' for x in rows(layers))
 
 
 @needs_counter

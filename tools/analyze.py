@@ -271,7 +271,8 @@ def show(sections: List[Section], folder: str) -> None:
             name = ''.join(c if c.isalnum() else '_' for c in name)
             written.append(osp.join(folder, f'{name}.csv'))
             with open(written[-1], 'w', newline='') as file:
-                csv.writer(file).writerows([table.header, *table.rows])
+                csv.writer(file).writerows(
+                    table.csv or [table.header, *table.rows])
     print(f'written to {folder}: ' + ', '.join(map(osp.basename, written)))
 
 
@@ -303,7 +304,7 @@ def attention(args: argparse.Namespace) -> None:
         source = ', '.join(map(osp.basename, args.pictures[:3])) + (
             ', ...' if len(args.pictures) > 3 else '')
     else:
-        batches = dataset_batches(cfg, args.images)
+        batches = bar('pictures')(dataset_batches(cfg, args.images))
         source = 'the first of the validation set'
     section = attention_section(measure(model, batches), source)
     show([section], beside(args, args.checkpoint))
@@ -342,7 +343,8 @@ def whatif(args: argparse.Namespace) -> None:
         cfg, model = load(args)
         loader = cfg.get('val_dataloader') or cfg.get('test_dataloader') or {}
         images = (args.batches or 32) * (loader.get('batch_size') or 1)
-        measured = measure(model, dataset_batches(cfg, images))
+        measured = measure(model,
+                           bar('pictures')(dataset_batches(cfg, images)))
         window = measured_window(
             measured.kl, [row.name for row in measured.rows],
             f'{measured.images} pictures of the validation set')

@@ -19,11 +19,14 @@ class Table:
     Attributes:
         caption (str): What the rows are.
         header (List[str]): Of the columns.
-        rows (List[List[str]]): Cells.
+        rows (List[List[str]]): Cells, rounded for reading.
+        csv (List[list]): The same for files, header first and not rounded;
+            empty if ``header`` and ``rows`` say it all.
     """
     caption: str
     header: List[str]
     rows: List[List[str]]
+    csv: List[list] = field(default_factory=list)
 
 
 @dataclass

@@ -1,9 +1,10 @@
 """What each analysis says: text, tables and pictures, for screen and page."""
+import json
 import math
 from typing import Any, Dict, List, Optional, Sequence
 
 from ..analysis.attention import Measured
-from ..analysis.cost import Cost
+from ..analysis.cost import Cost, LayerCost, StageCost
 from ..analysis.features import Features
 from ..analysis.history import Run
 from ..analysis.whatif import Outcome, Window
@@ -127,7 +128,11 @@ def window_section(run: Run, decision: Dict[str, Any]) -> Section:
     ] for layer in decision['layers']]
     table = Table(
         'Layers; std is between iterations',
-        ['layer', 'KL', 'std', 'mapped', 'decision'], rows)
+        ['layer', 'KL', 'std', 'mapped', 'decision'], rows,
+        [['layer', 'kl', 'kl_std', 'mapped', 'decision']] + [[
+            layer['name'], layer['kl'], layer['kl_std'], layer['mapped'],
+            layer['status']
+        ] for layer in decision['layers']])
     return Section(f'Window: {_span(run, decision)}', text, [table],
                    [decision_picture(decision, run.unit)])
 
@@ -192,7 +197,13 @@ def whatif_section(window: Window, outcomes: Sequence[Outcome],
     table = Table(
         f'Criteria, {window.label} (tables are the paper\'s)',
         ['criterion', 'skips', 'layers', 'stable', 'step, s', 'parameters'],
-        rows)
+        rows, [[
+            'criterion', 'config', 'skipped', 'stable', 'step_time', 'note'
+        ]] + [[
+            o.label,
+            json.dumps(o.config), ' '.join(o.skipped),
+            o.stability and o.stability.same, o.step_time, o.note
+        ] for o in outcomes])
     pictures = [counts_picture(window)] if len(window.names) > 1 else []
     stable = stability_picture(window, certain)
     if stable is not None:
@@ -224,7 +235,13 @@ def attention_section(measured: Measured, source: str) -> Section:
     ]
     return Section(
         'Attention weights', text,
-        [Table('Weights', ['layer', 'attends to block', 'KL now'], rows)],
+        [
+            Table('Weights', ['layer', 'attends to block', 'KL now'], rows,
+                  [['layer', 'source', 'mean', 'std']] + [[
+                      row.name, source, mean, std
+                  ] for row in measured.rows for source, mean, std in zip(
+                      row.sources, row.mean, row.spread)])
+        ],
         attention_pictures(measured))
 
 
@@ -262,10 +279,10 @@ def cost_section(cost: Cost) -> Section:
                 'stage', 'blocks, M', 'attention, M', 'blocks, GMACs',
                 '+ all', '+ left', 'blocks, ms', 'with all, ms',
                 'with left, ms'
-            ], stages),
+            ], stages, [list(StageCost._fields), *cost.stages]),
         Table('Attention layers',
               ['layer', '', 'parameters', 'MMACs', 'adds to a step, ms'],
-              layers)
+              layers, [list(LayerCost._fields), *cost.layers])
     ], [cost_picture(cost)])
 
 
