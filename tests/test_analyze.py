@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from conftest import ROOT
 from mmengine.config import Config
 from running import tool
-from sklearn.datasets import load_digits
-from test_classifier import CONFIG
+from test_classifier import train_classifier
 from test_complexity import needs_counter
 from test_detector import small_config
 from test_pictures import Page
@@ -68,18 +67,8 @@ def detector(digits_root, tmp_path_factory):
 def classifier(tmp_path_factory):
     """The same of a classifier, on folders of pictures."""
     folder = tmp_path_factory.mktemp('classifier')
-    digits = load_digits()
-    for label in (0, 1):
-        pictures = folder / 'data' / str(label)
-        pictures.mkdir(parents=True)
-        for i, image in enumerate(digits.images[digits.target == label][:6]):
-            cv2.imwrite(str(pictures / f'{i}.png'),
-                        cv2.resize(image, (32, 32)).astype('uint8') * 15)
-    config = folder / 'classifier.py'
-    config.write_text(CONFIG.replace('{root}', str(folder / 'data')))
-    process = tool('train.py', config, '--work-dir', folder / 'work')
-    assert process.returncode == 0, process.stderr[-2000:]
-    return config, folder / 'work', folder / 'data' / '1'
+    config, work_dir, _ = train_classifier(folder)
+    return config, work_dir, folder / 'data' / '1'
 
 
 def skipped(work_dir):

@@ -72,10 +72,8 @@ custom_hooks = [dict(type='ELAPruneHook', windows=[(1, 1)],
 """
 
 
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-    """Config, work dir and output of a classifier on folders of pictures."""
-    folder = tmp_path_factory.mktemp('classifier')
+def train_classifier(folder, *options):
+    """Config, work dir and output of a run on folders of pictures (data)."""
     digits = load_digits()
     for label in (0, 1):
         pictures = folder / 'data' / str(label)
@@ -85,10 +83,15 @@ def trained(tmp_path_factory):
                         cv2.resize(image, (32, 32)).astype('uint8') * 15)
     config = folder / 'classifier.py'
     config.write_text(CONFIG.replace('{root}', str(folder / 'data')))
-    process = tool('train.py', config, '--work-dir', folder / 'work',
-                   '--auto-scale-lr')
+    process = tool('train.py', config, '--work-dir', folder / 'work', *options)
     assert process.returncode == 0, process.stderr[-2000:]
     return config, folder / 'work', process.stdout
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    return train_classifier(
+        tmp_path_factory.mktemp('classifier'), '--auto-scale-lr')
 
 
 def test_tools_train_a_classifier(trained):

@@ -3,9 +3,9 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
+from toy import small_network
 
 from ela_mm.models.backbones.mmdet import ELAResNet
 from ela_mm.pruning import KLStatistics
@@ -22,16 +22,6 @@ def fresh_compiler():
     counters.clear()
     yield
     torch._dynamo.reset()
-
-
-def network(**options):
-    net = ELAResNet(
-        18, base_channels=16, norm_eval=False, zero_init_attention=True,
-        **options).train()
-    for name, parameter in net.named_parameters():
-        if name.endswith(('bias', 'scale.weight')):
-            nn.init.normal_(parameter, std=0.3)
-    return net
 
 
 def gradients(outs, net, x):
@@ -86,14 +76,14 @@ def prune_and_compare(net, counter, tolerance):
 
 
 def test_one_recompilation_per_pruning():
-    prune_and_compare(network().double(),
+    prune_and_compare(small_network().double(),
                       CompileCounterWithBackend('aot_eager'), 1e-9)
 
 
 @pytest.mark.slow
 def test_inductor():
     """The compiler that writes kernels, on one stage."""
-    stage = network().double().layer2
+    stage = small_network().double().layer2
     compiled = torch.compile(stage, fullgraph=True)
     x = torch.randn(2, 16, 8, 8, dtype=torch.float64, requires_grad=True)
     parameters = list(stage.parameters())
@@ -119,7 +109,7 @@ def test_light_attention_and_plain_networks_compile(attention, whole):
 
 def test_autocast_compiles():
     """No further from float32 than autocast itself is."""
-    net = network()
+    net = small_network()
     counter = CompileCounterWithBackend('aot_eager')
     compiled = torch.compile(net, backend=counter, fullgraph=True)
     x = torch.randn(4, 3, 64, 64)
@@ -140,7 +130,7 @@ def test_autocast_compiles():
 
 def test_a_window_counts_what_eager_counts():
     """Many steps and a bounded number of graphs, also after the window."""
-    net = network().double()
+    net = small_network().double()
     steps = 12
     batches = torch.randn(steps, 2, 3, 32, 32, dtype=torch.float64)
     eager, observed = KLStatistics(), KLStatistics()

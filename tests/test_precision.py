@@ -4,9 +4,9 @@ import copy
 import pytest
 import torch
 from torch import nn
+from toy import small_network
 
 from ela_mm import LayerAttention, LayerMemory
-from ela_mm.models.backbones.mmdet import ELAResNet
 
 
 def has_half_convolutions() -> bool:
@@ -24,14 +24,9 @@ needs_half = pytest.mark.skipif(
 PRUNED = ['layer1.1', 'layer3.0', 'layer4.1']
 
 
-def network(**options):
+def network():
     """A small network whose norms have seen data and differ."""
-    net = ELAResNet(
-        18, base_channels=16, norm_eval=False, zero_init_attention=True,
-        **options).train()
-    for name, parameter in net.named_parameters():
-        if name.endswith(('bias', 'scale.weight')):
-            nn.init.normal_(parameter, std=0.3)
+    net = small_network()
     with torch.no_grad():
         net(torch.randn(4, 3, 64, 64))
     return net

@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
 import ela_mm  # noqa: F401
+from ela_mm.models.backbones.mmdet import ELAResNet
 
 
 @DATASETS.register_module(force=True)
@@ -134,3 +135,14 @@ def energy(model) -> float:
         logits.double().square().sum().item()
         for batch in images.split(4) for logits in model(batch)
     ])['energy']
+
+
+def small_network():
+    """mmdet's ELAResNet-18, its attention as if it had been trained."""
+    net = ELAResNet(
+        18, base_channels=16, norm_eval=False,
+        zero_init_attention=True).train()
+    for name, parameter in net.named_parameters():
+        if name.endswith(('bias', 'scale.weight')):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return net

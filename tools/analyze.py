@@ -14,6 +14,7 @@ import argparse
 import csv
 import os
 import os.path as osp
+import re
 import sys
 from typing import Callable, Iterable, List, Optional
 
@@ -220,7 +221,7 @@ def _add_timing(command: argparse.ArgumentParser) -> None:
         nargs=2,
         type=_positive,
         metavar=('HEIGHT', 'WIDTH'),
-        help="of the pictures; default: the validation set's")
+        help="of the pictures; default: the config's")
     command.add_argument(
         '--batch',
         type=_positive,
@@ -267,7 +268,8 @@ def show(sections: List[Section], folder: str) -> None:
     ]
     for section in sections:
         for table in section.tables:
-            name = f'{section.title}_{table.caption.split(":")[0]}'.lower()
+            caption = re.split('[:;,]', table.caption)[0]
+            name = f'{section.title}_{caption}'.lower()
             name = ''.join(c if c.isalnum() else '_' for c in name)
             written.append(osp.join(folder, f'{name}.csv'))
             with open(written[-1], 'w', newline='') as file:
