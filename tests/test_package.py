@@ -23,7 +23,8 @@ def test_wheel_holds_configs_and_tools(tmp_path):
     (wheel, ) = tmp_path.glob('*.whl')
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
-        'ela_mm/pruning/ebqm.py', 'ela_mm/.mim/tools/train.py',
+        'ela_mm/pruning/ebqm.py', 'ela_mm/visualization/page.html',
+        'ela_mm/.mim/tools/train.py', 'ela_mm/.mim/tools/analyze.py',
         'ela_mm/.mim/configs/faster_rcnn_ela_r50.py',
         'ela_mm/.mim/configs/ablations/digits.yaml'
     } <= names
