@@ -162,9 +162,9 @@ def test_maps_are_score_cams(classifier):
             torch.nn.init.normal_(parameter, std=.1)
     picture = str(next(pictures.glob('*.png')))
     names = ['layer1.1', 'layer3.0']
-    found = look(model, cfg, picture, names, channels=6, put_back=False)
-    inputs = model.data_preprocessor(
-        next(file_batches(cfg, [picture])), False)['inputs']
+    batch = next(file_batches(cfg, [picture]))
+    found = look(model, batch, names, channels=6, put_back=False)
+    inputs = model.data_preprocessor(batch, False)['inputs']
     label = int(found.target.split()[-1]) - 10
     assert label == int(model(inputs, mode='tensor').argmax())
     for layer in found.pruned:
@@ -184,8 +184,8 @@ def test_a_deploy_checkpoint_has_nothing_to_put_back(classifier, tmp_path):
     assert process.returncode == 0, process.stderr[-2000:]
     cfg = Config.fromfile(config)
     model, _ = load_model(cfg, str(small))
-    found = look(model, cfg, str(next(pictures.glob('*.png'))),
-                 ['layer3.1'], 2)
+    batch = next(file_batches(cfg, [str(next(pictures.glob('*.png')))]))
+    found = look(model, batch, ['layer3.1'], 2)
     assert not found.whole
     output = analyze('features', config, small, next(pictures.glob('*.png')),
                      '--layers', 'layer3.1', '--channels', 2, '--out', tmp_path)
@@ -228,7 +228,8 @@ def test_layers_put_back_attend_again(classifier):
     gone = skipped(work_dir)
     names = [n for n in (x.name for x in model.backbone.attention_layers)
              if n.startswith(gone[0].split('.')[0])]
-    found = look(model, cfg, str(next(pictures.glob('*.png'))), names, 2)
+    batch = next(file_batches(cfg, [str(next(pictures.glob('*.png')))]))
+    found = look(model, batch, names, 2)
     assert [x.name for x in found.pruned if not x.active] == [
         n for n in names if n in gone]
     assert all(x.active for x in found.whole)

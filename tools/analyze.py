@@ -323,8 +323,8 @@ def features(args: argparse.Namespace) -> None:
     check_grad_cam()
     cfg, model = load(args)
     layers = args.layers or choose_layers(model, args.stage)
-    found = look(model, cfg, args.picture, layers, args.channels,
-                 not args.as_pruned, bar('maps'))
+    found = look(model, next(file_batches(cfg, [args.picture])), layers,
+                 args.channels, not args.as_pruned, bar('maps'))
     show([features_section(found, osp.basename(args.picture))],
          beside(args, args.checkpoint))
 

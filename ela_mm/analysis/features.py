@@ -11,13 +11,11 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
-from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..engine.loading import find_backbone
 from ..errors import UsageError
 from ..pruning import KLStatistics
-from .pictures import file_batches
 
 # Layers in one picture, as in figure 3.
 AT_MOST = 6
@@ -88,8 +86,7 @@ def choose_layers(model: nn.Module,
 
 
 def look(model: nn.Module,
-         cfg: Config,
-         image: str,
+         batch: dict,
          layers: Sequence[str],
          channels: int = 32,
          put_back: bool = True,
@@ -98,8 +95,8 @@ def look(model: nn.Module,
 
     Args:
         model (nn.Module): A detector or a classifier; not changed.
-        cfg (Config): Says how pictures are prepared.
-        image (str): A file.
+        batch (dict): Its first picture; see
+            :mod:`ela_mm.analysis.pictures`.
         layers (Sequence[str]): Names, as a rule of one stage.
         channels (int): Score-CAM weighs so many channels of each layer, those
             of the largest mean; it runs the whole network once for each. The
@@ -113,8 +110,8 @@ def look(model: nn.Module,
         Features: Of the picture.
 
     Raises:
-        UsageError: Without grad-cam, on an unknown layer, a picture that
-            cannot be read, or one in which a detector finds nothing.
+        UsageError: Without grad-cam, on an unknown layer, or a picture in
+            which a detector finds nothing.
     """
     check_grad_cam()
     backbone = find_backbone(model)
@@ -124,9 +121,9 @@ def look(model: nn.Module,
         raise UsageError(f'no attention layer {unknown[0]!r}: expected some of '
                          f'{known[0]} to {known[-1]}')
     model = deepcopy(model).eval()
-    batch = next(file_batches(cfg, [image]))
     with torch.no_grad():
         data = model.data_preprocessor(batch, False)
+    data = {key: data[key][:1] for key in ('inputs', 'data_samples')}
     scored = _scored(model, data)
     networks = [model]
     # A deploy checkpoint has no weights of skipped layers to put back.

@@ -147,15 +147,13 @@ def _load(run: Run, config: Optional[str], checkpoint: Optional[str],
 
 
 def _features(cfg: Config, model: nn.Module, channels: int) -> Section:
-    """Of the first picture of the validation set, from its file."""
-    batch = next(dataset_batches(cfg, 1), None)
-    sample = batch['data_samples'][0] if batch else None
-    path = getattr(sample, 'img_path', None)
-    if path is None:
-        raise UsageError('the validation set has no picture files; name one '
-                         'with tools/analyze.py features')
-    features = look(model, cfg, path, choose_layers(model), channels)
-    return features_section(features, osp.basename(path))
+    """Of the first picture of the validation set."""
+    batch = next(dataset_batches(cfg, 1))
+    features = look(model, batch, choose_layers(model), channels)
+    path = getattr(batch['data_samples'][0], 'img_path', None)
+    return features_section(
+        features, 'the first picture of the validation set' +
+        (f', {osp.basename(path)}' if path else ''))
 
 
 def _what_if(run: Run, cost: Optional[Cost]) -> List[Section]:

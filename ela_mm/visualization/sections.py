@@ -247,7 +247,7 @@ def attention_section(measured: Measured, source: str) -> Section:
 
 def cost_section(cost: Cost) -> Section:
     """Parameters, multiply-accumulates and time."""
-    giga = '{:.3f}'.format
+    giga = '{:.3g}'.format
 
     def milli(seconds: float) -> str:
         return f'{1e3 * seconds:.1f}'
