@@ -40,6 +40,7 @@ from ela_mm.analysis.whatif import (
 from ela_mm.engine.criteria import build_criterion
 from ela_mm.engine.record import FILE_NAME, read_record, write_record
 from ela_mm.errors import UsageError
+from ela_mm.models.backbones.ela_resnet import AttentionStage
 from ela_mm.models.backbones.mmpretrain import ELAResNet
 from ela_mm.visualization.sections import whatif_section
 from ela_mm.visualization.whatif import stability_picture
@@ -476,16 +477,30 @@ def test_pairs_are_told_from_layers(monkeypatch):
 
 
 @needs_counter
-def test_a_frozen_stage_is_timed_without_backward():
-    model = toy_model(frozen_stages=4)
-    cost = measure_cost(model, (32, 32), rounds=1)
-    assert len(cost.stages) == 4
+@pytest.mark.parametrize('frozen, training, backward', [
+    (-1, True, {'layer1', 'layer2', 'layer3', 'layer4'}),
+    (2, True, {'layer3', 'layer4'}),
+    (4, True, set()),
+    (-1, False, set()),
+])
+def test_what_does_not_learn_is_timed_without_backward(
+        frozen, training, backward, monkeypatch):
+    seen, last = set(), []
+    forward, back = AttentionStage.forward, torch.Tensor.backward
 
+    def watched(self, x):
+        last[:] = [self.name]
+        return forward(self, x)
 
-@needs_counter
-def test_inference_is_timed_in_eval_mode():
-    cost = measure_cost(toy_model(), (32, 32), rounds=1, training=False)
-    assert 'eval mode' in cost.conditions
+    def watched_back(self, *args, **kwargs):
+        seen.update(last)
+        return back(self, *args, **kwargs)
+
+    monkeypatch.setattr(AttentionStage, 'forward', watched)
+    monkeypatch.setattr(torch.Tensor, 'backward', watched_back)
+    model = toy_model(frozen_stages=frozen, norm_eval=False)
+    measure_cost(model, (32, 32), rounds=1, training=training)
+    assert seen == backward
 
 
 @pytest.mark.parametrize('name, shape', [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from scipy import stats
+from test_prune_hook import tensorboard_of
 from toy import toy_runner
 
 from ela_mm.analysis.attention import AttentionRow, Measured
@@ -306,14 +307,6 @@ def test_a_picture_that_fails_does_not_end_the_training(tmp_path, monkeypatch,
 
 
 def test_the_picture_reaches_tensorboard(tmp_path):
-    from tensorboard.backend.event_processing import event_accumulator
-    toy_runner(
-        tmp_path, max_epochs=1, hook=dict(picture=True),
-        visualizer=dict(
-            type='Visualizer',
-            vis_backends=[dict(type='TensorboardVisBackend')])).train()
-    (events, ) = tmp_path.glob('**/events.out.tfevents.*')
-    reader = event_accumulator.EventAccumulator(str(events.parent))
-    reader.Reload()
+    reader = tensorboard_of(tmp_path, picture=True)
     (image, ) = reader.Images('ela_redundancy')
     assert image.step == 4 and image.width > 300

@@ -110,16 +110,22 @@ def test_scalars_reach_the_visualizer(run):
         f'ela/kl/{name}': value for name, value in kl.items()}
 
 
-def test_scalars_reach_tensorboard(tmp_path):
+def tensorboard_of(work_dir, **hook):
+    """What TensorBoard reads of one epoch of the toy, pruned at its end."""
     from tensorboard.backend.event_processing import event_accumulator
     toy_runner(
-        tmp_path, max_epochs=1,
+        work_dir, max_epochs=1, hook=hook,
         visualizer=dict(
             type='Visualizer',
             vis_backends=[dict(type='TensorboardVisBackend')])).train()
-    (events, ) = tmp_path.glob('**/events.out.tfevents.*')
+    (events, ) = work_dir.glob('**/events.out.tfevents.*')
     reader = event_accumulator.EventAccumulator(str(events.parent))
     reader.Reload()
+    return reader
+
+
+def test_scalars_reach_tensorboard(tmp_path):
+    reader = tensorboard_of(tmp_path)
     decision = read_record(tmp_path)['decisions'][0]
     (active, ) = reader.Scalars('ela/active')
     assert (active.step, active.value) == (4, decision['active'])

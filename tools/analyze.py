@@ -336,6 +336,7 @@ def whatif(args: argparse.Namespace) -> None:
         done = read_run(args.source[0])
         if done.config is not None:  # whose imports bring criteria of its own
             read_config(done.config, args.cfg_options)
+        more = [parse_criterion(text) for text in args.criterion]
         windows = [recorded_window(d, done.unit) for d in decided(done)]
         if not args.no_time:
             cost = _or_none(lambda: _cost_of_run(args, done.config))
@@ -343,6 +344,7 @@ def whatif(args: argparse.Namespace) -> None:
     else:
         args.config, args.checkpoint = args.source
         cfg, model = load(args)
+        more = [parse_criterion(text) for text in args.criterion]
         loader = cfg.get('val_dataloader') or cfg.get('test_dataloader') or {}
         images = (args.batches or 32) * (loader.get('batch_size') or 1)
         measured = measure(model,
@@ -357,7 +359,7 @@ def whatif(args: argparse.Namespace) -> None:
         windows = [window]
         folder = beside(args, args.checkpoint)
     seconds = cost and cost.attention_seconds
-    sections = [_what_if(window, seconds, args, cost) for window in windows]
+    sections = [_what_if(window, seconds, more, cost) for window in windows]
     show(sections, folder)
 
 
@@ -378,9 +380,8 @@ def _check_whatif(args: argparse.Namespace) -> None:
                          'out one of them')
 
 
-def _what_if(window: Window, seconds: Optional[Callable], args: argparse.Namespace,
+def _what_if(window: Window, seconds: Optional[Callable], more: List[dict],
              cost: Optional[Cost]) -> Section:
-    more = [parse_criterion(text) for text in args.criterion]
     if not window.names:
         return Section(f'What if: {window.label}', [
             'No KL divergence was measured: there is nothing to decide on.'

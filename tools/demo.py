@@ -9,12 +9,12 @@ import time
 from copy import deepcopy
 from typing import Tuple
 
-import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.engine.launch import build_runner, run
+from ela_mm.engine.loading import with_all_layers
 from ela_mm.engine.record import FILE_NAME, read_record
 from ela_mm.engine.step_timer import StepTimer
 from ela_mm.visualization.report import write_report
@@ -37,11 +37,7 @@ def time_side_by_side(runner: Runner, rounds: int = 8) -> Tuple[float, float]:
         Tuple[float, float]: Median seconds with all layers, and pruned.
     """
     pruned = runner.model
-    everything = deepcopy(pruned)
-    state = everything.backbone.state_dict()
-    for mask in ('active', 'visible'):
-        state[mask] = torch.ones_like(state[mask])
-    everything.backbone.load_state_dict(state)
+    everything = with_all_layers(pruned)
     batch = next(iter(runner.train_dataloader))
     timers = {everything: StepTimer(rounds), pruned: StepTimer(rounds)}
     for _ in range(rounds + 1):  # the first falls out of the timer's window

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..engine.loading import find_backbone
+from ..engine.loading import find_backbone, with_all_layers
 from ..errors import UsageError
 from ..pruning import KLStatistics
 
@@ -129,7 +129,7 @@ def look(model: nn.Module,
     # A deploy checkpoint has no weights of skipped layers to put back.
     put_back = put_back and not getattr(model, 'deployed', False)
     if put_back and not all(x.active for x in backbone.attention_layers):
-        networks.append(_with_all_layers(model))
+        networks.append(with_all_layers(model))
     jobs = [(network, name) for network in networks for name in layers]
     cams: Dict[int, List[LayerFeatures]] = {id(n): [] for n in networks}
     divergences = {id(n): _kl(n, data['inputs']) for n in networks}
@@ -146,17 +146,6 @@ def look(model: nn.Module,
         target=scored.label,
         pruned=cams[id(model)],
         whole=cams[id(networks[1])] if len(networks) > 1 else [])
-
-
-def _with_all_layers(model: nn.Module) -> nn.Module:
-    """A copy in which nothing is skipped."""
-    model = deepcopy(model)
-    backbone = find_backbone(model)
-    state = backbone.state_dict()
-    for mask in ('active', 'visible'):
-        state[mask] = torch.ones_like(state[mask])
-    backbone.load_state_dict(state)
-    return model
 
 
 def _kl(model: nn.Module, inputs: Tensor) -> Dict[str, float]:

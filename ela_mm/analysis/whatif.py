@@ -7,6 +7,7 @@ from ..engine.criteria import build_criterion
 from ..errors import UsageError
 from ..pruning import LayerKL, ebqm
 from ..pruning.criteria import Criterion
+from .history import window_name
 
 # The paper's settings of EBQM; gamma is this project's choice.
 PAPER = {
@@ -99,10 +100,8 @@ def recorded_window(decision: Mapping[str, Any], unit: str = 'epoch') -> Window:
     lengths = {len(values) for values in series}
     complete = len(lengths) == 1 and min(lengths) > 1 and not any(
         value is None for values in series for value in values)
-    first, last = decision['window']
     return Window(
-        label=f'{unit} {first}' if first == last else
-        f'{unit}s {first} to {last}',
+        label=window_name(decision['window'], unit),
         names=[layer['name'] for layer in layers],
         kl=np.array([layer['kl'] for layer in layers]),
         series=np.array(series).T if complete else None,

@@ -4,6 +4,7 @@ import re
 from copy import deepcopy
 from typing import Dict, Optional, Tuple
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import CheckpointLoader
@@ -151,3 +152,21 @@ def find_backbone(model: nn.Module) -> LayerAttentionMixin:
             f'{type(model).__name__} has {len(found)} backbones with layer '
             f'attention ({", ".join(found)}): ELAPruneHook prunes exactly one')
     return next(iter(found.values()))
+
+
+def with_all_layers(model: nn.Module) -> nn.Module:
+    """A copy of a model in which no attention layer is skipped.
+
+    Args:
+        model (nn.Module): With one ELA backbone; not changed.
+
+    Returns:
+        nn.Module: Skipped layers have the weights that they were left with.
+    """
+    model = deepcopy(model)
+    backbone = find_backbone(model)
+    state = backbone.state_dict()
+    for mask in ('active', 'visible'):
+        state[mask] = torch.ones_like(state[mask])
+    backbone.load_state_dict(state)
+    return model

@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from scipy.stats import beta as beta_distribution
 
-from ..analysis.history import Run
+from ..analysis.history import Run, window_name
 from .style import (
     KEPT,
     MARKERS,
@@ -50,8 +50,7 @@ def decision_picture(decision: Dict[str, Any], unit: str = 'epoch') -> Picture:
         if draws_map:
             _map_panel(axes[1], ranked, decision['criterion'])
         first, last = decision['window']
-        span = f'{unit} {first}' if first == last else (
-            f'{unit}s {first} to {last}')
+        span = window_name(decision['window'], unit)
         figure.suptitle(
             f'{span.capitalize()}: {len(decision["skipped"])} of '
             f'{decision["active"] + len(decision["skipped"])} active layers '

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from ..analysis.attention import Measured
 from ..analysis.cost import Cost, LayerCost, StageCost
 from ..analysis.features import Features
-from ..analysis.history import Run
+from ..analysis.history import Run, window_name
 from ..analysis.whatif import Outcome, Window
 from .attention import attention_pictures
 from .cost import cost_picture
@@ -84,9 +84,7 @@ def _gain(run: Run) -> List[str]:
 
 
 def _span(run: Run, decision: Dict[str, Any]) -> str:
-    first, last = decision['window']
-    return (f'{run.unit} {first}' if first == last else
-            f'{run.unit}s {first} to {last}')
+    return window_name(decision['window'], run.unit)
 
 
 def timeline_section(run: Run) -> Section:
