@@ -125,5 +125,6 @@ def _count(model: nn.Module, input_shape: Sequence[int]) -> Tuple[dict, dict]:
 
 def _leave_bank(module, args) -> None:
     memory = args[1]
-    if memory.bank is not None and not memory.values:
-        memory.bank, memory.values = None, []
+    if memory.value_bank is not None and not memory.values:
+        memory.key_bank, memory.value_bank = None, None
+        memory.keys, memory.values = [], []

@@ -8,21 +8,16 @@ import math
 from typing import List, Optional
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...compat.compiling import is_compiling
 from ...errors import UsageError
-from .retrieval import (
-    ValueBank,
-    fits_bank,
-    is_traced,
-    key_products,
-    retrieve,
-)
+from .retrieval import ValueBank, fits_bank, retrieve
+from .weighing import KeyBank, weigh
 
 
 class LayerMemory:
@@ -32,24 +27,27 @@ class LayerMemory:
 
     Args:
         capacity (int, optional): T, the number of layers that will leave a
-            value. If given, values lie in one buffer, which makes retrieving
-            from them fast and its backward small. Defaults to None.
+            key and a value. If given, these lie in buffers, which makes
+            attention fast and its backward small. Defaults to None.
 
     Attributes:
         keys (List[Tensor]): n tensors (B, h, d), in the order of the layers.
         values (List[Tensor]): n tensors (B, C, H, W).
         weights (Tensor | None): (B, h, n) float32, the attention weights P of
             the last layer that attended; None before the first.
-        bank (ValueBank | None): The buffer; None without a capacity, and
-            where compilers or exporters trace the network, who fuse the plain
-            sum themselves.
+        key_bank (KeyBank | None): The buffer of keys; None without a
+            capacity, and where compilers or exporters trace the network, who
+            fuse the plain operations themselves.
+        value_bank (ValueBank | None): The buffer of values, like the keys'.
     """
 
     def __init__(self, capacity: Optional[int] = None) -> None:
-        self.bank = ValueBank(
-            capacity) if capacity and not is_traced() else None
-        self.keys: List[Tensor] = []
-        self.values: List[Tensor] = self.bank.values if self.bank else []
+        if is_compiling() or torch.jit.is_tracing():
+            capacity = None
+        self.key_bank = KeyBank(capacity) if capacity else None
+        self.value_bank = ValueBank(capacity) if capacity else None
+        self.keys: List[Tensor] = self.key_bank.keys if capacity else []
+        self.values: List[Tensor] = self.value_bank.values if capacity else []
         self.weights: Optional[Tensor] = None
 
 
@@ -145,59 +143,34 @@ class LayerAttention(nn.Module):
         Returns:
             Tensor: (B, C, H, W), the term to add to ``x``.
         """
-        memory.weights = self.attend(self.remember(x, memory), memory)
+        self.remember(x, memory)
         return self.drop_path(self.retrieve(memory))  # (B, C, H, W)
 
     def remember(self,
                  x: Tensor,
                  memory: LayerMemory,
-                 attends: bool = True) -> Optional[Tensor]:
-        """Add this layer's key and value to the memory.
+                 attends: bool = True) -> None:
+        """Add this layer's key and value to the memory, and its weights.
 
         Args:
             x (Tensor): (B, C, H, W), the block's output.
             memory (LayerMemory): Written.
-            attends (bool): Whether the layer needs a query. Defaults to True.
-
-        Returns:
-            Tensor | None: (B, h, d), the layer's query.
+            attends (bool): Whether the layer weighs the layers in memory,
+                itself included. False leaves ``memory.weights`` as they are.
+                Defaults to True.
         """
-        # Sum, then divide: backward expands the gradient without a copy.
-        pooled = x.sum((2, 3), dtype=_at_least_float32(x.dtype))  # (B, C)
-        # Half holds the mean; the sum over a large picture leaves its range.
-        pooled = (pooled / (x.shape[2] * x.shape[3])).to(x.dtype)  # (B, C)
-        # One convolution of two channels: as small, its overhead counts.
-        kernels = torch.cat([self.key.weight, self.query.weight]
-                            ) if attends else self.key.weight  # (2, 1, k)
-        key, *query = F.conv1d(
-            pooled.unsqueeze(1), kernels,
-            padding=self.query.padding).unbind(1)  # (B, C) each
-        heads = (x.shape[0], self.num_heads, self.head_dim)
-        memory.keys.append(key.reshape(heads))  # (B, h, d)
+        kernels = self.key.weight, self.query.weight if attends else None
+        weights = (
+            weigh(x, *kernels, self.head_dim, memory.keys)
+            if memory.key_bank is None else memory.key_bank.weigh(
+                x, *kernels, self.head_dim))  # (B, h, n)
+        if attends:
+            memory.weights = weights
         value = self.value(x)  # (B, C, H, W)
-        if memory.bank is None:
+        if memory.value_bank is None:
             memory.values.append(value)
         else:
-            memory.bank.write(value)
-        return query[0].reshape(heads) if attends else None  # (B, h, d)
-
-    def attend(self, query: Tensor, memory: LayerMemory) -> Tensor:
-        """Weigh the layers in memory.
-
-        Args:
-            query (Tensor): (B, h, d), of the layer that attends.
-            memory (LayerMemory): n keys.
-
-        Returns:
-            Tensor: (B, h, n) float32, the attention weights P of equation 4.
-        """
-        # Half precision would merge close weights, and KL reads them.
-        with torch.autocast(query.device.type, enabled=False):
-            wide = _at_least_float32(query.dtype)
-            logits = key_products(
-                query.to(wide), [key.to(wide) for key in memory.keys])
-            return torch.softmax(
-                logits / math.sqrt(self.head_dim), dim=-1)  # (B, h, n)
+            memory.value_bank.write(value)
 
     def retrieve(self, memory: LayerMemory) -> Tensor:
         """Sum the values by the last weights; norm, relu and scale follow.
@@ -208,7 +181,7 @@ class LayerAttention(nn.Module):
         Returns:
             Tensor: (B, C, H, W).
         """
-        weights, bank = memory.weights, memory.bank
+        weights, bank = memory.weights, memory.value_bank
         scale = None if self.scale is None else self.scale.weight
         if bank is not None and fits_bank(self.norm):
             return bank.retrieve(weights, self.norm,
@@ -242,7 +215,3 @@ class LayerAttention(nn.Module):
             # Attention trained without a scale is attention of scale 1.
             state_dict[name] = torch.ones_like(self.scale.weight)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.half, torch.bfloat16) else dtype

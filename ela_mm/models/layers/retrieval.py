@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ...compat.compiling import is_compiling
+from .weighing import alias
 
 
 def retrieve(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
@@ -45,28 +45,6 @@ def retrieve(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
         # In place: autograd keeps factor and value, never the partial sums.
         retrieved.addcmul_(factor, value)
     return retrieved
-
-
-def key_products(query: Tensor, keys: Sequence[Tensor]) -> Tensor:
-    """Products of a query with the keys of a stage, per head.
-
-    Equation 4 before its softmax and scale.
-
-    Args:
-        query (Tensor): (B, h, d).
-        keys (Sequence[Tensor]): n tensors (B, h, d).
-
-    Returns:
-        Tensor: (B, h, n).
-    """
-    if is_traced():
-        return _products(query, keys)
-    return _KeyProducts.apply(query, *keys)
-
-
-def is_traced() -> bool:
-    """Whether a compiler or an exporter follows the code."""
-    return is_compiling() or torch.jit.is_tracing()
 
 
 class ValueBank:
@@ -152,7 +130,7 @@ class _Write(torch.autograd.Function):
         ctx.slot, ctx.weights = slot, weights
         ctx.first = len(weights)  # the first retrieval that sees it
         ctx.set_materialize_grads(False)
-        return _alias(state)
+        return alias(state)
 
     @staticmethod
     @once_differentiable
@@ -195,10 +173,10 @@ class _Retrieve(torch.autograd.Function):
         if scale is not None:
             term = term * _along_channels(scale, term)
         # An alias with a version of its own: later writes go to other slots.
-        ctx.save_for_backward(_alias(state)[:n], weights, gamma, beta, scale,
+        ctx.save_for_backward(alias(state)[:n], weights, gamma, beta, scale,
                               mean, invstd, running_mean, running_var)
         ctx.set_materialize_grads(False)
-        return term, _alias(state)
+        return term, alias(state)
 
     @staticmethod
     @once_differentiable
@@ -249,28 +227,6 @@ class _Retrieve(torch.autograd.Function):
                 None, None, None)
 
 
-class _KeyProducts(torch.autograd.Function):
-    """Keeps the keys for backward, and not their stack at every layer."""
-
-    @staticmethod
-    def forward(ctx, query: Tensor, *keys: Tensor) -> Tensor:
-        ctx.save_for_backward(query, *keys)
-        return _products(query, keys)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        query, *keys = ctx.saved_tensors
-        grad = grad.unsqueeze(-1)  # (B, h, n, 1)
-        grad_query = (grad * torch.stack(keys, 2)).sum(2)  # (B, h, d)
-        grad_keys = grad * query.unsqueeze(2)  # (B, h, n, d)
-        return (grad_query, *grad_keys.unbind(2))
-
-
-def _products(query: Tensor, keys: Sequence[Tensor]) -> Tensor:
-    return (query.unsqueeze(2) * torch.stack(tuple(keys), 2)).sum(-1)
-
-
 def _buffer(value: Tensor, capacity: int, make: Callable) -> Tensor:
     """A buffer (T, B, C, H, W) whose slots lie in memory as a value does."""
     batch, channels, height, width = value.shape
@@ -279,11 +235,6 @@ def _buffer(value: Tensor, capacity: int, make: Callable) -> Tensor:
         return make(capacity, batch, height, width, channels,
                     **options).permute(0, 1, 4, 2, 3)
     return make(capacity, *value.shape, **options)
-
-
-def _alias(state: Tensor) -> Tensor:
-    """The same memory with a version of its own, which inference has not."""
-    return state if state.is_inference() else state.data
 
 
 def _channels_last(value: Tensor) -> bool:

@@ -1,0 +1,180 @@
+"""Attention weights: which earlier layers a layer retrieves from (equation 4).
+
+Query and key come from the pooled output of a block, so everything here is
+small, and there is much of it: left to autograd, some sixty operations a layer
+that take longer to start than to run. A :class:`KeyBank` therefore runs a
+layer's weighing as one function of autograd, with its gradient by hand.
+
+:func:`weigh` says the same in the framework's operations. It is what
+compilers and exporters see.
+"""
+import math
+from typing import List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def weigh(x: Tensor, key_kernel: Tensor, query_kernel: Optional[Tensor],
+          head_dim: int, keys: List[Tensor]) -> Optional[Tensor]:
+    """Form a layer's key and query, and weigh the layers so far.
+
+    Equation 4 of the paper, P = softmax(q k^T / sqrt(d)) over the layers. In
+    float32 at least: half precision would merge close weights, and KL reads
+    them.
+
+    Args:
+        x (Tensor): (B, C, H, W), the block's output.
+        key_kernel (Tensor): (1, 1, k), of the convolution over channels.
+        query_kernel (Tensor, optional): (1, 1, k); None for a layer that
+            does not attend.
+        head_dim (int): d.
+        keys (List[Tensor]): n - 1 tensors (B, h, d) of earlier layers; this
+            layer's is added.
+
+    Returns:
+        Tensor | None: (B, h, n), the attention weights P.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        pooled = _pooled(x)  # (B, C)
+        kernels = key_kernel if query_kernel is None else torch.cat(
+            [key_kernel, query_kernel])  # (2, 1, k)
+        key, *query = F.conv1d(
+            pooled.unsqueeze(1),
+            kernels.to(pooled.dtype),
+            padding=kernels.shape[-1] // 2).unbind(1)  # (B, C) each
+        heads = (len(x), -1, head_dim)
+        keys.append(key.view(heads))  # (B, h, d)
+        if not query:
+            return None
+        query = query[0].view(heads).unsqueeze(2)  # (B, h, 1, d)
+        logits = (query * torch.stack(keys, 2)).sum(-1)  # (B, h, n)
+        return torch.softmax(logits / math.sqrt(head_dim), dim=-1)
+
+
+class KeyBank:
+    """The keys of one stage and forward pass in one buffer.
+
+    Args:
+        capacity (int): T, the number of keys to come.
+
+    Attributes:
+        keys (List[Tensor]): n tensors (B, h, d), views of the buffer that
+            carry no gradient.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.keys: List[Tensor] = []
+        self._capacity = capacity
+        # The buffer (T, B, h, d) as autograd sees it: the layers form a
+        # chain, on which the keys' gradients travel back.
+        self._state: Optional[Tensor] = None
+
+    def weigh(self, x: Tensor, key_kernel: Tensor,
+              query_kernel: Optional[Tensor],
+              head_dim: int) -> Optional[Tensor]:
+        """:func:`weigh`, with this bank's keys."""
+        if self._state is None:
+            self._state = x.new_empty(
+                (self._capacity, len(x), x.shape[1] // head_dim, head_dim),
+                dtype=_wide(x.dtype))
+        slot = len(self.keys)
+        with torch.autocast(x.device.type, enabled=False):
+            weights, self._state = _Weigh.apply(self._state, x, key_kernel,
+                                                query_kernel, slot)
+        self.keys.append(self._state.detach()[slot])
+        return weights
+
+
+class _Weigh(torch.autograd.Function):
+    """A key enters the bank, and a query meets all keys in it."""
+
+    @staticmethod
+    def forward(ctx, state: Tensor, x: Tensor, key_kernel: Tensor,
+                query_kernel: Optional[Tensor],
+                slot: int) -> Tuple[Optional[Tensor], Tensor]:
+        state = alias(state)  # (T, B, h, d)
+        ctx.slot, ctx.x_shape, ctx.x_dtype = slot, x.shape, x.dtype
+        ctx.set_materialize_grads(False)
+        kernels = [key_kernel] if query_kernel is None else [
+            key_kernel, query_kernel
+        ]
+        kernels = torch.cat(kernels).squeeze(1).to(state.dtype)  # (2, k)
+        pooled = _pooled(x)  # (B, C)
+        key, *query = torch.matmul(
+            kernels,
+            _windows(pooled, kernels.shape[1]).transpose(1, 2)).view(
+                len(x), -1, *state.shape[2:]).unbind(1)  # (B, h, d) each
+        state[slot].copy_(key)
+        weights = query = query[0] if query else None
+        if query is not None:
+            logits = (state[:slot + 1] * query).sum(-1)  # (n, B, h)
+            weights = torch.softmax(
+                logits.permute(1, 2, 0) / math.sqrt(state.shape[-1]),
+                dim=-1)  # (B, h, n)
+        ctx.save_for_backward(alias(state), pooled, key_kernel, query_kernel,
+                              query, weights)
+        return weights, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Optional[Tensor], grad_keys: Optional[Tensor]):
+        # grad (B, h, n), grad_keys (T, B, h, d) of the later layers
+        (keys, pooled, key_kernel, query_kernel, query,
+         weights) = ctx.saved_tensors
+        if grad is not None:
+            count, head_dim = ctx.slot + 1, keys.shape[-1]
+            grad_logits = torch._softmax_backward_data(
+                grad, weights, -1, weights.dtype) / math.sqrt(head_dim)
+            grad_logits = grad_logits.permute(2, 0, 1).unsqueeze(
+                -1)  # (n, B, h, 1)
+            grad_query = (grad_logits * keys[:count]).sum(0)  # (B, h, d)
+            if grad_keys is None:  # the last layer that has a gradient
+                grad_keys = torch.zeros_like(keys)
+            grad_keys[:count].addcmul_(grad_logits, query)
+        if grad_keys is None:
+            return None, None, None, None, None
+        kernels, projected = [key_kernel], [grad_keys[ctx.slot]]
+        if grad is not None:
+            kernels.append(query_kernel)
+            projected.append(grad_query)
+        kernels = torch.cat(kernels).squeeze(1).to(keys.dtype)  # (2, k)
+        projected = torch.stack(projected, 1).view(
+            len(pooled), len(kernels), -1)  # (B, 2, C)
+        size = kernels.shape[1]
+        # (2, B C) @ (B C, k)
+        grad_kernels = projected.transpose(0, 1).flatten(1) @ _windows(
+            pooled, size).reshape(-1, size)
+        grad_pooled = torch.matmul(
+            _windows(projected, size).transpose(1, 2).flatten(2),
+            kernels.flip(1).flatten())  # (B, C, 2 k) @ (2 k) = (B, C)
+        grad_key, *grad_query = (
+            g.view_as(key_kernel).to(key_kernel.dtype) for g in grad_kernels)
+        height, width = ctx.x_shape[2:]
+        grad_x = (grad_pooled / (height * width)).to(ctx.x_dtype)
+        # Expanded, not copied: it is added to other gradients of x.
+        return (grad_keys, grad_x[..., None, None].expand(ctx.x_shape),
+                grad_key, grad_query[0] if grad_query else None, None)
+
+
+def alias(state: Tensor) -> Tensor:
+    """The same memory with a version of its own, which inference has not."""
+    return state if state.is_inference() else state.data
+
+
+def _pooled(x: Tensor) -> Tensor:
+    """The mean over positions: (B, C, H, W) -> (B, C), float32 at least."""
+    # Sum, then divide: backward expands the gradient without a copy.
+    pooled = x.sum((2, 3), dtype=_wide(x.dtype))
+    return pooled / (x.shape[2] * x.shape[3])
+
+
+def _windows(x: Tensor, size: int) -> Tensor:
+    """What a convolution over the last dimension sees: (.., C, size)."""
+    return F.pad(x, (size // 2, size // 2)).unfold(-1, size, 1)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.half, torch.bfloat16) else dtype
