@@ -157,15 +157,13 @@ class _Retrieve(torch.autograd.Function):
         ctx.relu, ctx.norm = relu, norm is not None
         record.append(weights.detach())
         term = _retrieved(weights, state[:n])  # (B, C, H, W)
-        mean = invstd = running_mean = running_var = None
+        mean = var = None
         if norm is not None:
             ctx.training, ctx.eps = norm.training, norm.eps
-            running_mean, running_var = norm.running_mean, norm.running_var
-            if norm.training:
-                norm.num_batches_tracked.add_(1)
-            term, mean, invstd = torch.native_batch_norm(
-                term, gamma, beta, running_mean, running_var, norm.training,
-                norm.momentum, norm.eps)
+            mean, var = (
+                batch_statistics(norm, term) if norm.training else
+                (norm.running_mean, norm.running_var))
+            term = _normalized(term, gamma, beta, mean, var, norm.eps)
         elif n == 1:
             term = term.clone()  # the bank's own
         if relu:
@@ -174,7 +172,7 @@ class _Retrieve(torch.autograd.Function):
             term = term * _along_channels(scale, term)
         # An alias with a version of its own: later writes go to other slots.
         ctx.save_for_backward(alias(state)[:n], weights, gamma, beta, scale,
-                              mean, invstd, running_mean, running_var)
+                              mean, var)
         ctx.set_materialize_grads(False)
         return term, alias(state)
 
@@ -186,20 +184,12 @@ class _Retrieve(torch.autograd.Function):
             if gradients is not None:
                 gradients[ctx.number].zero_()
             return gradients, *[None] * 7
-        (values, weights, gamma, beta, scale, mean, invstd, running_mean,
-         running_var) = ctx.saved_tensors
+        values, weights, gamma, beta, scale, mean, var = ctx.saved_tensors
         grad_gamma = grad_beta = grad_scale = None
         if ctx.norm:
             retrieved = _retrieved(weights, values)  # (B, C, H, W)
-            if not ctx.training:
-                mean = running_mean
-                invstd = torch.rsqrt(running_var + ctx.eps)
             if ctx.relu or scale is not None:
-                factor = invstd * gamma  # (C)
-                shift = torch.addcmul(beta, mean, factor, value=-1)  # (C)
-                term = torch.addcmul(
-                    _along_channels(shift, retrieved), retrieved,
-                    _along_channels(factor, retrieved))
+                term = _normalized(retrieved, gamma, beta, mean, var, ctx.eps)
             if scale is not None:
                 out = term.relu() if ctx.relu else term
                 grad_scale = (grad * out).sum((0, 2, 3)).to(scale.dtype)
@@ -208,8 +198,9 @@ class _Retrieve(torch.autograd.Function):
                 grad = torch.ops.aten.threshold_backward(grad, term, 0)
             grad, grad_gamma, grad_beta = (
                 torch.ops.aten.native_batch_norm_backward(
-                    grad, retrieved, gamma, running_mean, running_var, mean,
-                    invstd, ctx.training, ctx.eps, [True, True, True]))
+                    grad, retrieved, gamma, mean, var, mean,
+                    torch.rsqrt(var + ctx.eps), ctx.training, ctx.eps,
+                    [True, True, True]))
         grad_weights = None
         if ctx.needs_input_grad[1]:
             grad_weights = torch.zeros_like(weights) if len(
@@ -225,6 +216,43 @@ class _Retrieve(torch.autograd.Function):
             gradients[ctx.number].copy_(grad)
         return (gradients, grad_weights, grad_gamma, grad_beta, grad_scale,
                 None, None, None)
+
+
+def batch_statistics(norm: nn.BatchNorm2d,
+                     x: Tensor) -> Tuple[Tensor, Tensor]:
+    """Mean and variance of a batch, added to a norm's running statistics.
+
+    Args:
+        norm (nn.BatchNorm2d): In training mode; changed.
+        x (Tensor): (B, C, H, W).
+
+    Returns:
+        tuple: Mean (C) and biased variance (C).
+    """
+    batch, channels, height, width = x.shape
+    norm.num_batches_tracked.add_(1)
+    if (x.device.type != 'cpu' or not x.is_contiguous()
+            or x.dtype not in (torch.float32, torch.float64)):
+        _, mean, invstd = torch.native_batch_norm(
+            x, None, None, norm.running_mean, norm.running_var, True,
+            norm.momentum, norm.eps)
+        return mean, invstd.pow(-2) - norm.eps
+    # On a CPU batch norm sums one number after the other, in double. Group
+    # norm's moments are as exact, and take a seventh of the time.
+    _, means, rstds = torch.native_group_norm(x, None, None, batch, channels,
+                                              height * width, channels,
+                                              norm.eps)  # (B, C)
+    mean = means.mean(0)
+    var = (rstds.pow(-2) + (means - mean).square()).mean(0) - norm.eps
+    count = batch * height * width
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)
+    return mean, var
+
+
+def _normalized(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor,
+                var: Tensor, eps: float) -> Tensor:
+    return torch.native_batch_norm(x, gamma, beta, mean, var, False, 0., eps)[0]
 
 
 def _buffer(value: Tensor, capacity: int, make: Callable) -> Tensor:
