@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ela_mm import LayerAttention, LayerMemory
 from ela_mm.analysis.benchmark import _Storages
 from ela_mm.models.backbones.ela_resnet import AttentionStage
-from ela_mm.models.layers import retrieval
+from ela_mm.models.layers import batch_norm, retrieval
 
 
 def stage_of(depth=4, heads=2, head_dim=4, active=None, visible=None,
@@ -403,7 +403,7 @@ def with_norm(make, training):
 ], ids=['GN', 'IN', 'no affine', 'no statistics', 'cumulative'])
 def test_norms_that_run_as_modules(make, training):
     stage = with_norm(make, training)
-    assert not retrieval.fits_bank(stage.attention[0].norm)
+    assert not batch_norm.can_be_formed_again(stage.attention[0].norm)
     assert_like_naive(stage, noise(stage))
 
 
@@ -411,12 +411,12 @@ def test_synchronised_batch_norm():
     """Converted, it leaves the fused path and computes the same."""
     stage = stage_of().eval()
     x, cotangent = noise(stage), noise(stage)
-    assert retrieval.fits_bank(stage.attention[0].norm)
+    assert batch_norm.can_be_formed_again(stage.attention[0].norm)
     expected = gradients(stage, stage, x, cotangent)
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(stage)
     converted.eval()  # which torch 2.0 does not take over
     assert type(converted.attention[0].norm) is nn.SyncBatchNorm
-    assert not retrieval.fits_bank(converted.attention[0].norm)
+    assert not batch_norm.can_be_formed_again(converted.attention[0].norm)
     out, found = gradients(converted, converted, x, cotangent)
     torch.testing.assert_close(out, expected[0])
     for a, b in zip(found, expected[1]):

@@ -125,6 +125,5 @@ def _count(model: nn.Module, input_shape: Sequence[int]) -> Tuple[dict, dict]:
 
 def _leave_bank(module, args) -> None:
     memory = args[1]
-    if memory.value_bank is not None and not memory.values:
+    if memory.value_bank is not None and not len(memory.value_bank):
         memory.key_bank, memory.value_bank = None, None
-        memory.keys, memory.values = [], []

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ...compat.compiling import is_compiling
 from ...errors import UsageError
-from .retrieval import ValueBank, fits_bank, retrieve
+from .batch_norm import can_be_formed_again
+from .retrieval import ValueBank, retrieve
 from .weighing import KeyBank, weigh
 
 
@@ -31,8 +32,10 @@ class LayerMemory:
             attention fast and its backward small. Defaults to None.
 
     Attributes:
-        keys (List[Tensor]): n tensors (B, h, d), in the order of the layers.
-        values (List[Tensor]): n tensors (B, C, H, W).
+        keys (List[Tensor]): n tensors (B, h, d), in the order of the layers;
+            none where ``key_bank`` holds them.
+        values (List[Tensor]): n tensors (B, C, H, W); none where
+            ``value_bank`` holds them.
         weights (Tensor | None): (B, h, n) float32, the attention weights P of
             the last layer that attended; None before the first.
         key_bank (KeyBank | None): The buffer of keys; None without a
@@ -46,8 +49,8 @@ class LayerMemory:
             capacity = None
         self.key_bank = KeyBank(capacity) if capacity else None
         self.value_bank = ValueBank(capacity) if capacity else None
-        self.keys: List[Tensor] = self.key_bank.keys if capacity else []
-        self.values: List[Tensor] = self.value_bank.values if capacity else []
+        self.keys: List[Tensor] = []
+        self.values: List[Tensor] = []
         self.weights: Optional[Tensor] = None
 
 
@@ -95,9 +98,9 @@ class LayerAttention(nn.Module):
             This project's choice. Defaults to False.
         with_cp (bool): Keep less for backward: a norm that the value bank
             does not form again
-            (:func:`~ela_mm.models.layers.retrieval.fits_bank`) is then
-            checkpointed with what follows it, and runs twice. Defaults to
-            False.
+            (:func:`~ela_mm.models.layers.batch_norm.can_be_formed_again`) is
+            then checkpointed with what follows it, and runs twice. Defaults
+            to False.
 
     Raises:
         UsageError: If ``head_dim`` is not a positive divisor of ``channels``.
@@ -170,7 +173,7 @@ class LayerAttention(nn.Module):
         if memory.value_bank is None:
             memory.values.append(value)
         else:
-            memory.value_bank.write(value)
+            memory.value_bank.write(value, self.head_dim)
 
     def retrieve(self, memory: LayerMemory) -> Tensor:
         """Sum the values by the last weights; norm, relu and scale follow.
@@ -183,7 +186,7 @@ class LayerAttention(nn.Module):
         """
         weights, bank = memory.weights, memory.value_bank
         scale = None if self.scale is None else self.scale.weight
-        if bank is not None and fits_bank(self.norm):
+        if bank is not None and can_be_formed_again(self.norm):
             return bank.retrieve(weights, self.norm,
                                  isinstance(self.act, nn.ReLU), scale)
         retrieved = (

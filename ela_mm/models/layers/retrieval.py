@@ -6,8 +6,9 @@ values of a stage lie in one buffer, a :class:`ValueBank`, each written once:
 
 - The sum of a layer is one batched matrix product over the buffer, which
   reads each value once and writes the result once.
-- For backward a layer keeps its small weights only. What follows the sum
-  (norm, relu, scale) is formed again from the buffer when it is needed.
+- For backward a layer keeps its small weights only. The sum and what follows
+  it (norm, relu, scale) are formed again from the buffer when they are needed,
+  the sums of several layers in one product, which reads the buffer once.
 - The gradient of a value sums over all later layers. Autograd would add T^2 /
   2 products to it, one by one; here the gradients of the retrieved features
   are collected in a buffer like the values', and a value's gradient is one
@@ -16,13 +17,19 @@ values of a stage lie in one buffer, a :class:`ValueBank`, each written once:
 :func:`retrieve` says the same in one line per value. It is what compilers
 and exporters see, who fuse it themselves.
 """
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from . import batch_norm
 from .weighing import alias
+
+# So many layers' sums are formed again at once. More would read the buffer
+# less often, and hold more sums at a time.
+GROUP = 8
 
 
 def retrieve(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
@@ -52,35 +59,35 @@ class ValueBank:
 
     Args:
         capacity (int): T, the number of values to come.
-
-    Attributes:
-        values (List[Tensor]): n tensors (B, C, H, W), views of the buffer
-            that carry no gradient.
     """
 
     def __init__(self, capacity: int) -> None:
-        self.values: List[Tensor] = []
         self._capacity = capacity
-        self._buffer: Optional[Tensor] = None  # (T, B, C, H, W)
-        # The buffer as autograd sees it: writes and retrievals form a chain,
-        # on which the buffer of gradients travels back.
+        self._count = 0
+        self._layout: Optional[_Layout] = None
+        # The buffer (T, B, h, L) as autograd sees it: writes and retrievals
+        # form a chain, on which the buffer of gradients travels back.
         self._state: Optional[Tensor] = None
-        # The weights (B, h, n) of the retrievals so far, without gradient.
-        self._weights: List[Tensor] = []
+        self._record = _Record()
 
-    def write(self, value: Tensor) -> None:
+    def __len__(self) -> int:
+        """n, the number of values so far."""
+        return self._count
+
+    def write(self, value: Tensor, head_dim: int) -> None:
         """Add a value.
 
         Args:
             value (Tensor): (B, C, H, W).
+            head_dim (int): d.
         """
-        if self._buffer is None:
-            self._buffer = _buffer(value, self._capacity, torch.empty)
-            self._state = self._buffer
-        slot = len(self.values)
-        self._buffer[slot].copy_(value.detach())
-        self.values.append(self._buffer[slot])
-        self._state = _Write.apply(self._state, value, slot, self._weights)
+        if self._layout is None:
+            self._layout = _Layout.of(value, head_dim)
+            self._state = value.new_empty(self._capacity,
+                                          *self._layout.flat_shape)
+        self._state = _Write.apply(self._state, value, self._count,
+                                   self._record, self._layout)
+        self._count += 1
 
     def retrieve(self,
                  weights: Tensor,
@@ -92,8 +99,9 @@ class ValueBank:
         Args:
             weights (Tensor): (B, h, n), as in :func:`retrieve`; they sum to
                 1 over n.
-            norm (nn.BatchNorm2d, optional): That :func:`fits_bank`; None ends
-                with the sum. Defaults to None.
+            norm (nn.BatchNorm2d, optional): That
+                :func:`~ela_mm.models.layers.batch_norm.can_be_formed_again`;
+                None ends with the sum. Defaults to None.
             relu (bool): Whether a relu follows the norm. Defaults to False.
             scale (Tensor, optional): (C), multiplied last. Defaults to None.
 
@@ -102,46 +110,127 @@ class ValueBank:
         """
         affine = (None, None) if norm is None else (norm.weight, norm.bias)
         term, self._state = _Retrieve.apply(self._state, weights, *affine,
-                                            scale, self._weights, norm, relu)
+                                            scale, self._record,
+                                            self._layout, norm, relu)
         return term
 
 
-def fits_bank(norm: nn.Module) -> bool:
-    """Whether the bank can form a norm again: a plain batch norm.
+class _Layout(NamedTuple):
+    """How a map (B, C, H, W) lies in the bank: head by head.
 
-    Args:
-        norm (nn.Module): Any norm. Others (group norm, synchronised batch
-            norm) run as modules after the bank's sum, and keep their input.
-
-    Returns:
-        bool: Also False where a hook waits for the module to be called.
+    A head's d H W numbers lie side by side, whatever the map's memory format:
+    a weighted sum is then one batched product over heads.
     """
-    return (type(norm) is nn.BatchNorm2d and norm.affine
-            and norm.track_running_stats and norm.momentum is not None
-            and not norm._forward_hooks and not norm._forward_pre_hooks)
+    heads: int
+    shape: torch.Size  # (B, C, H, W)
+    channels_last: bool
+
+    @classmethod
+    def of(cls, x: Tensor, head_dim: int) -> '_Layout':
+        return cls(
+            x.shape[1] // head_dim, x.shape, not x.is_contiguous()
+            and x.is_contiguous(memory_format=torch.channels_last))
+
+    @property
+    def flat_shape(self) -> Tuple[int, int, int]:
+        """(B, h, L), where L = d H W."""
+        return self.shape[0], self.heads, self.shape[1:].numel() // self.heads
+
+    def flat(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, h, L), a copy only if it must be one."""
+        return self._by_head(x).reshape(self.flat_shape)
+
+    def write(self, slot: Tensor, x: Tensor) -> None:
+        """Copy (B, C, H, W) into a slot (B, h, L)."""
+        by_head = self._by_head(x)
+        slot.view(by_head.shape).copy_(by_head)
+
+    def map(self, flat: Tensor) -> Tensor:
+        """(B, h, L) -> (B, C, H, W), a copy in channels last."""
+        if not self.channels_last:
+            return flat.view(self.shape)
+        x = torch.empty(
+            self.shape,
+            dtype=flat.dtype,
+            device=flat.device,
+            memory_format=torch.channels_last)
+        by_head = self._by_head(x)
+        by_head.copy_(flat.view(by_head.shape))
+        return x
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        x = x.unflatten(1, (self.heads, -1))  # (B, h, d, H, W)
+        return x.movedim(2, -1) if self.channels_last else x
+
+
+class _Record:
+    """The retrievals of a stage and forward pass.
+
+    Attributes:
+        weights (List[Tensor]): (B, h, n) of each retrieval so far, without
+            gradient.
+    """
+
+    def __init__(self) -> None:
+        self.weights: List[Tensor] = []
+        self._formed: Dict[int, Tensor] = {}
+
+    def form_again(self, number: int, state: Tensor) -> Tensor:
+        """A retrieval's sum, for backward.
+
+        Args:
+            number (int): Of the retrieval. Backward comes from the last; the
+                sums of the ones before it are formed along with it.
+            state (Tensor): (T, B, h, L).
+
+        Returns:
+            Tensor: (B, h, L).
+        """
+        count = self.weights[number].shape[-1]
+        if count == 1:
+            return _retrieved(self.weights[number], state[:1])
+        if number not in self._formed:
+            first = max(number - GROUP + 1, 0)
+            rows = torch.stack([
+                F.pad(w, (0, count - w.shape[-1]))
+                for w in self.weights[first:number + 1]
+            ], 2)  # (B, h, g, n)
+            by_head = state[:count].flatten(1, 2).transpose(0, 1)
+            sums = state.new_empty(number + 1 - first, *state.shape[1:])
+            # (B h, g, n) @ (B h, n, L), each sum in one piece
+            torch.bmm(
+                rows.to(state.dtype).flatten(0, 1),
+                by_head,
+                out=sums.flatten(1, 2).transpose(0, 1))
+            self._formed = dict(enumerate(sums, start=first))
+        return self._formed.pop(number)
 
 
 class _Write(torch.autograd.Function):
     """A value enters the bank."""
 
     @staticmethod
-    def forward(ctx, state: Tensor, value: Tensor, slot: int,
-                weights: List[Tensor]) -> Tensor:
-        ctx.slot, ctx.weights = slot, weights
-        ctx.first = len(weights)  # the first retrieval that sees it
+    def forward(ctx, state: Tensor, value: Tensor, slot: int, record: _Record,
+                layout: _Layout) -> Tensor:
+        ctx.slot, ctx.record, ctx.layout = slot, record, layout
+        ctx.first = len(record.weights)  # the first retrieval that sees it
         ctx.set_materialize_grads(False)
-        return alias(state)
+        # An alias with a version of its own: other layers saved other slots.
+        state = alias(state)
+        layout.write(state[slot], value)
+        return state
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradients: Optional[Tensor]):
-        # gradients (T, B, C, H, W): of retrieved features, by retrieval
+        # gradients (T, B, h, L): of retrieved features, by retrieval
         if gradients is None or not ctx.needs_input_grad[1]:
-            return gradients, None, None, None
-        weights = torch.stack([w[..., ctx.slot]
-                               for w in ctx.weights[ctx.first:]], -1)
-        later = gradients[ctx.first:len(ctx.weights)]
-        return gradients, _weighted_sum(weights, later), None, None
+            return gradients, None, None, None, None
+        weights = ctx.record.weights[ctx.first:]
+        later = gradients[ctx.first:ctx.first + len(weights)]
+        weights = torch.stack([w[..., ctx.slot] for w in weights], -1)
+        grad = ctx.layout.map(_weighted_sum(weights, later))
+        return gradients, grad, None, None, None
 
 
 class _Retrieve(torch.autograd.Function):
@@ -150,124 +239,74 @@ class _Retrieve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, state: Tensor, weights: Tensor, gamma: Optional[Tensor],
                 beta: Optional[Tensor], scale: Optional[Tensor],
-                record: List[Tensor], norm: Optional[nn.BatchNorm2d],
+                record: _Record, layout: _Layout,
+                norm: Optional[nn.BatchNorm2d],
                 relu: bool) -> Tuple[Tensor, Tensor]:
-        n = weights.shape[-1]
-        ctx.number, ctx.capacity = len(record), len(state)
-        ctx.relu, ctx.norm = relu, norm is not None
-        record.append(weights.detach())
-        term = _retrieved(weights, state[:n])  # (B, C, H, W)
+        values = state[:weights.shape[-1]]  # (n, B, h, L)
+        ctx.number, ctx.record = len(record.weights), record
+        ctx.layout, ctx.relu, ctx.norm = layout, relu, norm is not None
+        record.weights.append(weights.detach())
+        term = layout.map(_retrieved(weights, values))  # (B, C, H, W)
         mean = var = None
         if norm is not None:
             ctx.training, ctx.eps = norm.training, norm.eps
-            mean, var = (
-                batch_statistics(norm, term) if norm.training else
-                (norm.running_mean, norm.running_var))
-            term = _normalized(term, gamma, beta, mean, var, norm.eps)
-        elif n == 1:
+            mean, var = batch_norm.statistics(norm, term)
+            term = batch_norm.normalize(term, gamma, beta, mean, var, norm.eps)
+        elif len(values) == 1:
             term = term.clone()  # the bank's own
         if relu:
             term.relu_()
         if scale is not None:
             term = term * _along_channels(scale, term)
-        # An alias with a version of its own: later writes go to other slots.
-        ctx.save_for_backward(alias(state)[:n], weights, gamma, beta, scale,
-                              mean, var)
+        state = alias(state)
+        ctx.save_for_backward(state, weights, gamma, beta, scale, mean, var)
         ctx.set_materialize_grads(False)
-        return term, alias(state)
+        return term, state
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Optional[Tensor], gradients: Optional[Tensor]):
-        # grad (B, C, H, W), gradients (T, B, C, H, W)
+        # grad (B, C, H, W), gradients (T, B, h, L)
         if grad is None:
             if gradients is not None:
                 gradients[ctx.number].zero_()
-            return gradients, *[None] * 7
-        values, weights, gamma, beta, scale, mean, var = ctx.saved_tensors
+            return gradients, *[None] * 8
+        state, weights, gamma, beta, scale, mean, var = ctx.saved_tensors
+        values = state[:weights.shape[-1]]  # (n, B, h, L)
         grad_gamma = grad_beta = grad_scale = None
         if ctx.norm:
-            retrieved = _retrieved(weights, values)  # (B, C, H, W)
+            retrieved = ctx.layout.map(
+                ctx.record.form_again(ctx.number, state))  # (B, C, H, W)
             if ctx.relu or scale is not None:
-                term = _normalized(retrieved, gamma, beta, mean, var, ctx.eps)
+                term = batch_norm.normalize(retrieved, gamma, beta, mean, var,
+                                            ctx.eps)  # (B, C, H, W)
             if scale is not None:
                 out = term.relu() if ctx.relu else term
                 grad_scale = (grad * out).sum((0, 2, 3)).to(scale.dtype)
                 grad = grad * _along_channels(scale, grad)
             if ctx.relu:
                 grad = torch.ops.aten.threshold_backward(grad, term, 0)
-            grad, grad_gamma, grad_beta = (
-                torch.ops.aten.native_batch_norm_backward(
-                    grad, retrieved, gamma, mean, var, mean,
-                    torch.rsqrt(var + ctx.eps), ctx.training, ctx.eps,
-                    [True, True, True]))
-        grad_weights = None
-        if ctx.needs_input_grad[1]:
-            grad_weights = torch.zeros_like(weights) if len(
-                values) == 1 else _head_products(
-                    grad, values, weights.shape[1]).to(weights.dtype)
+            grad, grad_gamma, grad_beta = batch_norm.normalize_backward(
+                grad, retrieved, gamma, mean, var, ctx.eps, ctx.training)
         if ctx.needs_input_grad[0]:
             if gradients is None:  # the last retrieval that has a gradient
                 # Anomaly detection would take what lies in memory for NaN.
-                gradients = _buffer(
-                    values[0], ctx.capacity, torch.zeros
-                    if torch.is_anomaly_enabled() else torch.empty)
+                make = (
+                    torch.zeros_like
+                    if torch.is_anomaly_enabled() else torch.empty_like)
+                gradients = make(state)
                 gradients[ctx.number + 1:].zero_()
-            gradients[ctx.number].copy_(grad)
+            ctx.layout.write(gradients[ctx.number], grad)
+        grad_weights = None
+        if ctx.needs_input_grad[1]:
+            grad_weights = torch.zeros_like(weights)  # softmax over one layer
+            if len(values) > 1:
+                flat = (
+                    gradients[ctx.number] if ctx.needs_input_grad[0] else
+                    ctx.layout.flat(grad))  # (B, h, L)
+                grad_weights = _head_products(flat, values).to(weights.dtype)
         return (gradients, grad_weights, grad_gamma, grad_beta, grad_scale,
-                None, None, None)
-
-
-def batch_statistics(norm: nn.BatchNorm2d,
-                     x: Tensor) -> Tuple[Tensor, Tensor]:
-    """Mean and variance of a batch, added to a norm's running statistics.
-
-    Args:
-        norm (nn.BatchNorm2d): In training mode; changed.
-        x (Tensor): (B, C, H, W).
-
-    Returns:
-        tuple: Mean (C) and biased variance (C).
-    """
-    batch, channels, height, width = x.shape
-    norm.num_batches_tracked.add_(1)
-    if (x.device.type != 'cpu' or not x.is_contiguous()
-            or x.dtype not in (torch.float32, torch.float64)):
-        _, mean, invstd = torch.native_batch_norm(
-            x, None, None, norm.running_mean, norm.running_var, True,
-            norm.momentum, norm.eps)
-        return mean, invstd.pow(-2) - norm.eps
-    # On a CPU batch norm sums one number after the other, in double. Group
-    # norm's moments are as exact, and take a seventh of the time.
-    _, means, rstds = torch.native_group_norm(x, None, None, batch, channels,
-                                              height * width, channels,
-                                              norm.eps)  # (B, C)
-    mean = means.mean(0)
-    var = (rstds.pow(-2) + (means - mean).square()).mean(0) - norm.eps
-    count = batch * height * width
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)
-    return mean, var
-
-
-def _normalized(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor,
-                var: Tensor, eps: float) -> Tensor:
-    return torch.native_batch_norm(x, gamma, beta, mean, var, False, 0., eps)[0]
-
-
-def _buffer(value: Tensor, capacity: int, make: Callable) -> Tensor:
-    """A buffer (T, B, C, H, W) whose slots lie in memory as a value does."""
-    batch, channels, height, width = value.shape
-    options = dict(dtype=value.dtype, device=value.device)
-    if _channels_last(value):
-        return make(capacity, batch, height, width, channels,
-                    **options).permute(0, 1, 4, 2, 3)
-    return make(capacity, *value.shape, **options)
-
-
-def _channels_last(value: Tensor) -> bool:
-    return not value.is_contiguous() and value.is_contiguous(
-        memory_format=torch.channels_last)
+                None, None, None, None)
 
 
 def _retrieved(weights: Tensor, values: Tensor) -> Tensor:
@@ -277,27 +316,17 @@ def _retrieved(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
-    """:func:`retrieve` from a buffer (n, B, C, H, W), without gradient."""
-    if len(values) == 1 or not values[0].is_contiguous():
-        return retrieve(weights, values.unbind())  # no product over heads
-    count, (batch, heads) = len(values), weights.shape[:2]
-    weights = weights.to(values.dtype).view(batch * heads, 1, count)
-    by_head = values.view(count, batch * heads, -1).transpose(0, 1)
-    # (B h, 1, n) @ (B h, n, d H W)
-    return torch.bmm(weights, by_head).view(values.shape[1:])
+    """:func:`retrieve` in the bank: (B, h, n), (n, B, h, L) -> (B, h, L)."""
+    weights = weights.to(values.dtype).flatten(0, 1)  # (B h, n)
+    by_head = values.flatten(1, 2).transpose(0, 1)  # (B h, n, L)
+    return torch.bmm(weights.unsqueeze(1), by_head).view(values.shape[1:])
 
 
-def _head_products(x: Tensor, values: Tensor, heads: int) -> Tensor:
-    """Inner products per head: (B, C, H, W), (n, B, C, H, W) -> (B, h, n)."""
-    count, batch = values.shape[:2]
-    if not values[0].is_contiguous():
-        products = [(x * value).sum((2, 3)) for value in values]  # (B, C)
-        return torch.stack(products, -1).view(batch, heads, -1,
-                                              count).sum(2)  # (B, h, n)
-    x = x.reshape(batch * heads, 1, -1)
-    values = values.view(count, batch * heads, -1).permute(1, 2, 0)
-    # (B h, 1, d H W) @ (B h, d H W, n)
-    return torch.bmm(x, values).view(batch, heads, count)
+def _head_products(x: Tensor, values: Tensor) -> Tensor:
+    """Inner products per head: (B, h, L), (n, B, h, L) -> (B, h, n)."""
+    by_head = values.flatten(1, 2).permute(1, 2, 0)  # (B h, L, n)
+    products = torch.bmm(x.flatten(0, 1).unsqueeze(1), by_head)
+    return products.view(*x.shape[:2], -1)
 
 
 def _per_channel(weights: Tensor, value: Tensor) -> Tuple[Tensor, ...]:

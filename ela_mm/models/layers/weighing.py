@@ -59,15 +59,11 @@ class KeyBank:
 
     Args:
         capacity (int): T, the number of keys to come.
-
-    Attributes:
-        keys (List[Tensor]): n tensors (B, h, d), views of the buffer that
-            carry no gradient.
     """
 
     def __init__(self, capacity: int) -> None:
-        self.keys: List[Tensor] = []
         self._capacity = capacity
+        self._count = 0
         # The buffer (T, B, h, d) as autograd sees it: the layers form a
         # chain, on which the keys' gradients travel back.
         self._state: Optional[Tensor] = None
@@ -80,11 +76,10 @@ class KeyBank:
             self._state = x.new_empty(
                 (self._capacity, len(x), x.shape[1] // head_dim, head_dim),
                 dtype=_wide(x.dtype))
-        slot = len(self.keys)
         with torch.autocast(x.device.type, enabled=False):
             weights, self._state = _Weigh.apply(self._state, x, key_kernel,
-                                                query_kernel, slot)
-        self.keys.append(self._state.detach()[slot])
+                                                query_kernel, self._count)
+        self._count += 1
         return weights
 
 
