@@ -1,6 +1,8 @@
 """The benchmark: what it measures, and what it prints."""
 import csv
 import importlib.util
+import platform
+import subprocess
 import sys
 
 import pytest
@@ -19,7 +21,9 @@ needs_counter = pytest.mark.skipif(
 
 
 @pytest.fixture
-def tool():
+def tool(monkeypatch):
+    # For good, and other tests run in this process.
+    monkeypatch.setattr(benchmark, 'keep_freed_memory', lambda: True)
     spec = importlib.util.spec_from_file_location(
         'benchmark_tool', ROOT / 'tools' / 'benchmark.py')
     module = importlib.util.module_from_spec(spec)
@@ -71,6 +75,23 @@ class Square(nn.Module):
     def forward(self, x):
         copied = x * 2.  # lives on in the product's graph
         return [(copied * self.weight).sum((1, 2, 3), keepdim=True)]
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != 'glibc', reason='another C library')
+def test_freed_memory_is_kept():
+    """The last tensor of a size takes no page from the system."""
+    code = """if True:
+        import resource, torch
+        from ela_mm.analysis.benchmark import keep_freed_memory
+        assert keep_freed_memory()
+        for number in range(5):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.ones(2**25)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
+    faults = subprocess.run([sys.executable, '-c', code], check=True,
+                            capture_output=True, text=True).stdout
+    assert int(faults) < 100  # of 32768
 
 
 def test_bytes_kept_are_counted_by_storage():

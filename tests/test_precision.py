@@ -152,28 +152,43 @@ def test_statistics_in_half_precision_modules():
             atol=0.05)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half])
-def test_attention_weights_of_half_precision_keys_are_float32_ones(dtype):
-    """Bit for bit: neither products nor softmax round to half again."""
-    layer = LayerAttention(64)
-    query, *keys = torch.randn(4, 2, 4, 16).to(dtype)
-    memory, wide = LayerMemory(), LayerMemory()
-    memory.keys += keys
-    wide.keys += [key.float() for key in keys]
-    expected = layer.attend(query.float(), wide)
-    assert torch.equal(layer.attend(query, memory), expected)
+@pytest.mark.parametrize('capacity', [2, None])
+@pytest.mark.parametrize('dtype', [
+    torch.bfloat16, pytest.param(torch.half, marks=needs_half)])
+def test_attention_weights_of_half_precision_are_float32_ones(dtype, capacity):
+    """Bit for bit: nothing rounds to half between pooling and softmax."""
+    half = LayerAttention(64).to(dtype)
+    wide = copy.deepcopy(half).float()
+    xs = torch.randn(2, 2, 64, 4, 4).to(dtype)
+
+    def weights(layer, xs):
+        memory = LayerMemory(capacity)
+        with torch.no_grad():
+            for x in xs:
+                layer.remember(x, memory)
+        return memory.weights
+
+    expected = weights(wide, xs.float())
+    assert expected.dtype == torch.float32
+    assert expected.std() > 0
+    assert torch.equal(weights(half, xs), expected)
     with torch.autocast('cpu', torch.bfloat16):
-        assert torch.equal(layer.attend(query, memory), expected)
+        assert torch.equal(weights(half, xs), expected)
 
 
 @needs_half
-def test_means_of_large_values_do_not_overflow_half():
+@pytest.mark.parametrize('capacity', [2, None])
+def test_means_of_large_values_do_not_overflow_half(capacity):
     """A sum over 64 x 64 positions leaves half's range where a mean does not."""
     layer = LayerAttention(16).half().eval()
-    x = torch.full((1, 16, 64, 64), 30., dtype=torch.half)
-    small = x[..., :2, :2]
-    memory = LayerMemory()
-    with torch.no_grad():
-        query, expected = (layer.remember(y, memory) for y in (x, small))
-    assert query.isfinite().all() and torch.equal(query, expected)
-    assert torch.equal(*memory.keys)
+    means = torch.stack([torch.linspace(40, 10, 16), torch.linspace(10, 40, 16)
+                         ]).half()[:, None, :, None, None]
+    weights = []
+    for side in (64, 2):
+        memory = LayerMemory(capacity)
+        with torch.no_grad():
+            for x in means.expand(2, 1, 16, side, side):
+                layer.remember(x, memory)
+        weights.append(memory.weights)
+    assert weights[1].isfinite().all()
+    torch.testing.assert_close(*weights)

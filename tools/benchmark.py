@@ -274,6 +274,7 @@ def main() -> None:
             benchmark.peak_bytes(
                 build(conditions, variant, mask), conditions))
         return
+    benchmark.keep_freed_memory()
     networks = args.networks
     if args.growth:
         networks = [f'stage3 x {depth}' for depth in benchmark.GROWTH]

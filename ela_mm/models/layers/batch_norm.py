@@ -1,7 +1,7 @@
 """Batch norm in two halves: the statistics, and what follows from them.
 
-The value bank keeps no normalised features. It keeps the statistics and forms
-the features again in backward, to the same bits.
+The value bank keeps no normalised features. It keeps the statistics, and forms
+the features again in backward.
 """
 from typing import Tuple
 

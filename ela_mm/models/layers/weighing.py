@@ -45,7 +45,7 @@ def weigh(x: Tensor, key_kernel: Tensor, query_kernel: Optional[Tensor],
             pooled.unsqueeze(1),
             kernels.to(pooled.dtype),
             padding=kernels.shape[-1] // 2).unbind(1)  # (B, C) each
-        heads = (len(x), -1, head_dim)
+        heads = (x.shape[0], -1, head_dim)
         keys.append(key.view(heads))  # (B, h, d)
         if not query:
             return None
@@ -74,7 +74,7 @@ class KeyBank:
         """:func:`weigh`, with this bank's keys."""
         if self._state is None:
             self._state = x.new_empty(
-                (self._capacity, len(x), x.shape[1] // head_dim, head_dim),
+                (self._capacity, x.shape[0], x.shape[1] // head_dim, head_dim),
                 dtype=_wide(x.dtype))
         with torch.autocast(x.device.type, enabled=False):
             weights, self._state = _Weigh.apply(self._state, x, key_kernel,
@@ -101,7 +101,7 @@ class _Weigh(torch.autograd.Function):
         key, *query = torch.matmul(
             kernels,
             _windows(pooled, kernels.shape[1]).transpose(1, 2)).view(
-                len(x), -1, *state.shape[2:]).unbind(1)  # (B, h, d) each
+                x.shape[0], -1, *state.shape[2:]).unbind(1)  # (B, h, d) each
         state[slot].copy_(key)
         weights = query = query[0] if query else None
         if query is not None:
@@ -137,7 +137,7 @@ class _Weigh(torch.autograd.Function):
             projected.append(grad_query)
         kernels = torch.cat(kernels).squeeze(1).to(keys.dtype)  # (2, k)
         projected = torch.stack(projected, 1).view(
-            len(pooled), len(kernels), -1)  # (B, 2, C)
+            pooled.shape[0], len(kernels), -1)  # (B, 2, C)
         size = kernels.shape[1]
         # (2, B C) @ (B C, k)
         grad_kernels = projected.transpose(0, 1).flatten(1) @ _windows(
