@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ela_mm import LayerAttention, LayerMemory
 from ela_mm.analysis.benchmark import _Storages
 from ela_mm.models.backbones.ela_resnet import AttentionStage
-from ela_mm.models.layers import batch_norm, retrieval
+from ela_mm.models.layers import batch_norm
 
 
 def stage_of(depth=4, heads=2, head_dim=4, active=None, visible=None,

@@ -57,6 +57,12 @@ def parse_args() -> argparse.Namespace:
         help='instead: cost against the number of layers in the third stage, '
         f'{benchmark.GROWTH}')
     parser.add_argument(
+        '--default-allocator',
+        action='store_true',
+        help='leave the C library as it is; otherwise, on a CPU, it is told to '
+        'keep freed memory, as PyTorch does on CUDA, lest chance decides which '
+        'variant waits for pages')
+    parser.add_argument(
         '--inference', action='store_true', help='forward in eval mode only')
     parser.add_argument(
         '--device',
@@ -197,21 +203,23 @@ def _with_mb(ratio: Optional[float], megabytes: Optional[float]) -> str:
     return '-' if ratio is None else f'{ratio:.2f}x ({megabytes:.0f} MB)'
 
 
-def describe(args: argparse.Namespace) -> str:
-    """The conditions, in one sentence."""
+def describe(args: argparse.Namespace, kept: bool) -> str:
+    """The conditions, in one sentence; kept: whether freed memory is."""
     machine = (
         torch.cuda.get_device_name() if args.device == 'cuda' else
         f'{torch.get_num_threads()} CPU threads ({platform.machine()})')
     options = [
         text for on, text in ((args.amp, 'bfloat16 autocast'),
+                              (not args.amp, 'float32'),
                               (args.channels_last, 'channels last'),
                               (args.compile, 'torch.compile'),
-                              (args.with_cp, 'with_cp=True')) if on
+                              (args.with_cp, 'with_cp=True'),
+                              (kept, 'freed memory kept')) if on
     ]
     step = 'inference' if args.inference else 'forward and backward'
     return (f'Backbone, {step}, batch {args.batch}, '
             f'{f"{args.size} pixels" if args.size else "default sizes"}, '
-            f'{", ".join(options) or "float32"}, {machine}, PyTorch '
+            f'{", ".join(options)}, {machine}, PyTorch '
             f'{torch.__version__}; medians of {args.rounds} rounds in which '
             'the variants take turns, as ratios to the plain network.')
 
@@ -274,7 +282,9 @@ def main() -> None:
             benchmark.peak_bytes(
                 build(conditions, variant, mask), conditions))
         return
-    benchmark.keep_freed_memory()
+    kept = (
+        args.device == 'cpu' and not args.default_allocator
+        and benchmark.keep_freed_memory())
     networks = args.networks
     if args.growth:
         networks = [f'stage3 x {depth}' for depth in benchmark.GROWTH]
@@ -292,14 +302,14 @@ def main() -> None:
                        args.batch, size, args.channels_last, args.compile,
                        args.with_cp), variants, args)
     os.makedirs(args.out, exist_ok=True)
-    text = f'{describe(args)}\n\n{markdown(rows)}'
+    text = f'{describe(args, kept)}\n\n{markdown(rows)}'
     with open(osp.join(args.out, 'benchmark.md'), 'w') as f:
         f.write(text)
     with open(osp.join(args.out, 'benchmark.csv'), 'w', newline='') as f:
         writer = csv.DictWriter(f, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    plot(rows, describe(args), osp.join(args.out, 'benchmark.png'))
+    plot(rows, describe(args, kept), osp.join(args.out, 'benchmark.png'))
     print(text)
     print(f'Written: {args.out}/benchmark.md, .csv and .png')
 

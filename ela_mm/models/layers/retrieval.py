@@ -17,10 +17,9 @@ values of a stage lie in one buffer, a :class:`ValueBank`, each written once:
 :func:`retrieve` says the same in one line per value. It is what compilers
 and exporters see, who fuse it themselves.
 """
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -68,7 +67,7 @@ class ValueBank:
         # The buffer (T, B, h, L) as autograd sees it: writes and retrievals
         # form a chain, on which the buffer of gradients travels back.
         self._state: Optional[Tensor] = None
-        self._record = _Record()
+        self._record: Optional[_Record] = None
 
     def __len__(self) -> int:
         """n, the number of values so far."""
@@ -85,6 +84,7 @@ class ValueBank:
             self._layout = _Layout.of(value, head_dim)
             self._state = value.new_empty(self._capacity,
                                           *self._layout.flat_shape)
+            self._record = _Record(self._state)
         self._state = _Write.apply(self._state, value, self._count,
                                    self._record, self._layout)
         self._count += 1
@@ -167,41 +167,43 @@ class _Record:
     """The retrievals of a stage and forward pass.
 
     Attributes:
-        weights (List[Tensor]): (B, h, n) of each retrieval so far, without
-            gradient.
+        count (int): Of the retrievals so far.
+        weights (Tensor): (T, B, h, T), by retrieval and value, without
+            gradient; 0 for values that a retrieval did not see.
     """
 
-    def __init__(self) -> None:
-        self.weights: List[Tensor] = []
+    def __init__(self, state: Tensor) -> None:
+        self.count = 0
+        self.weights = state.new_zeros(*state.shape[:3], len(state))
         self._formed: Dict[int, Tensor] = {}
 
-    def form_again(self, number: int, state: Tensor) -> Tensor:
+    def add(self, weights: Tensor) -> None:
+        """Add a retrieval's weights (B, h, n)."""
+        self.weights[self.count, ..., :weights.shape[-1]] = weights
+        self.count += 1
+
+    def form_again(self, number: int, values: Tensor) -> Tensor:
         """A retrieval's sum, for backward.
 
         Args:
             number (int): Of the retrieval. Backward comes from the last; the
                 sums of the ones before it are formed along with it.
-            state (Tensor): (T, B, h, L).
+            values (Tensor): (n, B, h, L), that it saw.
 
         Returns:
             Tensor: (B, h, L).
         """
-        count = self.weights[number].shape[-1]
+        count = len(values)
         if count == 1:
-            return _retrieved(self.weights[number], state[:1])
+            return values[0]
         if number not in self._formed:
             first = max(number - GROUP + 1, 0)
-            rows = torch.stack([
-                F.pad(w, (0, count - w.shape[-1]))
-                for w in self.weights[first:number + 1]
-            ], 2)  # (B, h, g, n)
-            by_head = state[:count].flatten(1, 2).transpose(0, 1)
-            sums = state.new_empty(number + 1 - first, *state.shape[1:])
+            weights = self.weights[first:number + 1, ..., :count].permute(
+                1, 2, 0, 3).flatten(0, 1)  # (B h, g, n)
+            sums = values.new_empty(number + 1 - first, *values.shape[1:])
             # (B h, g, n) @ (B h, n, L), each sum in one piece
             torch.bmm(
-                rows.to(state.dtype).flatten(0, 1),
-                by_head,
-                out=sums.flatten(1, 2).transpose(0, 1))
+                weights, _by_head(values), out=_by_head(sums))
             self._formed = dict(enumerate(sums, start=first))
         return self._formed.pop(number)
 
@@ -213,7 +215,7 @@ class _Write(torch.autograd.Function):
     def forward(ctx, state: Tensor, value: Tensor, slot: int, record: _Record,
                 layout: _Layout) -> Tensor:
         ctx.slot, ctx.record, ctx.layout = slot, record, layout
-        ctx.first = len(record.weights)  # the first retrieval that sees it
+        ctx.first = record.count  # the first retrieval that sees it
         ctx.set_materialize_grads(False)
         # An alias with a version of its own: other layers saved other slots.
         state = alias(state)
@@ -226,10 +228,10 @@ class _Write(torch.autograd.Function):
         # gradients (T, B, h, L): of retrieved features, by retrieval
         if gradients is None or not ctx.needs_input_grad[1]:
             return gradients, None, None, None, None
-        weights = ctx.record.weights[ctx.first:]
-        later = gradients[ctx.first:ctx.first + len(weights)]
-        weights = torch.stack([w[..., ctx.slot] for w in weights], -1)
-        grad = ctx.layout.map(_weighted_sum(weights, later))
+        later = slice(ctx.first, ctx.record.count)
+        weights = ctx.record.weights[later, ..., ctx.slot]  # (m, B, h)
+        grad = ctx.layout.map(
+            _weighted_sum(weights.permute(1, 2, 0), gradients[later]))
         return gradients, grad, None, None, None
 
 
@@ -243,10 +245,13 @@ class _Retrieve(torch.autograd.Function):
                 norm: Optional[nn.BatchNorm2d],
                 relu: bool) -> Tuple[Tensor, Tensor]:
         values = state[:weights.shape[-1]]  # (n, B, h, L)
-        ctx.number, ctx.record = len(record.weights), record
+        ctx.number, ctx.count = record.count, len(values)
+        ctx.record, ctx.weights_dtype = record, weights.dtype
         ctx.layout, ctx.relu, ctx.norm = layout, relu, norm is not None
-        record.weights.append(weights.detach())
-        term = layout.map(_retrieved(weights, values))  # (B, C, H, W)
+        record.add(weights)
+        # Softmax over one layer is 1, whatever its logit.
+        term = layout.map(values[0] if len(values) == 1 else _weighted_sum(
+            weights, values))  # (B, C, H, W)
         mean = var = None
         if norm is not None:
             ctx.training, ctx.eps = norm.training, norm.eps
@@ -259,7 +264,7 @@ class _Retrieve(torch.autograd.Function):
         if scale is not None:
             term = term * _along_channels(scale, term)
         state = alias(state)
-        ctx.save_for_backward(state, weights, gamma, beta, scale, mean, var)
+        ctx.save_for_backward(state, gamma, beta, scale, mean, var)
         ctx.set_materialize_grads(False)
         return term, state
 
@@ -271,12 +276,12 @@ class _Retrieve(torch.autograd.Function):
             if gradients is not None:
                 gradients[ctx.number].zero_()
             return gradients, *[None] * 8
-        state, weights, gamma, beta, scale, mean, var = ctx.saved_tensors
-        values = state[:weights.shape[-1]]  # (n, B, h, L)
+        state, gamma, beta, scale, mean, var = ctx.saved_tensors
+        values = state[:ctx.count]  # (n, B, h, L)
         grad_gamma = grad_beta = grad_scale = None
         if ctx.norm:
             retrieved = ctx.layout.map(
-                ctx.record.form_again(ctx.number, state))  # (B, C, H, W)
+                ctx.record.form_again(ctx.number, values))  # (B, C, H, W)
             if ctx.relu or scale is not None:
                 term = batch_norm.normalize(retrieved, gamma, beta, mean, var,
                                             ctx.eps)  # (B, C, H, W)
@@ -298,34 +303,36 @@ class _Retrieve(torch.autograd.Function):
                 gradients[ctx.number + 1:].zero_()
             ctx.layout.write(gradients[ctx.number], grad)
         grad_weights = None
-        if ctx.needs_input_grad[1]:
-            grad_weights = torch.zeros_like(weights)  # softmax over one layer
-            if len(values) > 1:
-                flat = (
-                    gradients[ctx.number] if ctx.needs_input_grad[0] else
-                    ctx.layout.flat(grad))  # (B, h, L)
-                grad_weights = _head_products(flat, values).to(weights.dtype)
+        if ctx.needs_input_grad[1] and ctx.count == 1:
+            grad_weights = values.new_zeros(
+                *values.shape[1:3], 1, dtype=ctx.weights_dtype)
+        elif ctx.needs_input_grad[1]:
+            flat = (
+                gradients[ctx.number]
+                if ctx.needs_input_grad[0] else ctx.layout.flat(grad))
+            grad_weights = _head_products(flat, values).to(ctx.weights_dtype)
         return (gradients, grad_weights, grad_gamma, grad_beta, grad_scale,
                 None, None, None, None)
 
 
-def _retrieved(weights: Tensor, values: Tensor) -> Tensor:
-    """The weighted sum; the value itself (no copy) if there is only one."""
-    # Softmax over one layer is 1, whatever its logit.
-    return values[0] if len(values) == 1 else _weighted_sum(weights, values)
+def _by_head(maps: Tensor) -> Tensor:
+    """A view (n, B, h, L) -> (B h, n, L)."""
+    return maps.flatten(1, 2).transpose(0, 1)
 
 
 def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     """:func:`retrieve` in the bank: (B, h, n), (n, B, h, L) -> (B, h, L)."""
-    weights = weights.to(values.dtype).flatten(0, 1)  # (B h, n)
-    by_head = values.flatten(1, 2).transpose(0, 1)  # (B h, n, L)
-    return torch.bmm(weights.unsqueeze(1), by_head).view(values.shape[1:])
+    weights = weights.to(values.dtype).flatten(0, 1).unsqueeze(1)
+    # (B h, 1, n) @ (B h, n, L)
+    return torch.bmm(weights, _by_head(values)).view(values.shape[1:])
 
 
 def _head_products(x: Tensor, values: Tensor) -> Tensor:
     """Inner products per head: (B, h, L), (n, B, h, L) -> (B, h, n)."""
-    by_head = values.flatten(1, 2).permute(1, 2, 0)  # (B h, L, n)
-    products = torch.bmm(x.flatten(0, 1).unsqueeze(1), by_head)
+    # (B h, 1, L) @ (B h, L, n)
+    products = torch.bmm(
+        x.flatten(0, 1).unsqueeze(1),
+        _by_head(values).transpose(1, 2))
     return products.view(*x.shape[:2], -1)
 
 
