@@ -13,6 +13,7 @@ from ela_mm import LayerAttention, LayerMemory
 from ela_mm.analysis.benchmark import _Storages
 from ela_mm.models.backbones.ela_resnet import AttentionStage
 from ela_mm.models.layers import batch_norm
+from ela_mm.models.layers.retrieval import GROUP
 
 
 def stage_of(depth=4, heads=2, head_dim=4, active=None, visible=None,
@@ -180,6 +181,39 @@ def test_stage_matches_the_equations(data, depth, batch, heads, head_dim, side,
         # The naive formulation does not count.
         assert layer.norm.num_batches_tracked in (
             [2, 1] if on and training else [1, 0])
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_stages_longer_than_a_group(channels_last):
+    """Sums formed again in several groups, layers of all kinds in each."""
+    depth = 2 * GROUP + 3
+    active = [i % 5 != 2 for i in range(depth)]
+    visible = [on or i % 2 == 0 for i, on in enumerate(active)]
+    assert [on for on, seen in zip(active, visible) if seen].count(False)
+    stage = stage_of(depth, active=active, visible=visible)
+    x = noise(stage)
+    if channels_last:
+        stage = stage.to(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
+    assert_like_naive(stage, x)
+
+
+@pytest.mark.parametrize('mean', [0, 10, 100])
+def test_statistics_in_float32(mean):
+    """As good as a float32 can be, also far from 0."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 8, 7, 9) + mean
+    norm, expected = nn.BatchNorm2d(8), nn.BatchNorm2d(8).double()
+    found = batch_norm.statistics(norm, x)
+    expected(x.double())
+    wide = x.double().var((0, 2, 3), correction=0)
+    torch.testing.assert_close(found[0], x.double().mean((0, 2, 3)),
+                               rtol=1e-6, atol=1e-6, check_dtype=False)
+    torch.testing.assert_close(found[1], wide, rtol=1e-5, atol=0,
+                               check_dtype=False)
+    for ours, theirs in zip(norm.buffers(), expected.buffers()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6,
+                                   check_dtype=False)
 
 
 # --- gradients of a part, again, and with company ----------------------------

@@ -44,8 +44,9 @@ def statistics(norm: nn.BatchNorm2d, x: Tensor) -> Tuple[Tensor, Tensor]:
             x, None, None, norm.running_mean, norm.running_var, True,
             norm.momentum, norm.eps)
         return mean, invstd.pow(-2) - norm.eps
-    # On a CPU batch norm adds one number after the other, in double. Group
-    # norm's moments are as exact and take a sixth of the time.
+    # Of contiguous maps batch norm on a CPU adds one number after the other, in
+    # double. Group norm's moments are vectorised, as good, and take a sixth
+    # of the time; in channels last it is the other way round.
     batch, channels, height, width = x.shape
     _, means, rstds = torch.native_group_norm(x, None, None, batch, channels,
                                               height * width, channels,

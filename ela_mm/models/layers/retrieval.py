@@ -202,8 +202,7 @@ class _Record:
                 1, 2, 0, 3).flatten(0, 1)  # (B h, g, n)
             sums = values.new_empty(number + 1 - first, *values.shape[1:])
             # (B h, g, n) @ (B h, n, L), each sum in one piece
-            torch.bmm(
-                weights, _by_head(values), out=_by_head(sums))
+            torch.bmm(weights, _by_head(values), out=_by_head(sums))
             self._formed = dict(enumerate(sums, start=first))
         return self._formed.pop(number)
 
