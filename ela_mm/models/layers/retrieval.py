@@ -146,9 +146,12 @@ class _Layout(NamedTuple):
         slot.view(by_head.shape).copy_(by_head)
 
     def map(self, flat: Tensor) -> Tensor:
-        """(B, h, L) -> (B, C, H, W), a copy in channels last."""
+        """(B, h, L) -> (B, C, H, W), a copy in channels last.
+
+        Also one of several sums, which do not lie in one piece, is copied.
+        """
         if not self.channels_last:
-            return flat.view(self.shape)
+            return flat.reshape(self.shape)
         x = torch.empty(
             self.shape,
             dtype=flat.dtype,
@@ -200,10 +203,10 @@ class _Record:
             first = max(number - GROUP + 1, 0)
             weights = self.weights[first:number + 1, ..., :count].permute(
                 1, 2, 0, 3).flatten(0, 1)  # (B h, g, n)
-            sums = values.new_empty(number + 1 - first, *values.shape[1:])
-            # (B h, g, n) @ (B h, n, L), each sum in one piece
-            torch.bmm(weights, _by_head(values), out=_by_head(sums))
-            self._formed = dict(enumerate(sums, start=first))
+            # (B h, g, n) @ (B h, n, L)
+            sums = torch.bmm(weights, _by_head(values)).view(
+                *values.shape[1:3], -1, values.shape[3])  # (B, h, g, L)
+            self._formed = dict(enumerate(sums.unbind(2), start=first))
         return self._formed.pop(number)
 
 
@@ -321,7 +324,8 @@ def _by_head(maps: Tensor) -> Tensor:
 
 def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     """:func:`retrieve` in the bank: (B, h, n), (n, B, h, L) -> (B, h, L)."""
-    weights = weights.to(values.dtype).flatten(0, 1).unsqueeze(1)
+    # Batched products of strided rows would run one by one.
+    weights = weights.to(values.dtype).flatten(0, 1).unsqueeze(1).contiguous()
     # (B h, 1, n) @ (B h, n, L)
     return torch.bmm(weights, _by_head(values)).view(values.shape[1:])
 
