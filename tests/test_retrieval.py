@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ela_mm import LayerAttention, LayerMemory
 from ela_mm.analysis.benchmark import _Storages
+from ela_mm.errors import UsageError
 from ela_mm.models.backbones.ela_resnet import AttentionStage
 from ela_mm.models.layers import batch_norm
 from ela_mm.models.layers.retrieval import GROUP
@@ -214,6 +215,15 @@ def test_statistics_in_float32(mean):
     for ours, theirs in zip(norm.buffers(), expected.buffers()):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6,
                                    check_dtype=False)
+
+
+def test_one_number_per_channel_has_no_variance():
+    norm = nn.BatchNorm2d(8)
+    with pytest.raises(UsageError, match=r'\(1, 8, 1, 1\)'):
+        batch_norm.statistics(norm, torch.ones(1, 8, 1, 1))
+    assert norm.num_batches_tracked == 0
+    mean, var = batch_norm.statistics(norm.eval(), torch.ones(1, 8, 1, 1))
+    assert mean.isfinite().all() and var.isfinite().all()
 
 
 # --- gradients of a part, again, and with company ----------------------------

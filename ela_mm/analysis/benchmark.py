@@ -191,8 +191,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):  # another C library
         return False
-    never_trim, no_maps = (-1, -1), (-4, 0)  # of malloc.h, M_TRIM_THRESHOLD
-    return bool(mallopt(*never_trim) and mallopt(*no_maps))  # and M_MMAP_MAX
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX: malloc.h
+    return bool(mallopt(trim_threshold, -1) and mallopt(mmap_max, 0))
 
 
 def time_in_turns(steps: Dict[str, Callable[[], None]],

@@ -8,6 +8,8 @@ from typing import Tuple
 import torch
 from torch import Tensor, nn
 
+from ...errors import UsageError
+
 
 def can_be_formed_again(norm: nn.Module) -> bool:
     """Whether a norm is a plain batch norm that nobody watches.
@@ -34,9 +36,18 @@ def statistics(norm: nn.BatchNorm2d, x: Tensor) -> Tuple[Tensor, Tensor]:
 
     Returns:
         tuple: Mean (C) and biased variance (C).
+
+    Raises:
+        UsageError: In training mode, if there is one number per channel.
     """
     if not norm.training:
         return norm.running_mean, norm.running_var
+    batch, channels, height, width = x.shape
+    count = batch * height * width
+    if count == 1:
+        raise UsageError(
+            f'batch norm in training has one number per channel, of a map of '
+            f'shape {tuple(x.shape)}: take larger pictures or larger batches')
     norm.num_batches_tracked.add_(1)
     if (x.device.type != 'cpu' or not x.is_contiguous()
             or x.dtype not in (torch.float32, torch.float64)):
@@ -47,13 +58,11 @@ def statistics(norm: nn.BatchNorm2d, x: Tensor) -> Tuple[Tensor, Tensor]:
     # Of contiguous maps batch norm on a CPU adds one number after the other, in
     # double. Group norm's moments are vectorised, as good, and take a sixth
     # of the time; in channels last it is the other way round.
-    batch, channels, height, width = x.shape
     _, means, rstds = torch.native_group_norm(x, None, None, batch, channels,
                                               height * width, channels,
                                               norm.eps)  # (B, C)
     mean = means.mean(0)
     var = (rstds.pow(-2) + (means - mean).square()).mean(0) - norm.eps
-    count = batch * height * width
     norm.running_mean.lerp_(mean, norm.momentum)
     norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)
     return mean, var
@@ -61,7 +70,7 @@ def statistics(norm: nn.BatchNorm2d, x: Tensor) -> Tuple[Tensor, Tensor]:
 
 def normalize(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor,
               var: Tensor, eps: float) -> Tensor:
-    """Normalise (B, C, H, W) by given statistics, scale by gamma, add beta."""
+    """(B, C, H, W) by given statistics, times gamma, plus beta, (C) each."""
     return torch.native_batch_norm(x, gamma, beta, mean, var, False, 0.,
                                    eps)[0]
 

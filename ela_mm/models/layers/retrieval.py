@@ -138,12 +138,12 @@ class _Layout(NamedTuple):
 
     def flat(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, h, L), a copy only if it must be one."""
-        return self._by_head(x).reshape(self.flat_shape)
+        return self._split(x).reshape(self.flat_shape)
 
     def write(self, slot: Tensor, x: Tensor) -> None:
         """Copy (B, C, H, W) into a slot (B, h, L)."""
-        by_head = self._by_head(x)
-        slot.view(by_head.shape).copy_(by_head)
+        heads = self._split(x)
+        slot.view(heads.shape).copy_(heads)
 
     def map(self, flat: Tensor) -> Tensor:
         """(B, h, L) -> (B, C, H, W), a copy in channels last.
@@ -157,11 +157,12 @@ class _Layout(NamedTuple):
             dtype=flat.dtype,
             device=flat.device,
             memory_format=torch.channels_last)
-        by_head = self._by_head(x)
-        by_head.copy_(flat.view(by_head.shape))
+        heads = self._split(x)
+        heads.copy_(flat.view(heads.shape))
         return x
 
-    def _by_head(self, x: Tensor) -> Tensor:
+    def _split(self, x: Tensor) -> Tensor:
+        """A view (B, h, d, H, W), or (B, h, H, W, d) in channels last."""
         x = x.unflatten(1, (self.heads, -1))  # (B, h, d, H, W)
         return x.movedim(2, -1) if self.channels_last else x
 

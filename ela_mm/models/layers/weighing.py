@@ -71,7 +71,7 @@ class KeyBank:
     def weigh(self, x: Tensor, key_kernel: Tensor,
               query_kernel: Optional[Tensor],
               head_dim: int) -> Optional[Tensor]:
-        """:func:`weigh`, with this bank's keys."""
+        """:func:`weigh`, with this bank's keys: the same arguments but those."""
         if self._state is None:
             self._state = x.new_empty(
                 (self._capacity, x.shape[0], x.shape[1] // head_dim, head_dim),
