@@ -13,8 +13,8 @@ from ela_mm import LayerAttention, LayerMemory
 from ela_mm.analysis.benchmark import _Storages
 from ela_mm.errors import UsageError
 from ela_mm.models.backbones.ela_resnet import AttentionStage
-from ela_mm.models.layers import batch_norm
-from ela_mm.models.layers.retrieval import GROUP
+from ela_mm.models.layers.bank import batch_norm
+from ela_mm.models.layers.bank.values import GROUP
 
 
 def stage_of(depth=4, heads=2, head_dim=4, active=None, visible=None,

@@ -1,5 +1,6 @@
-from .layer_attention import LayerAttention, LayerMemory
+from .bank.values import retrieve
+from .layer_attention import LayerAttention
 from .light_attention import LightLayerAttention
-from .retrieval import retrieve
+from .memory import LayerMemory
 
 __all__ = ['LayerAttention', 'LayerMemory', 'LightLayerAttention', 'retrieve']

@@ -5,7 +5,7 @@ Redundant Retrievals" (arXiv 2503.06473), after "Cross-Layer Retrospective
 Retrieving via Layer Attention" (MRLA, Fang et al., ICLR 2023).
 """
 import math
-from typing import List, Optional
+from typing import Optional
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -14,44 +14,11 @@ from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...compat.compiling import is_compiling
 from ...errors import UsageError
-from .batch_norm import can_be_formed_again
-from .retrieval import ValueBank, retrieve
-from .weighing import KeyBank, weigh
-
-
-class LayerMemory:
-    """What the layers of one stage leave for the later ones.
-
-    One instance serves one stage and one forward pass.
-
-    Args:
-        capacity (int, optional): T, the number of layers that will leave a
-            key and a value. If given, these lie in buffers, which makes
-            attention fast and its backward small. Defaults to None.
-
-    Attributes:
-        keys (List[Tensor]): n tensors (B, h, d), in the order of the layers;
-            none where ``key_bank`` holds them.
-        values (List[Tensor]): n tensors (B, C, H, W); none where
-            ``value_bank`` holds them.
-        weights (Tensor | None): (B, h, n) float32, the attention weights P of
-            the last layer that attended; None before the first.
-        key_bank (KeyBank | None): The buffer of keys; None without a
-            capacity, and where compilers or exporters trace the network, who
-            fuse the plain operations themselves.
-        value_bank (ValueBank | None): The buffer of values, like the keys'.
-    """
-
-    def __init__(self, capacity: Optional[int] = None) -> None:
-        if is_compiling() or torch.jit.is_tracing():
-            capacity = None
-        self.key_bank = KeyBank(capacity) if capacity else None
-        self.value_bank = ValueBank(capacity) if capacity else None
-        self.keys: List[Tensor] = []
-        self.values: List[Tensor] = []
-        self.weights: Optional[Tensor] = None
+from .bank.batch_norm import can_be_formed_again
+from .bank.keys import weigh
+from .bank.values import retrieve
+from .memory import LayerMemory
 
 
 def pooled_kernel_size(channels: int) -> int:
@@ -98,7 +65,7 @@ class LayerAttention(nn.Module):
             This project's choice. Defaults to False.
         with_cp (bool): Keep less for backward: a norm that the value bank
             does not form again
-            (:func:`~ela_mm.models.layers.batch_norm.can_be_formed_again`) is
+            (:func:`~ela_mm.models.layers.bank.batch_norm.can_be_formed_again`) is
             then checkpointed with what follows it, and runs twice. Defaults
             to False.
 

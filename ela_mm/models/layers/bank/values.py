@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from . import batch_norm
-from .weighing import alias
+from .keys import alias
 
 # So many layers' sums are formed again at once. More would read the buffer
 # less often, and hold more sums at a time.
@@ -100,7 +100,7 @@ class ValueBank:
             weights (Tensor): (B, h, n), as in :func:`retrieve`; they sum to
                 1 over n.
             norm (nn.BatchNorm2d, optional): That
-                :func:`~ela_mm.models.layers.batch_norm.can_be_formed_again`;
+                :func:`~ela_mm.models.layers.bank.batch_norm.can_be_formed_again`;
                 None ends with the sum. Defaults to None.
             relu (bool): Whether a relu follows the norm. Defaults to False.
             scale (Tensor, optional): (C), multiplied last. Defaults to None.

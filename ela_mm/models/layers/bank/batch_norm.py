@@ -8,7 +8,7 @@ from typing import Tuple
 import torch
 from torch import Tensor, nn
 
-from ...errors import UsageError
+from ....errors import UsageError
 
 
 def can_be_formed_again(norm: nn.Module) -> bool:
