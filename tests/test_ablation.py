@@ -8,9 +8,9 @@ import pytest
 from mmengine.config import Config
 from running import tool
 
-from ela_mm.engine.criteria import build_criterion
 from ela_mm.engine.grid import apply_overrides, cells, read_grid
 from ela_mm.engine.launch import UsageError
+from ela_mm.pruning.build import build_criterion
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted(

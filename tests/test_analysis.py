@@ -37,11 +37,11 @@ from ela_mm.analysis.whatif import (
     recorded_window,
     stability,
 )
-from ela_mm.engine.criteria import build_criterion
 from ela_mm.engine.record import FILE_NAME, read_record, write_record
 from ela_mm.errors import UsageError
 from ela_mm.models.backbones.ela_resnet import AttentionStage
 from ela_mm.models.backbones.mmpretrain import ELAResNet
+from ela_mm.pruning.build import build_criterion
 from ela_mm.visualization.sections import whatif_section
 from ela_mm.visualization.whatif import stability_picture
 

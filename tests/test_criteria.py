@@ -9,8 +9,8 @@ from scipy import stats
 from scipy.integrate import quad
 
 from ela_mm import ELAPruneHook
-from ela_mm.engine.criteria import build_criterion
 from ela_mm.pruning import CRITERIA
+from ela_mm.pruning.build import build_criterion
 
 KL = [0.9, 0.1, 2.5, 0.3, 0.2, 0.25, 1.4, 7.0]
 kls = st.lists(

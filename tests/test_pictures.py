@@ -18,19 +18,12 @@ from ela_mm.analysis.history import Run
 from ela_mm.analysis.whatif import Stability, Window
 from ela_mm.engine.record import read_record
 from ela_mm.models.backbones.ela_resnet import AttentionLayerInfo
+from ela_mm.plotting import KEPT, SKIPPED, save, to_array, to_png, to_svg
 from ela_mm.visualization.attention import attention_pictures
 from ela_mm.visualization.cost import cost_picture
 from ela_mm.visualization.decisions import decision_picture, timeline_picture
 from ela_mm.visualization.features import features_picture
 from ela_mm.visualization.page import Section, Table, render
-from ela_mm.visualization.style import (
-    KEPT,
-    SKIPPED,
-    save,
-    to_array,
-    to_png,
-    to_svg,
-)
 from ela_mm.visualization.whatif import counts_picture, stability_picture
 
 EBQM = dict(type='EBQM', gamma=.75, alpha=2., beta=5., mu=.2)

@@ -11,9 +11,9 @@ from mmengine.runner import Runner
 from toy import toy_config, toy_runner
 
 from ela_mm import ELAPruneHook, ebqm
-from ela_mm.engine.criteria import build_criterion
 from ela_mm.engine.record import read_record
-from ela_mm.engine.windows import check_windows, window_of
+from ela_mm.pruning.build import build_criterion
+from ela_mm.pruning.windows import check_windows, window_of
 
 
 class Spy(Hook):

@@ -40,6 +40,7 @@ from ela_mm.analysis.whatif import (
 )
 from ela_mm.engine.launch import UsageError, check_checkpoint, run
 from ela_mm.engine.loading import build_model, load_model, read_config
+from ela_mm.plotting import save
 from ela_mm.visualization.page import Section
 from ela_mm.visualization.report import PARTS, write_report
 from ela_mm.visualization.sections import (
@@ -50,7 +51,6 @@ from ela_mm.visualization.sections import (
     whatif_section,
     window_section,
 )
-from ela_mm.visualization.style import save
 
 FOLDER = 'ela_analysis'
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..engine.loading import find_backbone
 from ..models.backbones.ela_resnet import AttentionStage, LayerAttentionMixin
-from .benchmark import ratio, time_in_turns
+from ..timing import ratio, time_in_turns
 from .complexity import count_by_module
 from .pictures import picture_shape
 

@@ -5,7 +5,7 @@ import os.path as osp
 import re
 import statistics
 from collections import defaultdict
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from ..engine.checkpoints import latest_intact
 from ..engine.record import FILE_NAME, FORMAT, read_record
@@ -102,21 +102,6 @@ def read_run(work_dir: str) -> Run:
         step_times=_step_times(logs, unit),
         metric=name,
         metrics=metrics)
-
-
-def window_name(window: Sequence[int], unit: str) -> str:
-    """A window in words.
-
-    Args:
-        window (Sequence[int]): First and last, inclusive.
-        unit (str): ``'epoch'`` or ``'iteration'``.
-
-    Returns:
-        str: Such as ``'epoch 1'`` or ``'epochs 1 to 3'``.
-    """
-    first, last = window
-    return f'{unit} {first}' if first == last else (
-        f'{unit}s {first} to {last}')
 
 
 def decided(run: Run) -> List[Dict[str, Any]]:

@@ -3,11 +3,11 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 
 import numpy as np
 
-from ..engine.criteria import build_criterion
 from ..errors import UsageError
 from ..pruning import LayerKL, ebqm
+from ..pruning.build import build_criterion
 from ..pruning.criteria import Criterion
-from .history import window_name
+from ..pruning.windows import window_name
 
 # The paper's settings of EBQM; gamma is this project's choice.
 PAPER = {

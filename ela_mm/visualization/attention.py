@@ -5,14 +5,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from ..analysis.attention import AttentionRow, Measured
-from .style import (
-    COLOURS,
-    WIDTH,
-    Picture,
-    cell_colours,
-    new_figure,
-    style,
-)
+from ..plotting import COLOURS, WIDTH, Picture, cell_colours, new_figure, style
 
 # Above so many layers the cells are too small for numbers.
 NUMBERED = 12

@@ -3,7 +3,7 @@ import numpy as np
 from matplotlib.patches import Patch
 
 from ..analysis.cost import Cost
-from .style import KEPT, OUT, SKIPPED, WIDTH, Picture, new_figure, style
+from ..plotting import KEPT, OUT, SKIPPED, WIDTH, Picture, new_figure, style
 
 
 def cost_picture(cost: Cost) -> Picture:

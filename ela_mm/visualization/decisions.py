@@ -5,17 +5,9 @@ import numpy as np
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from scipy.stats import beta as beta_distribution
 
-from ..analysis.history import Run, window_name
-from .style import (
-    KEPT,
-    MARKERS,
-    OUT,
-    SKIPPED,
-    WIDTH,
-    Picture,
-    new_figure,
-    style,
-)
+from ..analysis.history import Run
+from ..plotting import KEPT, MARKERS, OUT, SKIPPED, WIDTH, Picture, new_figure, style
+from ..pruning.windows import window_name
 
 # KL divergences down to rounding are drawn here, on the logarithmic axis.
 SMALLEST = 1e-4

@@ -4,7 +4,7 @@ from typing import List
 import numpy as np
 
 from ..analysis.features import Features, LayerFeatures
-from .style import OUT, Picture, new_figure, style
+from ..plotting import OUT, Picture, new_figure, style
 
 # How much of a map's colour covers the picture.
 COVER = .55

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import List, Optional, Sequence
 
 from ..errors import UsageError
-from .style import Picture, to_png, to_svg
+from ..plotting import Picture, to_png, to_svg
 
 TEMPLATE = osp.join(osp.dirname(__file__), 'page.html')
 # Pixels per inch below which a picture scrolls instead of shrinking.

@@ -6,8 +6,9 @@ from typing import Any, Dict, List, Optional, Sequence
 from ..analysis.attention import Measured
 from ..analysis.cost import Cost, LayerCost, StageCost
 from ..analysis.features import Features
-from ..analysis.history import Run, window_name
+from ..analysis.history import Run
 from ..analysis.whatif import Outcome, Window
+from ..pruning.windows import window_name
 from .attention import attention_pictures
 from .cost import cost_picture
 from .decisions import decision_picture, timeline_picture

@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from ..analysis.whatif import GAMMAS, MUS, SHAPES, Stability, Window, counts
-from .style import (
+from ..plotting import (
     COLOURS,
     KEPT,
     SKIPPED,

@@ -17,9 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ...errors import UsageError
 from ...models.backbones.ela_resnet import SKIP_MODES, LayerAttentionMixin
 from ...pruning import KLStatistics, LayerKL
+from ...pruning.build import build_criterion
+from ...pruning.windows import Window, check_windows, window_of
 from ...visualization import prune_table
 from ..checkpoints import DEPLOY_KEY, is_within_epoch
-from ..criteria import build_criterion
 from ..loading import find_backbone
 from ..randomness import (
     EPOCH,
@@ -32,7 +33,6 @@ from ..randomness import (
 from ..ranks import check_agreement, from_main_rank
 from ..record import FORMAT, write_record
 from ..step_timer import StepTimer
-from ..windows import Window, check_windows, window_of
 
 # Where the hook keeps its state in mmengine's checkpoints.
 STATE_KEY = 'ela_prune_hook'
@@ -419,8 +419,8 @@ class ELAPruneHook(Hook):
         """Send the window's picture to TensorBoard, WandB and the like."""
         try:
             # Not at the top: a broken matplotlib must not stop a training.
+            from ...plotting import to_array
             from ...visualization.decisions import decision_picture
-            from ...visualization.style import to_array
             runner.visualizer.add_image(
                 'ela_redundancy',
                 to_array(decision_picture(decision, unit).figure),

@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import FUNCTIONS
 
 from ..errors import UsageError
-from ..pruning.criteria import CRITERIA, Criterion
+from .criteria import CRITERIA, Criterion
 
 for _name, _function in CRITERIA.items():
     FUNCTIONS.register_module(name=_name, module=_function, force=True)

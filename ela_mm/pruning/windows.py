@@ -46,3 +46,18 @@ def check_windows(windows: Sequence[Sequence[int]]) -> List[Window]:
 def window_of(windows: Sequence[Window], count: int) -> Optional[Window]:
     """The window that contains an epoch or iteration, counted from 1."""
     return next((w for w in windows if w[0] <= count <= w[1]), None)
+
+
+def window_name(window: Sequence[int], unit: str) -> str:
+    """A window in words.
+
+    Args:
+        window (Sequence[int]): First and last, inclusive.
+        unit (str): ``'epoch'`` or ``'iteration'``.
+
+    Returns:
+        str: Such as ``'epoch 1'`` or ``'epochs 1 to 3'``.
+    """
+    first, last = window
+    return f'{unit} {first}' if first == last else (
+        f'{unit}s {first} to {last}')
