@@ -9,7 +9,7 @@ from . import compat
 compat.install()  # before anything imports mmcv.ops
 
 from .engine import ELAPruneHook  # noqa: E402
-from .hosts import register  # noqa: E402
+from .hosts.registration import register  # noqa: E402
 from .models import LayerAttention, LayerMemory  # noqa: E402
 from .pruning import adjacent_kl, ebqm  # noqa: E402
 from .version import __version__  # noqa: E402

@@ -11,8 +11,6 @@ import torch
 import ela_mm  # noqa: F401  registers, and makes mmcv-lite enough
 from ela_mm.datasets.digits import make_digits
 
-ROOT = Path(__file__).parent.parent
-
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')  # the same run everywhere
 
 

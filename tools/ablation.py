@@ -21,16 +21,11 @@ from typing import List, Optional
 from mmengine.config import Config
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.apis.data import check_data, prepare_config
+from ela_mm.apis.launch import UsageError, build_runner, run
 from ela_mm.engine.checkpoints import resume_latest
-from ela_mm.engine.grid import Cell, apply_overrides, cells, read_grid
-from ela_mm.engine.launch import (
-    UsageError,
-    build_runner,
-    check_data,
-    prepare_config,
-    run,
-)
-from ela_mm.engine.record import FILE_NAME, read_record, write_whole
+from ela_mm.engine.journal.record import FILE_NAME, read_record, write_whole
+from ela_mm.experiments.grid import Cell, apply_overrides, cells, read_grid
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 PRESETS = osp.join(ROOT, 'configs', 'ablations')

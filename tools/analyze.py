@@ -30,7 +30,13 @@ from ela_mm.analysis.attention import measure
 from ela_mm.analysis.cost import Cost, cost_of_config
 from ela_mm.analysis.features import check_grad_cam, choose_layers, look
 from ela_mm.analysis.history import decided, read_run
-from ela_mm.analysis.pictures import dataset_batches, file_batches
+from ela_mm.analysis.report.attention import attention_section
+from ela_mm.analysis.report.cost import cost_section
+from ela_mm.analysis.report.features import features_section
+from ela_mm.analysis.report.page import Section
+from ela_mm.analysis.report.redundancy import timeline_section, window_section
+from ela_mm.analysis.report.report import PARTS, write_report
+from ela_mm.analysis.report.whatif import whatif_section
 from ela_mm.analysis.whatif import (
     Window,
     compare,
@@ -38,19 +44,10 @@ from ela_mm.analysis.whatif import (
     parse_criterion,
     recorded_window,
 )
-from ela_mm.engine.launch import UsageError, check_checkpoint, run
-from ela_mm.engine.loading import build_model, load_model, read_config
+from ela_mm.apis.data import dataset_batches, file_batches
+from ela_mm.apis.launch import UsageError, check_checkpoint, run
+from ela_mm.apis.loading import build_model, load_model, read_config
 from ela_mm.plotting import save
-from ela_mm.visualization.page import Section
-from ela_mm.visualization.report import PARTS, write_report
-from ela_mm.visualization.sections import (
-    attention_section,
-    cost_section,
-    features_section,
-    timeline_section,
-    whatif_section,
-    window_section,
-)
 
 FOLDER = 'ela_analysis'
 

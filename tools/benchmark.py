@@ -21,9 +21,10 @@ import torch
 from rich.progress import track
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.analysis import benchmark, count
-from ela_mm.analysis.benchmark import Conditions
-from ela_mm.engine.launch import UsageError, check_checkpoint, run
+from ela_mm.analysis import count
+from ela_mm.apis.launch import UsageError, check_checkpoint, run
+from ela_mm.experiments import benchmark
+from ela_mm.experiments.benchmark import Conditions
 
 COLUMNS = ('variant', 'active', 'time', 'step, ms', 'kept for backward',
            'peak of memory', 'parameters, M', 'GMACs')

@@ -11,7 +11,7 @@ from torch import nn
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.analysis import count
-from ela_mm.engine.launch import run
+from ela_mm.apis.launch import run
 
 ATTENTION = {'plain': None, 'MRLA-light': 'light', 'MRLA-base': 'base'}
 # (classes, depth, attention) -> parameters in M and GFLOPs of tables 1 and 2.

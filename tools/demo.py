@@ -13,11 +13,11 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.engine.launch import build_runner, run
-from ela_mm.engine.loading import with_all_layers
-from ela_mm.engine.record import FILE_NAME, read_record
-from ela_mm.engine.step_timer import StepTimer
-from ela_mm.visualization.report import write_report
+from ela_mm.analysis.report.report import write_report
+from ela_mm.apis.launch import build_runner, run
+from ela_mm.engine.gain import StepTimer
+from ela_mm.engine.journal.record import FILE_NAME, read_record
+from ela_mm.models.backbones.layer_attention_mixin import with_all_layers
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 CONFIG = osp.join(ROOT, 'configs', 'faster_rcnn_ela_r50_digits.py')

@@ -11,14 +11,10 @@ import os.path as osp
 from mmengine.config import DictAction
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.engine.deploy import (
-    check_onnx,
-    export_onnx,
-    part_of,
-    write_deploy_checkpoint,
-)
-from ela_mm.engine.launch import check_checkpoint, run
-from ela_mm.engine.loading import load_model, read_config
+from ela_mm.apis.deploy import write_deploy_checkpoint
+from ela_mm.apis.launch import check_checkpoint, run
+from ela_mm.apis.loading import load_model, read_config
+from ela_mm.apis.onnx import check_onnx, export_onnx, part_of
 
 
 def parse_args() -> argparse.Namespace:

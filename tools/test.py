@@ -11,12 +11,12 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.engine.launch import (
+from ela_mm.apis.data import check_data
+from ela_mm.apis.launch import (
     UsageError,
     add_common_arguments,
     build_runner,
     check_checkpoint,
-    check_data,
     load_config,
     run,
     set_up_distributed,

@@ -8,18 +8,18 @@ import argparse
 import torch
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.engine import ValidateResumedHook
-from ela_mm.engine.checkpoints import resume_latest, warn_of_single_checkpoint
-from ela_mm.engine.launch import (
+from ela_mm.apis.data import check_data
+from ela_mm.apis.launch import (
     UsageError,
     add_common_arguments,
     build_runner,
     check_checkpoint,
-    check_data,
     load_config,
     run,
     set_up_distributed,
 )
+from ela_mm.engine import ValidateResumedHook
+from ela_mm.engine.checkpoints import resume_latest, warn_of_single_checkpoint
 
 
 def parse_args() -> argparse.Namespace:

@@ -5,11 +5,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..engine.loading import find_backbone
+from ..apis.data import network_inputs
 from ..errors import UsageError
-from ..models.backbones.ela_resnet import LayerAttentionMixin
+from ..models.backbones.layer_attention_mixin import LayerAttentionMixin, find_backbone
 from ..pruning import KLStatistics, LayerKL
-from .pictures import network_inputs
 
 
 class AttentionRow(NamedTuple):
@@ -72,7 +71,7 @@ def measure(model: nn.Module, batches: Iterable[dict]) -> Measured:
     Args:
         model (nn.Module): A detector or a classifier with one ELA backbone;
             set to eval mode.
-        batches (Iterable[dict]): See :mod:`ela_mm.analysis.pictures`.
+        batches (Iterable[dict]): See :mod:`ela_mm.apis.data`.
 
     Returns:
         Measured: In eval mode, as the network is used.

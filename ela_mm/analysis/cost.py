@@ -23,11 +23,11 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..engine.loading import find_backbone
-from ..models.backbones.ela_resnet import AttentionStage, LayerAttentionMixin
+from ..apis.data import picture_shape
+from ..models.backbones.layer_attention_mixin import LayerAttentionMixin, find_backbone
+from ..models.backbones.stages import AttentionStage
 from ..timing import ratio, time_in_turns
 from .complexity import count_by_module
-from .pictures import picture_shape
 
 Mask = Tuple[List[bool], List[bool]]
 
@@ -147,7 +147,7 @@ def cost_of_config(cfg: Config,
         cfg (Config): Of a detector or a classifier.
         model (nn.Module): With one ELA backbone; not changed.
         shape (Sequence[int], optional): (H, W); else
-            :func:`~ela_mm.analysis.pictures.picture_shape`.
+            :func:`~ela_mm.apis.data.picture_shape`.
         batch (int, optional): Else that of its train_dataloader, else 2.
         **options: Of :func:`measure_cost`.
 

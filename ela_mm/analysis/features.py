@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..engine.loading import find_backbone, with_all_layers
 from ..errors import UsageError
+from ..models.backbones.layer_attention_mixin import find_backbone, with_all_layers
 from ..pruning import KLStatistics
 
 # Layers in one picture, as in figure 3.
@@ -96,7 +96,7 @@ def look(model: nn.Module,
     Args:
         model (nn.Module): A detector or a classifier; not changed.
         batch (dict): Its first picture; see
-            :mod:`ela_mm.analysis.pictures`.
+            :mod:`ela_mm.apis.data`.
         layers (Sequence[str]): Names, as a rule of one stage.
         channels (int): Score-CAM weighs so many channels of each layer, those
             of the largest mean; it runs the whole network once for each. The

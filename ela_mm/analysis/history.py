@@ -8,7 +8,7 @@ from collections import defaultdict
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from ..engine.checkpoints import latest_intact
-from ..engine.record import FILE_NAME, FORMAT, read_record
+from ..engine.journal.record import FILE_NAME, FORMAT, read_record
 from ..errors import UsageError
 
 Points = List[Tuple[float, float]]

@@ -15,13 +15,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...errors import UsageError
-from ...models.backbones.ela_resnet import SKIP_MODES, LayerAttentionMixin
+from ...models.backbones.layer_attention_mixin import (
+    SKIP_MODES,
+    LayerAttentionMixin,
+    find_backbone,
+)
 from ...pruning import KLStatistics, LayerKL
 from ...pruning.build import build_criterion
 from ...pruning.windows import Window, check_windows, window_of
-from ...visualization import prune_table
 from ..checkpoints import DEPLOY_KEY, is_within_epoch
-from ..loading import find_backbone
+from ..gain import StepTimer
+from ..journal.record import FORMAT, write_record
+from ..journal.table import prune_table
 from ..randomness import (
     EPOCH,
     VALIDATION,
@@ -31,8 +36,6 @@ from ..randomness import (
     seed_workers,
 )
 from ..ranks import check_agreement, from_main_rank
-from ..record import FORMAT, write_record
-from ..step_timer import StepTimer
 
 # Where the hook keeps its state in mmengine's checkpoints.
 STATE_KEY = 'ela_prune_hook'
@@ -420,7 +423,7 @@ class ELAPruneHook(Hook):
         try:
             # Not at the top: a broken matplotlib must not stop a training.
             from ...plotting import to_array
-            from ...visualization.decisions import decision_picture
+            from ..journal.picture import decision_picture
             runner.visualizer.add_image(
                 'ela_redundancy',
                 to_array(decision_picture(decision, unit).figure),

@@ -1,0 +1,120 @@
+"""Attention weights as heat maps, one per stage (figures 2a, 6 and 7)."""
+from typing import List
+
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from ...plotting import COLOURS, WIDTH, Picture, cell_colours, new_figure, style
+from ..attention import AttentionRow, Measured
+from .page import Section, Table
+
+# Above so many layers the cells are too small for numbers.
+NUMBERED = 12
+
+
+def attention_pictures(measured: Measured) -> List[Picture]:
+    """Draw every stage that has layer attention.
+
+    Args:
+        measured (Measured): From :func:`ela_mm.analysis.attention.measure`.
+
+    Returns:
+        List[Picture]: Named ``attention_stage<s>``.
+    """
+    stages = sorted({layer.stage for layer in measured.layers})
+    return [_stage_picture(measured, stage) for stage in stages]
+
+
+def _stage_picture(measured: Measured, stage: int) -> Picture:
+    layers = [layer for layer in measured.layers if layer.stage == stage]
+    names = [layer.name for layer in layers]
+    rows = [row for row in measured.rows if row.stage == stage]
+    side = min(max(2.6, .42 * len(names) + 1.2), 9.)
+    with style():
+        figure = new_figure(max(WIDTH, side + 1.3), 2 * side + .6)
+        above, below = figure.subplots(2, 1)
+        _heat_map(above, names, rows, 'mean')
+        _heat_map(below, names, rows, 'spread')
+        figure.suptitle(
+            f'Stage {stage}: attention weights over {measured.images} '
+            'pictures, all heads',
+            fontsize=10)
+    return Picture(f'attention_stage{stage}', figure, _alt(stage, layers, rows))
+
+
+def _heat_map(axes, names: List[str], rows: List[AttentionRow],
+              field: str) -> None:
+    values = np.full((len(names), len(names)), np.nan)
+    for row in rows:
+        columns = [names.index(source) for source in row.sources]
+        values[names.index(row.name), columns] = getattr(row, field)
+    highest = max((getattr(row, field).max() for row in rows), default=0.)
+    high = 1. if field == 'mean' else max(float(highest), 1e-3)
+    image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=high)
+    axes.figure.colorbar(image, ax=axes, shrink=.8)
+    attending = {row.name for row in rows}
+    for i, name in enumerate(names):
+        if name not in attending:
+            axes.add_patch(
+                Rectangle((-.5, i - .5), i + 1, 1, fill=False, hatch='////',
+                          edgecolor='#999999', linewidth=0))
+            axes.text(
+                i / 2, i, 'skipped', ha='center', va='center', fontsize=7,
+                bbox=dict(facecolor='white', edgecolor='none', pad=1))
+    if len(names) <= NUMBERED:
+        shown = np.argwhere(~np.isnan(values))
+        colours = cell_colours(values[tuple(shown.T)], 0, high)
+        for (i, j), colour in zip(shown, colours):
+            axes.text(
+                j, i, f'{values[i, j]:.2f}', ha='center', va='center',
+                fontsize=7, color=colour)
+    axes.set_title(
+        'Mean' if field == 'mean' else 'Standard deviation')
+    axes.set_xticks(range(len(names)), [n.split('.')[1] for n in names])
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel('attends to block')
+    axes.set_ylabel('layer')
+
+
+def _alt(stage: int, layers: list, rows: List[AttentionRow]) -> str:
+    skipped = [layer.name for layer in layers if not layer.active]
+    said = [
+        f'{row.name} attends most to {row.sources[int(row.mean.argmax())]} '
+        f'({row.mean.max():.2f})' for row in rows
+    ]
+    gone = f' Skipped: {", ".join(skipped)}.' if skipped else ''
+    return f'Attention weights of stage {stage}: {"; ".join(said)}.{gone}'
+
+
+def attention_section(measured: Measured, source: str) -> Section:
+    """Whom every layer attends to.
+
+    Args:
+        measured (Measured): From :func:`ela_mm.analysis.attention.measure`.
+        source (str): What the pictures are, in words.
+
+    Returns:
+        Section: A heat map per stage.
+    """
+    rows = [[
+        row.name,
+        ', '.join(f'{s.split(".")[1]}: {m:.2f} ± {d:.2f}'
+                  for s, m, d in zip(row.sources, row.mean, row.spread)),
+        f'{measured.kl[row.name].mean:.4g}' if row.name in measured.kl else '-'
+    ] for row in measured.rows]
+    text = [
+        f'Attention weights over the values of the layers of a stage, on '
+        f'{measured.images} pictures ({source}), in eval mode: mean and '
+        'standard deviation over pictures and heads. Rows with equal weights '
+        'are redundant; skipped layers have none.'
+    ]
+    return Section(
+        'Attention weights', text,
+        [
+            Table('Weights', ['layer', 'attends to block', 'KL now'], rows,
+                  [['layer', 'source', 'mean', 'std']] + [[
+                      row.name, source, mean, std
+                  ] for row in measured.rows for source, mean, std in zip(
+                      row.sources, row.mean, row.spread)])
+        ],
+        attention_pictures(measured))

@@ -1,0 +1,101 @@
+"""A self-contained HTML page of text, tables and pictures."""
+import base64
+import os.path as osp
+from dataclasses import dataclass, field
+from typing import List, Optional, Sequence
+
+from ...errors import UsageError
+from ...plotting import Picture, to_png, to_svg
+
+TEMPLATE = osp.join(osp.dirname(__file__), 'page.html')
+# Pixels per inch below which a picture scrolls instead of shrinking.
+READABLE = 62
+
+
+@dataclass
+class Table:
+    """Rows of text.
+
+    Attributes:
+        caption (str): What the rows are.
+        header (List[str]): Of the columns.
+        rows (List[List[str]]): Cells, rounded for reading.
+        csv (List[list]): The same for files, header first and not rounded;
+            empty if ``header`` and ``rows`` say it all.
+    """
+    caption: str
+    header: List[str]
+    rows: List[List[str]]
+    csv: List[list] = field(default_factory=list)
+
+
+@dataclass
+class Section:
+    """A part of the page.
+
+    Attributes:
+        title (str): Its heading.
+        text (List[str]): Paragraphs.
+        tables (List[Table]): Below the paragraphs.
+        pictures (List[Picture]): Below these.
+    """
+    title: str
+    text: List[str] = field(default_factory=list)
+    tables: List[Table] = field(default_factory=list)
+    pictures: List[Picture] = field(default_factory=list)
+
+    @property
+    def anchor(self) -> str:
+        """Where links lead to."""
+        return ''.join(c if c.isalnum() else '-' for c in self.title.lower())
+
+
+def check_jinja() -> None:
+    """Raise a UsageError unless pages can be laid out."""
+    try:
+        import jinja2  # noqa: F401
+    except ImportError:
+        raise UsageError('the report needs Jinja2: pip install Jinja2, or pip '
+                         "install 'ela_mm[analyze]'") from None
+
+
+def data_uri(picture: Picture) -> str:
+    """A picture as a part of the page; photographs as PNG, else SVG."""
+    if picture.name.startswith('features'):
+        data, kind = to_png(picture.figure), 'png'
+    else:
+        data, kind = to_svg(picture.figure).encode(), 'svg+xml'
+    return f'data:image/{kind};base64,' + base64.b64encode(data).decode()
+
+
+def render(title: str,
+           summary: Sequence[str],
+           sections: Sequence[Section],
+           footer: Optional[Sequence[str]] = None) -> str:
+    """Lay out a page that needs no other file and no network.
+
+    Args:
+        title (str): Its heading.
+        summary (Sequence[str]): What to know if nothing else is read.
+        sections (Sequence[Section]): In order.
+        footer (Sequence[str], optional): How it was made.
+
+    Returns:
+        str: HTML. All text is escaped.
+
+    Raises:
+        UsageError: Without Jinja2.
+    """
+    check_jinja()
+    from jinja2 import Environment
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    with open(TEMPLATE, encoding='utf-8') as file:
+        template = environment.from_string(file.read())
+    return template.render(
+        title=title,
+        summary=summary,
+        sections=sections,
+        footer=footer or [],
+        data_uri=data_uri,
+        readable=READABLE)

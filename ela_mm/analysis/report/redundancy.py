@@ -1,0 +1,193 @@
+"""What each analysis says: text, tables and pictures, for screen and page."""
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+
+from ...engine.journal.picture import decision_picture
+from ...plotting import KEPT, SKIPPED, WIDTH, Picture, new_figure, style
+from ...pruning.windows import window_name
+from ..cost import Cost
+from ..history import Run
+from .page import Section, Table
+
+
+def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
+    """Which layers went, why, and what it cost or gained, in sentences.
+
+    Args:
+        run (Run): From :func:`ela_mm.analysis.history.read_run`.
+        cost (Cost, optional): Of its network.
+
+    Returns:
+        List[str]: One sentence or two each.
+    """
+    skipped = [name for d in run.decisions for name in d['skipped']]
+    total = len(run.record['layers'])
+    if skipped:
+        lines = [
+            f'{len(skipped)} of {total} attention layers were pruned while '
+            f'training ({", ".join(skipped)}); {len(run.record["active"])} are '
+            'active.',
+            'They went because their attention weights repeat those of the '
+            'layer before more than other layers\' do: the criterion '
+            f'({run.record["criterion"]["type"]}) found the KL divergence '
+            'between the two small beside the others\'.'
+        ]
+        if len(run.record['active']) + len(skipped) < total:
+            lines[0] += (' The others were skipped before, since they could '
+                         'not learn or the training started without them.')
+    elif run.decisions:
+        lines = [
+            'Nothing was pruned: ' + '; '.join(
+                f'{_span(run, d)}: {d["note"]}' for d in run.decisions) + '.'
+        ]
+    else:
+        lines = ['No window has ended yet: nothing has been decided.']
+    lines += _gain(run)
+    if cost is not None:
+        blocks = sum(stage.seconds for stage in cost.stages)
+        lines.append(
+            'Measured side by side, the backbone\'s step takes '
+            f'{cost.seconds_before / blocks:.2f} times that of the same '
+            'network without attention with all layers, and '
+            f'{cost.seconds_after / blocks:.2f} times as pruned.')
+    if run.metrics:
+        at, value = run.metrics[-1]
+        best_at, best = max(run.metrics, key=lambda point: point[1])
+        lines.append(f'{run.metric} is {value:.4g} in {run.unit} {at:g}' + (
+            f' (highest: {best:.4g} in {run.unit} {best_at:g}).'
+            if best_at != at else '.'))
+    return lines
+
+
+def _gain(run: Run) -> List[str]:
+    timed = [
+        d for d in run.decisions
+        if d['skipped'] and d['step_time_before'] and d['step_time_after']
+    ]
+    said = [
+        f'{d["step_time_before"]:.3g} s to {d["step_time_after"]:.3g} s after '
+        f'{_span(run, d)}' for d in timed
+    ]
+    if not said:
+        return []
+    return [
+        'The median training step went from ' + ', from '.join(said) +
+        ' (timed during the training, on a machine that may have had other '
+        'work; the first of each pair includes measuring).'
+    ]
+
+
+def _span(run: Run, decision: Dict[str, Any]) -> str:
+    return window_name(decision['window'], run.unit)
+
+
+def timeline_section(run: Run) -> Section:
+    """Price and gain over the training."""
+    text = ['Above, how many attention layers were active; then, as far as the '
+            "training's log has them, the median step of each epoch and the "
+            'metric. Step times include whatever else the machine was doing.']
+    if not run.step_times:
+        text.append('The work dir has no scalars.json (LocalVisBackend writes '
+                    'it): step times and metrics are not known.')
+    return Section('Over the training', text, pictures=[timeline_picture(run)])
+
+
+def window_section(run: Run, decision: Dict[str, Any]) -> Section:
+    """One window: what was measured, and what was decided on it."""
+    criterion = dict(decision['criterion'])
+    name = criterion.pop('type')
+    parameters = ', '.join(f'{k} = {v}' for k, v in criterion.items())
+    text = [
+        f'{decision["samples"]} samples were measured in {_span(run, decision)}. '
+        f'A small KL divergence (in nats) says that a layer\'s attention '
+        'weights repeat those of the active layer before. '
+        f'The criterion {name} ({parameters}) ' +
+        (f'skipped {", ".join(decision["skipped"])}; {decision["active"]} of '
+         f'{decision["total"]} layers remain.' if decision['skipped'] else
+         f'skipped nothing: {decision["note"]}.')
+    ]
+    if name == 'EBQM':
+        text.append(
+            'Layers whose KL divergence lies above the quantile gamma are out '
+            'of reach. The others are stretched to 0 to 1, mapped by the '
+            'distribution function of Beta(alpha, beta), and skipped where '
+            'the result is below mu.')
+    number = '{:.4g}'.format
+    rows = [[
+        layer['name'],
+        *('-' if layer[key] is None else number(layer[key])
+          for key in ('kl', 'kl_std', 'mapped')), _fate(layer, criterion)
+    ] for layer in decision['layers']]
+    table = Table(
+        'Layers; std is between iterations',
+        ['layer', 'KL', 'std', 'mapped', 'decision'], rows,
+        [['layer', 'kl', 'kl_std', 'mapped', 'decision']] + [[
+            layer['name'], layer['kl'], layer['kl_std'], layer['mapped'],
+            layer['status']
+        ] for layer in decision['layers']])
+    return Section(f'Window: {_span(run, decision)}', text, [table],
+                   [decision_picture(decision, run.unit)])
+
+
+def _fate(layer: Dict[str, Any], criterion: Dict[str, Any]) -> str:
+    out = (
+        layer['status'] == 'kept' and layer['mapped'] is None
+        and 'gamma' in criterion)
+    return 'kept (out of reach)' if out else layer['status']
+
+
+def timeline_picture(run: Run) -> Picture:
+    """Draw active layers, step time and metric over the training.
+
+    Args:
+        run (Run): From :func:`ela_mm.analysis.history.read_run`.
+
+    Returns:
+        Picture: Named ``timeline``; panels without data are left out.
+    """
+    end = max([x for x, _ in run.step_times + run.metrics] +
+              [x for x, _ in run.active] + [1])
+    panels = [('active layers', run.active)]
+    if run.step_times:
+        panels.append(('step, s', run.step_times))
+    if run.metrics:
+        panels.append((run.metric.split('/')[-1], run.metrics))
+    with style():
+        figure = new_figure(WIDTH, 1.3 * len(panels) + .8)
+        axes = np.ravel(figure.subplots(len(panels), 1, sharex=True))
+        for ax, (label, points) in zip(axes, panels):
+            x, y = zip(*points)
+            if label == 'active layers':
+                ax.step(x + (end, ), y + (y[-1], ), where='post', color=KEPT)
+                ax.set_ylim(0, 1.1 * max(y))
+            else:
+                ax.plot(x, y, color=KEPT, marker='.')
+                if label == 'step, s':
+                    ax.set_ylim(0, 1.15 * max(y))
+            ax.set_title(label)
+            for decision in run.decisions:
+                if decision['skipped']:
+                    ax.axvline(decision['window'][1], color=SKIPPED,
+                               linestyle='--', linewidth=1)
+        for decision in run.decisions:
+            if decision['skipped']:
+                axes[0].annotate(
+                    f'−{len(decision["skipped"])}',
+                    (decision['window'][1], decision['active']),
+                    xytext=(4, 2), textcoords='offset points', fontsize=8,
+                    color=SKIPPED)
+        axes[-1].set_xlabel(f'{run.unit} (dashed: a pruning)')
+    return Picture('timeline', figure, _timeline_alt(run))
+
+
+def _timeline_alt(run: Run) -> str:
+    said = ['Active attention layers: ' + ', '.join(
+        f'{count} from {run.unit} {x:g}' for x, count in run.active)]
+    for label, points in (('step time in seconds', run.step_times),
+                          (run.metric, run.metrics)):
+        if points:
+            (x, first), (last_x, last) = points[0], points[-1]
+            said.append(f'{label}: {first:.3g} in {run.unit} {x:g}, '
+                        f'{last:.3g} in {run.unit} {last_x:g}')
+    return '. '.join(said) + '.'

@@ -1,0 +1,174 @@
+"""The report of a run: one file that says all that is known of it."""
+import os.path as osp
+import platform
+from typing import Callable, List, NamedTuple, Optional, Sequence
+
+import mmengine
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from ...apis.data import dataset_batches
+from ...apis.loading import load_model, read_config
+from ...engine.journal.record import write_whole
+from ...errors import UsageError
+from ...version import __version__
+from ..attention import measure
+from ..cost import Cost, cost_of_config
+from ..features import choose_layers, look
+from ..history import Run, read_run
+from ..whatif import compare, recorded_window
+from .attention import attention_section
+from .cost import cost_section
+from .features import features_section
+from .page import Section, check_jinja, render
+from .redundancy import summarize, timeline_section, window_section
+from .whatif import whatif_section
+
+FILE_NAME = 'ela_report.html'
+PARTS = ('attention', 'cost', 'features')
+
+
+class Effort(NamedTuple):
+    """How much is measured for a report.
+
+    Attributes:
+        images (int): Pictures behind the attention weights.
+        rounds (int): Timed rounds behind the costs.
+        batch (int | None): Pictures of a timed step; None: the config's.
+        channels (int): Channels that Score-CAM weighs.
+    """
+    images: int = 32
+    rounds: int = 8
+    batch: Optional[int] = None
+    channels: int = 16
+
+
+def write_report(work_dir: str,
+                 out: Optional[str] = None,
+                 config: Optional[str] = None,
+                 checkpoint: Optional[str] = None,
+                 without: Sequence[str] = (),
+                 effort: Optional[Effort] = None,
+                 device: str = 'cpu',
+                 cfg_options: Optional[dict] = None,
+                 say: Callable[[str], None] = print) -> str:
+    """Write the report of a run.
+
+    What needs the model is measured anew from the work dir's config and its
+    latest checkpoint; what does not apply is left out, and the page says why.
+
+    Args:
+        work_dir (str): Of a run with ELAPruneHook.
+        out (str, optional): The file. Defaults to ``ela_report.html`` in the
+            work dir.
+        config (str, optional): Instead of the work dir's.
+        checkpoint (str, optional): Instead of the work dir's latest.
+        without (Sequence[str]): Parts to leave out: ``attention``,
+            ``cost``, ``features``.
+        effort (Effort, optional): How much to measure.
+        device (str): Where. Defaults to ``'cpu'``.
+        cfg_options (dict, optional): Override settings of the config.
+        say (Callable): Told what is being done. Defaults to print.
+
+    Returns:
+        str: Path of the file, written whole or not at all.
+
+    Raises:
+        UsageError: If there is no record of a run, or no Jinja2.
+    """
+    check_jinja()
+    for kind, given in (('config', config), ('checkpoint', checkpoint)):
+        if given is not None and not osp.isfile(given):
+            raise UsageError(f'{kind} {given!r} does not exist')
+    run = read_run(work_dir)
+    path = out or osp.join(work_dir, FILE_NAME)
+    if osp.isdir(path):
+        path = osp.join(path, FILE_NAME)
+    effort = effort or Effort()
+    left_out: List[str] = []
+
+    def attempt(what: str, make: Callable):
+        """A part that fails leaves a sentence, not a report undone."""
+        if what in without:
+            return None
+        say(f'{what} ...')
+        try:
+            return make()
+        except UsageError as error:
+            reason = str(error)
+        except Exception as error:  # whatever a user's model does
+            reason = f'{type(error).__name__}: {error}'
+        left_out.append(f'{what} is left out: {reason}')
+        say(left_out[-1])
+        return None
+
+    paths = config or run.config, checkpoint or run.checkpoint
+    loaded = None
+    if set(PARTS) - set(without):
+        loaded = attempt('the model',
+                         lambda: _load(run, *paths, cfg_options, device))
+    measured = cost = features = None
+    if loaded is not None:
+        cfg, model = loaded
+        measured = attempt(
+            'attention', lambda: attention_section(
+                measure(model, dataset_batches(cfg, effort.images)),
+                'the first of the validation set'))
+        cost = attempt(
+            'cost', lambda: cost_of_config(
+                cfg, model, batch=effort.batch, rounds=effort.rounds))
+        features = attempt('features',
+                           lambda: _features(cfg, model, effort.channels))
+    sections = [timeline_section(run)]
+    sections += [window_section(run, decision) for decision in run.decisions]
+    sections += attempt('what if', lambda: _what_if(run, cost)) or []
+    sections += [section for section in (measured, features) if section]
+    if cost is not None:
+        sections.append(cost_section(cost))
+    name = osp.basename(osp.abspath(work_dir))
+    page = render(f'ELA: what was pruned in {name}', summarize(run, cost),
+                  sections, _footer(*paths, left_out))
+    write_whole(page, osp.abspath(path))
+    return path
+
+
+def _load(run: Run, config: Optional[str], checkpoint: Optional[str],
+          cfg_options: Optional[dict], device: str) -> tuple:
+    for kind, path in (('config', config), ('checkpoint', checkpoint)):
+        if path is None:
+            raise UsageError(f'no {kind} in {run.work_dir!r}')
+    cfg = read_config(config, cfg_options)
+    return cfg, load_model(cfg, checkpoint)[0].to(device)
+
+
+def _features(cfg: Config, model: nn.Module, channels: int) -> Section:
+    """Of the first picture of the validation set."""
+    batch = next(dataset_batches(cfg, 1))
+    features = look(model, batch, choose_layers(model), channels)
+    path = getattr(batch['data_samples'][0], 'img_path', None)
+    return features_section(
+        features, 'the first picture of the validation set' +
+        (f', {osp.basename(path)}' if path else ''))
+
+
+def _what_if(run: Run, cost: Optional[Cost]) -> List[Section]:
+    seconds = cost and cost.attention_seconds
+    windows = [recorded_window(d, run.unit) for d in run.decisions]
+    return [
+        whatif_section(window, compare(window, seconds),
+                       cost and cost.conditions) for window in windows
+        if window.names
+    ]
+
+
+def _footer(config: Optional[str], checkpoint: Optional[str],
+            left_out: Sequence[str]) -> List[str]:
+    return [
+        f'Config: {config}. Checkpoint: {checkpoint}.',
+        *left_out,
+        f'Made by ela_mm {__version__} with PyTorch {torch.__version__}, '
+        f'mmengine {mmengine.__version__} and Python '
+        f'{platform.python_version()}. Method: Efficient Layer Attention, '
+        'arXiv 2503.06473.',
+    ]

@@ -1,0 +1,102 @@
+"""What goes to production: a checkpoint and a graph without skipped layers.
+
+A training checkpoint keeps the parameters of skipped layers, so that it loads
+everywhere, and what training needs to go on. A deploy checkpoint has neither;
+the config that trained it loads it.
+"""
+import os
+import tempfile
+from contextlib import contextmanager
+from typing import Iterator, List, NamedTuple
+
+import torch
+from torch import nn
+
+from ..engine.checkpoints import DEPLOY_KEY
+from ..errors import UsageError
+from ..models.backbones.layer_attention_mixin import ela_backbones
+
+
+class Deployed(NamedTuple):
+    """What :func:`write_deploy_checkpoint` did.
+
+    Attributes:
+        has_mask (bool): Whether the checkpoint says what is pruned; without,
+            all layers are active.
+        layers (int): Prunable attention layers of the model.
+        active (int): Those that are not skipped.
+        left_out (List[str]): Names in the state dict that are not written.
+        parameters (int): Numbers that these hold, norm statistics included.
+        bytes_before (int): Size of the checkpoint.
+        bytes_after (int): Size of the deploy checkpoint.
+    """
+    has_mask: bool
+    layers: int
+    active: int
+    left_out: List[str]
+    parameters: int
+    bytes_before: int
+    bytes_after: int
+
+
+def write_deploy_checkpoint(model: nn.Module, checkpoint: dict, source: str,
+                            target: str) -> Deployed:
+    """Write a checkpoint without skipped layers and training's state.
+
+    It loads like any other, also strictly and with ``weights_only=True``, into
+    the same config. Fine-tuning from it goes on with the pruned network: the
+    skipped layers stay skipped, their parameters are fresh.
+
+    Args:
+        model (nn.Module): From
+            :func:`~ela_mm.apis.loading.load_model`.
+        checkpoint (dict): The same; not changed.
+        source (str): Its file.
+        target (str): Written whole or not at all.
+
+    Returns:
+        Deployed: What was left out.
+
+    Raises:
+        UsageError: If ``target`` is ``source``.
+    """
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise UsageError(f'{target!r} is the checkpoint itself: expected '
+                         'another file to write to')
+    backbones = ela_backbones(model)
+    unused = {
+        f'{prefix}.{name}'
+        for prefix, backbone in backbones.items()
+        for names in backbone.unused_state().values() for name in names
+    }
+    state = checkpoint['state_dict']
+    kept = {k: v for k, v in state.items() if k not in unused}
+    meta = {**checkpoint.get('meta', {}), DEPLOY_KEY: True}
+    with _whole_file(target) as file:
+        torch.save(dict(meta=meta, state_dict=kept), file)
+    layers = [x for b in backbones.values() for x in b.attention_layers]
+    left_out = [k for k in state if k in unused]
+    return Deployed(
+        has_mask=any(f'{prefix}.active' in state for prefix in backbones),
+        layers=len(layers),
+        active=sum(layer.active for layer in layers),
+        left_out=left_out,
+        parameters=sum(state[k].numel() for k in left_out),
+        bytes_before=os.path.getsize(source),
+        bytes_after=os.path.getsize(target))
+
+
+@contextmanager
+def _whole_file(path: str) -> Iterator[str]:
+    """A name to write to, in the same folder; takes its place at the end."""
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.export_', dir=folder) as place:
+        name = os.path.join(place, os.path.basename(path))
+        yield name
+        os.replace(name, path)
+
+
+# --- ONNX --------------------------------------------------------------------
+
+

@@ -1,0 +1,132 @@
+"""What tools/train.py and tools/test.py share: from arguments to a Runner."""
+import argparse
+import datetime
+import os
+import os.path as osp
+import sys
+from typing import Callable, Optional
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from ..engine.checkpoints import is_intact
+from ..errors import UsageError
+from .data import prepare_config
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that the hosts' tools have in common."""
+    parser.add_argument('config', help='config file, of a detector or a '
+                        'classifier')
+    parser.add_argument(
+        '--work-dir',
+        help='where logs and checkpoints go; default: the config\'s, else '
+        'work_dirs/<name of the config>')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value, nested keys by '
+        'dots, lists as key="[a,b]" or key=a,b, without white space')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how distributed processes are started')
+    # torch.distributed.launch passes it; torchrun sets LOCAL_RANK.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Load the config and apply the common options.
+
+    Args:
+        args (argparse.Namespace): From :func:`add_common_arguments`.
+
+    Returns:
+        Config: With launcher, work dir and dataloader defaults set.
+
+    Raises:
+        UsageError: If the file does not exist.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not osp.isfile(args.config):
+        raise UsageError(f'config {args.config!r} does not exist: expected '
+                         'the path of a config file')
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        name = osp.splitext(osp.basename(args.config))[0]
+        cfg.work_dir = osp.join('work_dirs', name)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    return prepare_config(cfg)
+
+
+def check_checkpoint(path: Optional[str]) -> None:
+    """Raise a UsageError if a local checkpoint is missing or damaged."""
+    if path is None or '://' in path:
+        return
+    if not osp.isfile(path):
+        raise UsageError(f'checkpoint {path!r} does not exist')
+    if not is_intact(path):
+        raise UsageError(
+            f'checkpoint {path!r} is damaged, probably cut off while it was '
+            'written: expected a whole one, such as the one before it')
+
+
+def set_up_distributed(cfg: Config) -> None:
+    """Make a launcher work without a GPU, where mmengine would ask for one.
+
+    Args:
+        cfg (Config): Changed in place; nothing happens without a launcher or
+            with a GPU. ``env_cfg.dist_cfg.timeout`` holds as in mmengine.
+
+    Raises:
+        UsageError: On a launcher or an option that needs GPUs, or where
+            torchrun has not started this process.
+    """
+    if cfg.launcher == 'none' or torch.cuda.is_available():
+        return
+    if cfg.launcher != 'pytorch':
+        raise UsageError(f'--launcher {cfg.launcher} needs GPUs; on CPUs use '
+                         'torchrun and --launcher pytorch')
+    if 'RANK' not in os.environ:
+        raise UsageError('--launcher pytorch expects to be started by '
+                         'torchrun, which sets RANK and its like')
+    if cfg.get('sync_bn'):
+        raise UsageError(f'sync_bn={cfg.sync_bn!r} needs GPUs: SyncBatchNorm '
+                         'does not train on CPUs; leave it out')
+    options = {}
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    if timeout is not None:  # in seconds, as mmengine takes it
+        options['timeout'] = datetime.timedelta(seconds=timeout)
+    dist.init_process_group('gloo', **options)
+    wrapper = cfg.get('model_wrapper_cfg') or ConfigDict()
+    wrapper.setdefault('type', 'MMDistributedDataParallel')
+    # What mmengine sets itself where it is not given a wrapper.
+    wrapper.setdefault('broadcast_buffers', False)
+    wrapper.setdefault('find_unused_parameters',
+                       cfg.get('find_unused_parameters', False))
+    wrapper['device_ids'] = None
+    cfg.model_wrapper_cfg = wrapper
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that the config asks for."""
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    return Runner.from_cfg(cfg)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool's main function; a UsageError ends it with one line."""
+    try:
+        main()
+    except UsageError as error:
+        sys.exit(f'error: {error}')

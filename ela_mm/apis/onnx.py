@@ -1,0 +1,194 @@
+"""Backbones and classifiers as ONNX graphs, tried before they are written."""
+import importlib.util
+from typing import List, Optional, Tuple
+
+import torch
+from mmengine.utils import digit_version
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..models.backbones.layer_attention_mixin import ela_backbones
+from .deploy import _whole_file
+
+# The largest difference to PyTorch's result, absolute and relative.
+PARITY = 1e-4
+
+
+ONNX_PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
+
+
+def check_onnx() -> None:
+    """Raise a UsageError unless ONNX files can be written and tried."""
+    missing = [n for n in ONNX_PACKAGES if importlib.util.find_spec(n) is None]
+    if missing:
+        raise UsageError(f'ONNX export needs {", ".join(missing)}: pip install '
+                         f'{" ".join(missing)}')
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        raise UsageError('ONNX export needs torch >= 2.6, this is '
+                         f'{torch.__version__}')
+
+
+class _Classifier(nn.Module):
+    """A classifier of mmpretrain, from pictures to logits or scores."""
+
+    def __init__(self, model: nn.Module, scores: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.scores = _scoring(model.head) if scores else nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scores(self.model(images, mode='tensor'))
+
+
+def _scoring(head: nn.Module) -> nn.Module:
+    """What the head's ``predict`` makes scores of logits with."""
+    from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
+    if isinstance(head, MultiLabelClsHead):
+        return nn.Sigmoid()
+    if isinstance(head, ClsHead):
+        return nn.Softmax(dim=1)
+    raise UsageError(f'scores of a {type(head).__name__} are not known: '
+                     'export its logits, without --scores')
+
+
+def part_of(model: nn.Module,
+            part: Optional[str] = None,
+            scores: bool = False) -> Tuple[nn.Module, List[str]]:
+    """The part of a model that goes into an ONNX file.
+
+    Args:
+        model (nn.Module): From
+            :func:`~ela_mm.apis.loading.load_model`.
+        part (str, optional): ``'backbone'`` or, for mmpretrain's
+            ``ImageClassifier`` alone, ``'classifier'``. Defaults to the
+            classifier where there is one, else to the backbone.
+        scores (bool): Whether the classifier ends with scores, not with
+            logits. Defaults to False.
+
+    Returns:
+        tuple: A module of normalised pictures (B, 3, H, W), and the names of
+        its outputs: ``feature_<stage>`` of each ``out_indices`` entry, from 1,
+        or ``logits`` or ``scores`` (B, classes).
+
+    Raises:
+        UsageError: If the model does not have the part.
+    """
+    classifies = _is_classifier(model)
+    part = part or ('classifier' if classifies else 'backbone')
+    if part == 'classifier':
+        if not classifies:
+            raise UsageError(
+                f"part 'classifier' of a {type(model).__name__}: expected the "
+                "config of an mmpretrain ImageClassifier; take part 'backbone'")
+        return (_Classifier(model, scores).eval(),
+                ['scores' if scores else 'logits'])
+    if scores:
+        raise UsageError("scores need part 'classifier'; a backbone has none")
+    backbones = ela_backbones(model)
+    if len(backbones) > 1:
+        raise UsageError(f'the model has {len(backbones)} ELA backbones '
+                         f'({", ".join(backbones)}): expected one to export')
+    (backbone, ) = backbones.values()
+    return backbone, [f'feature_{i + 1}' for i in backbone.out_indices]
+
+
+def _is_classifier(model: nn.Module) -> bool:
+    if importlib.util.find_spec('mmpretrain') is None:
+        return False
+    from mmpretrain.models import ImageClassifier
+    return isinstance(model, ImageClassifier) and model.with_head
+
+
+@torch.no_grad()
+def export_onnx(module: nn.Module,
+                outputs: List[str],
+                target: str,
+                shape: Tuple[int, int] = (224, 224),
+                opset: int = 18) -> float:
+    """Write a module as ONNX, with any batch size, and try it.
+
+    Args:
+        module (nn.Module): From :func:`part_of`, float32 on the CPU.
+        outputs (List[str]): The same. The input is called ``images``.
+        target (str): Written only if the graph passes onnx's checker and
+            onnxruntime agrees with PyTorch.
+        shape (Tuple[int, int]): Height and width of the pictures. Defaults to
+            (224, 224).
+        opset (int): Version of ONNX's operators. Defaults to 18.
+
+    Returns:
+        float: The largest absolute difference to PyTorch's result.
+
+    Raises:
+        UsageError: If packages are missing, the module cannot be exported (an
+            operator such as deformable convolution), the opset is none that
+            the exporter knows, or the results differ by more than
+            ``PARITY``.
+    """
+    check_onnx()
+    import onnx
+    if min(shape) < 1:
+        raise UsageError(f'shape {tuple(shape)}: expected a positive height '
+                         'and width')
+    known = onnx.defs.onnx_opset_version()
+    if not 18 <= opset <= known:
+        raise UsageError(f'opset {opset}: expected 18 to {known}')
+    images = torch.randn(2, 3, *shape)
+    with _whole_file(target) as file:
+        try:
+            torch.onnx.export(
+                module, (images, ),
+                file,
+                input_names=['images'],
+                output_names=outputs,
+                opset_version=opset,
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim('batch')}, ),
+                external_data=False,
+                verbose=False)
+        except torch.onnx.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            raise UsageError(
+                f'{type(module).__name__} cannot be exported: '
+                f'{str(cause).strip().splitlines()[0]}') from error
+        _tidy(file, opset)
+        return max(_difference(module, file, batch, shape) for batch in (1, 3))
+
+
+def _tidy(file: str, opset: int) -> None:
+    """Check a graph and take out the exporter's notes on source files."""
+    import onnx
+    model = onnx.load(file)
+    (version, ) = [x.version for x in model.opset_import if not x.domain]
+    if version != opset:
+        raise UsageError(f'opset {opset}: the exporter can write '
+                         f'{version} only')
+    graph = model.graph
+    for noted in (model, graph, *graph.node, *graph.value_info, *graph.input,
+                  *graph.output, *graph.initializer):
+        del noted.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, file)
+
+
+def _difference(module: nn.Module, file: str, batch: int,
+                shape: Tuple[int, int]) -> float:
+    """The largest difference of onnxruntime to PyTorch on noise."""
+    import onnxruntime
+    session = onnxruntime.InferenceSession(
+        file, providers=['CPUExecutionProvider'])
+    images = torch.randn(batch, 3, *shape)
+    expected = module(images)
+    if isinstance(expected, Tensor):
+        expected = (expected, )
+    results = session.run(None, dict(images=images.numpy()))
+    largest = 0.
+    for result, reference in zip(results, expected):
+        result = torch.from_numpy(result)
+        largest = max(largest, (result - reference).abs().max().item())
+        if not torch.allclose(result, reference, rtol=PARITY, atol=PARITY):
+            raise UsageError(
+                f'onnxruntime differs from PyTorch by {largest:.2g}, more '
+                f'than {PARITY:g}: the graph is not written; are the weights '
+                'of the checkpoint finite?')
+    return largest

@@ -1,0 +1,193 @@
+"""A window's redundancy and decision, and the run's price and gain."""
+from typing import Any, Dict, List
+
+import numpy as np
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+from scipy.stats import beta as beta_distribution
+
+from ...plotting import KEPT, MARKERS, OUT, SKIPPED, WIDTH, Picture, new_figure, style
+from ...pruning.windows import window_name
+
+# KL divergences down to rounding are drawn here, on the logarithmic axis.
+SMALLEST = 1e-4
+
+
+def decision_picture(decision: Dict[str, Any], unit: str = 'epoch') -> Picture:
+    """Draw one decision of a record: every layer's KL, and what became of it.
+
+    Above, the KL divergence of each layer with the standard deviation between
+    iterations. Below, what the criterion compared with its threshold: for
+    EBQM the curve of the Beta distribution with mu.
+
+    Args:
+        decision (Dict[str, Any]): An entry of the record's ``decisions``.
+        unit (str): What its window counts. Defaults to ``'epoch'``.
+
+    Returns:
+        Picture: Named ``window_<first>_<last>``.
+    """
+    layers = decision['layers']
+    ranked = [layer for layer in layers if layer['kl'] is not None]
+    mapped = [layer for layer in ranked if layer['mapped'] is not None]
+    draws_map = bool(mapped) and 'mu' in decision['criterion']
+    heights = [.19 * len(layers) + .9, 3.] if draws_map else [
+        .19 * len(layers) + .9]
+    with style():
+        figure = new_figure(WIDTH, sum(heights) + .5)
+        axes = np.ravel(
+            figure.subplots(
+                len(heights), 1, gridspec_kw=dict(height_ratios=heights)))
+        _kl_panel(axes[0], layers, decision['criterion'])
+        if draws_map:
+            _map_panel(axes[1], ranked, decision['criterion'])
+        first, last = decision['window']
+        span = window_name(decision['window'], unit)
+        figure.suptitle(
+            f'{span.capitalize()}: {len(decision["skipped"])} of '
+            f'{decision["active"] + len(decision["skipped"])} active layers '
+            'skipped',
+            fontsize=10)
+    return Picture(f'window_{first}_{last}', figure, _alt(decision, span))
+
+
+def _is_skipped(layer: Dict[str, Any]) -> bool:
+    return layer['status'] == 'skipped'
+
+
+def _kl_panel(axes, layers: List[dict], criterion: Dict[str, Any]) -> None:
+    ranked = [layer for layer in layers if layer['kl'] is not None]
+    for y, layer in enumerate(layers):
+        kl = layer['kl']
+        if kl is None:
+            axes.text(
+                .01, y, layer['status'], va='center', fontsize=7, color=OUT,
+                transform=axes.get_yaxis_transform())
+            continue
+        skipped = _is_skipped(layer)
+        colour = SKIPPED if skipped else KEPT
+        x = max(kl, SMALLEST)
+        axes.hlines(y, .1 * SMALLEST, x, color=colour, linewidth=1,
+                    linestyle=':' if skipped else '-')
+        axes.errorbar(
+            x, y, xerr=[[min(layer['kl_std'], x - SMALLEST)],
+                        [layer['kl_std']]], color=colour, capsize=2,
+            linewidth=.8, marker=MARKERS['skipped' if skipped else 'kept'],
+            markersize=6)
+    for label, colour in (('kept', KEPT), ('skipped', SKIPPED)):
+        axes.plot([], [], color=colour, marker=MARKERS[label], linestyle='',
+                  label=label)
+    if len(ranked) > 1:
+        _thresholds(axes, [layer['kl'] for layer in ranked], criterion)
+    axes.set_xscale('log')
+    low, high = _limits(ranked)
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if high < 100 * low else (1, )))
+    axes.xaxis.set_major_formatter(FormatStrFormatter('%g'))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(
+        range(len(layers)), [layer['name'] for layer in layers], fontsize=7)
+    axes.set_ylim(len(layers) - .4, -.6)
+    axes.set_xlabel('KL to the layer before, nats (bars: between iterations)')
+    axes.set_title('Redundancy')
+    _legend(axes)
+
+
+def _limits(ranked: List[dict]) -> tuple:
+    """Of the logarithmic axis; names of what has no KL stand at its start."""
+    values = [max(layer['kl'], SMALLEST) for layer in ranked] or [1.]
+    return .3 * min(values), 2 * max(values)
+
+
+def _thresholds(axes, kl: List[float], criterion: Dict[str, Any]) -> None:
+    if 'gamma' in criterion:
+        gamma = criterion['gamma']
+        axes.axvline(
+            max(float(np.quantile(kl, gamma)), SMALLEST), color='black',
+            linestyle='--', linewidth=1, label=f'quantile γ = {gamma:g}')
+    if criterion['type'] == 'threshold':
+        axes.axvline(
+            max(criterion['t'], SMALLEST), color='black', linewidth=1,
+            label=f't = {criterion["t"]:g}')
+
+
+def _map_panel(axes, ranked: List[dict], criterion: Dict[str, Any]) -> None:
+    kl = np.array([layer['kl'] for layer in ranked])
+    mapped = np.array([
+        np.nan if layer['mapped'] is None else layer['mapped']
+        for layer in ranked
+    ])
+    reached = ~np.isnan(mapped)
+    low, high = kl[reached].min(), kl[reached].max()
+    name = criterion['type']
+    if name == 'EBQM':
+        x = np.linspace(0, 1, 200)
+        axes.plot(
+            low + x * (high - low),
+            beta_distribution.cdf(x, criterion['alpha'], criterion['beta']),
+            color='black', linewidth=1,
+            label=f'Beta({criterion["alpha"]:g}, {criterion["beta"]:g})')
+    mu = criterion['mu']
+    axes.axhline(mu, color=SKIPPED, linestyle='--', linewidth=1,
+                 label=f'μ = {mu:g}')
+    axes.axhspan(-.06, mu, facecolor='none', edgecolor='#bbbbbb',
+                 hatch='///', linewidth=0)
+    for i in np.flatnonzero(reached):
+        skipped = _is_skipped(ranked[i])
+        axes.plot(
+            kl[i], mapped[i], color=SKIPPED if skipped else KEPT,
+            marker=MARKERS['skipped' if skipped else 'kept'], markersize=7)
+    _name_points(axes, kl[reached], mapped[reached],
+                 [ranked[i]['name'] for i in np.flatnonzero(reached)])
+    out = [ranked[i]['name'] for i in np.flatnonzero(~reached)]
+    axes.set_ylim(-.06, 1.12)
+    margin = .06 * (high - low)
+    axes.set_xlim(low - margin, high + 3 * margin)
+    axes.set_xlabel('KL divergence, nats, up to the quantile')
+    axes.set_ylabel(f'{name} maps to')
+    axes.set_title('Decision')
+    if out:
+        axes.text(
+            .99, .02, f'out of reach, kept: {len(out)}', ha='right', fontsize=8,
+            transform=axes.transAxes, color=OUT,
+            bbox=dict(facecolor='white', edgecolor='none', pad=1))
+    _legend(axes)
+
+
+def _name_points(axes, x: np.ndarray, y: np.ndarray,
+                 names: List[str]) -> None:
+    """Names above points; those of a crowd stand further up."""
+    span = np.ptp(x) or 1.
+    taken = []
+    for i in np.argsort(x, kind='stable'):
+        height = 0
+        while any(abs(x[i] - at) < .05 * span and height == level
+                  for at, level in taken):
+            height += 1
+        taken.append((x[i], height))
+        axes.annotate(
+            names[i].replace('layer', ''), (x[i], y[i]),
+            xytext=(0, 8 + 9 * height), textcoords='offset points',
+            ha='center', fontsize=7,
+            bbox=dict(facecolor='white', edgecolor='none', pad=.3))
+
+
+def _legend(axes) -> None:
+    """Beside the title: it hides nothing, and narrow screens stay readable."""
+    axes.legend(
+        loc='lower right', bbox_to_anchor=(1., 1.), ncol=4, fontsize=8,
+        borderaxespad=0.2, handletextpad=.4, columnspacing=1.2)
+
+
+def _alt(decision: Dict[str, Any], span: str) -> str:
+    values = [
+        f'{layer["name"]} {layer["kl"]:.3g} ({layer["status"]})'
+        for layer in decision['layers'] if layer['kl'] is not None
+    ]
+    if not values:
+        return f'{span.capitalize()}: no KL divergence was measured.'
+    return (f'KL divergences in nats of {span}: {", ".join(values)}. '
+            f'Skipped: {", ".join(decision["skipped"]) or "none"}.')
+
+
+__all__ = ['decision_picture']

@@ -1,0 +1,270 @@
+"""What layer attention costs, beside the plain network in one process.
+
+A machine's speed drifts, so no time is reported alone: the variants take
+turns, and a variant's ratio is the median over rounds of its time over the
+plain network's in the same round.
+"""
+import ctypes
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from ..errors import UsageError
+from ..pruning import KLStatistics
+from .variants import ConcatenatingAttention, OwnValueAttention, replace_attention
+
+NETWORKS = ('r18', 'r34', 'r50', 'r101', 'r152', 'cifar20', 'cifar56',
+            'cifar110')
+# The third stage of an ImageNet ResNet with so many blocks: R50 has 6, R101
+# 23, R152 36.
+GROWTH = (6, 12, 23, 36)
+# Shares of ELA's layers that are skipped, in percent.
+SHARES = (25, 50, 80)
+VARIANTS = ('plain', 'concatenating', 'base', 'measuring', 'own value',
+            'light', *(f'ELA {share}%' for share in SHARES))
+
+
+class Conditions(NamedTuple):
+    """What a measurement holds for.
+
+    Attributes:
+        network (str): One of ``NETWORKS``, or ``stage3 x T`` for an ImageNet
+            ResNet with T blocks in its third stage.
+        training (bool): Forward and backward; False: inference.
+        device (str): ``'cpu'`` or ``'cuda'``.
+        amp (bool): bfloat16 autocast.
+        batch (int): Pictures.
+        size (int): Pixels of a picture's side.
+        channels_last (bool): Memory format of pictures and weights.
+        compiled (bool): Whether the backbones are compiled by torch.compile.
+        with_cp (bool): Activation checkpointing, in all but the plain
+            network.
+    """
+    network: str
+    training: bool = True
+    device: str = 'cpu'
+    amp: bool = False
+    batch: int = 2
+    size: int = 224
+    channels_last: bool = False
+    compiled: bool = False
+    with_cp: bool = False
+
+
+def build_backbone(network: str,
+                   variant: str,
+                   with_cp: bool = False,
+                   mask: Optional[Dict[str, Tensor]] = None) -> nn.Module:
+    """Build one variant of a network.
+
+    Args:
+        network (str): See :class:`Conditions`.
+        variant (str): One of ``VARIANTS``, or ``'ELA mask'``.
+        with_cp (bool): Activation checkpointing; the plain network never
+            has it. Defaults to False.
+        mask (Dict[str, Tensor], optional): Buffers ``active`` and
+            ``visible``, for ``'ELA mask'``.
+
+    Returns:
+        nn.Module: A backbone.
+
+    Raises:
+        UsageError: On an unknown network, or a mask of another depth.
+    """
+    from mmpretrain.models.backbones.resnet import Bottleneck
+
+    from ..hosts.mmpretrain import ELAResNet, ELAResNet_CIFAR
+    attention = dict(plain=None, light='light').get(variant, 'base')
+    options = dict(
+        attention=attention, with_cp=with_cp and attention is not None)
+    if network.startswith('cifar'):
+        cls, depth = ELAResNet_CIFAR, int(network[5:])
+    elif network.startswith('stage3 x '):
+        depth = int(network.split()[-1])
+        cls = type(
+            'DeepStage', (ELAResNet, ),
+            dict(arch_settings={depth: (Bottleneck, (3, 4, depth, 3))}))
+    elif network in NETWORKS:
+        cls, depth = ELAResNet, int(network[1:])
+    else:
+        raise UsageError(f'network {network!r}: expected one of {NETWORKS}')
+    backbone = cls(depth, **options)
+    if variant == 'concatenating':
+        replace_attention(backbone, ConcatenatingAttention)
+    elif variant == 'own value':
+        replace_attention(backbone, OwnValueAttention)
+    elif variant == 'measuring':
+        backbone.observe(KLStatistics().update)
+    elif variant == 'ELA mask':
+        backbone.load_state_dict({**backbone.state_dict(), **mask})
+    elif variant.startswith('ELA'):
+        backbone.skip_layers(
+            spread(backbone.attention_layers, int(variant[4:-1]) / 100))
+    return backbone
+
+
+def spread(layers: Iterable, share: float) -> List[str]:
+    """Names of a share of the layers, spread evenly over the network.
+
+    Args:
+        layers (Iterable[AttentionLayerInfo]): All layers of a backbone.
+        share (float): Of all layers; a stage's first is never taken, as ELA
+            never skips it.
+
+    Returns:
+        List[str]: Names.
+    """
+    layers = list(layers)
+    candidates = [layer.name for layer in layers if layer.index > 0]
+    number = min(round(share * len(layers)), len(candidates))
+    return [
+        candidates[(2 * i + 1) * len(candidates) // (2 * number)]
+        for i in range(number)
+    ]
+
+
+def make_step(backbone: nn.Module,
+              conditions: Conditions) -> Callable[[], None]:
+    """A function that runs one step of a backbone on fixed noise.
+
+    Args:
+        backbone (nn.Module): Moved to the device; set to its mode.
+        conditions (Conditions): Of the step.
+
+    Returns:
+        Callable: Runs forward, and backward in training; waits for the GPU.
+    """
+    forward = _make_forward(backbone, conditions)
+
+    def step() -> None:
+        loss = forward()
+        if conditions.training:
+            loss.backward()
+            backbone.zero_grad(set_to_none=True)
+        if conditions.device != 'cpu':
+            torch.cuda.synchronize()
+
+    return step
+
+
+def _make_forward(backbone: nn.Module,
+                  conditions: Conditions) -> Callable[[], Tensor]:
+    c = conditions
+    layout = (
+        torch.channels_last if c.channels_last else torch.contiguous_format)
+    backbone.to(c.device, memory_format=layout).train(c.training)
+    images = torch.randn(
+        c.batch, 3, c.size, c.size,
+        generator=torch.Generator().manual_seed(0)).to(
+            c.device, memory_format=layout)
+    network = torch.compile(backbone) if c.compiled else backbone
+
+    def forward() -> Tensor:
+        with torch.set_grad_enabled(c.training), torch.autocast(
+                c.device, torch.bfloat16, enabled=c.amp):
+            return network(images)[-1].float().square().mean()
+
+    return forward
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory it frees, as CUDA's allocator does.
+
+    glibc gives large blocks back to the system and takes them anew, page by
+    page. Whether it does so depends on what happened before: up to 8% of a
+    step, by chance.
+
+    Returns:
+        bool: Whether the C library is glibc and does so from now on.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):  # another C library
+        return False
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX: malloc.h
+    return bool(mallopt(trim_threshold, -1) and mallopt(mmap_max, 0))
+
+
+def bytes_kept(backbone: nn.Module, conditions: Conditions) -> int:
+    """Bytes that a forward pass leaves behind for backward.
+
+    Args:
+        backbone (nn.Module): A variant.
+        conditions (Conditions): Of the step; compiled or not is ignored.
+
+    Returns:
+        int: Bytes of the storages that the pass made and that live on.
+    """
+    forward = _make_forward(backbone, conditions._replace(compiled=False))
+    with _Storages() as storages:
+        loss = forward()
+    kept = storages.bytes_alive()
+    del loss
+    return kept
+
+
+class _Storages(TorchDispatchMode):
+    """Follows the storages that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: Dict[int, Tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        inputs = {
+            x.untyped_storage()._cdata
+            for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)
+        }
+        for x in tree_flatten(result)[0]:
+            if isinstance(x, Tensor):
+                storage = x.untyped_storage()
+                if storage._cdata not in inputs:
+                    self._made[storage._cdata] = (StorageWeakRef(storage),
+                                                  storage.nbytes())
+        return result
+
+    def bytes_alive(self) -> int:
+        return sum(nbytes for ref, nbytes in self._made.values()
+                   if not ref.expired())
+
+
+def peak_bytes(backbone: nn.Module, conditions: Conditions) -> int:
+    """Peak of memory over three steps, above what there was before.
+
+    On a CPU it is the process's resident memory (Linux only): call it in a
+    process of its own, since an allocator keeps what earlier steps have freed.
+
+    Args:
+        backbone (nn.Module): On its device after this.
+        conditions (Conditions): Of the step.
+
+    Returns:
+        int: Bytes; on CUDA those of the allocator.
+    """
+    step = make_step(backbone, conditions)
+    if conditions.device == 'cpu':
+        before = _resident('VmRSS')
+        for _ in range(3):
+            step()
+        return _resident('VmHWM') - before
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    for _ in range(3):
+        step()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _resident(entry: str) -> int:
+    """Resident bytes of this process: ``VmRSS`` now, ``VmHWM`` at the peak.
+
+    Not getrusage's, which starts from the peak of the parent process.
+    """
+    with open('/proc/self/status') as f:
+        return next(
+            int(line.split()[1]) * 1024 for line in f
+            if line.startswith(entry))

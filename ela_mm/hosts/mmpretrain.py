@@ -1,0 +1,136 @@
+"""ELA on MMPretrain's ResNet family."""
+from typing import Tuple
+
+from mmpretrain.models.backbones import (
+    ResNet,
+    ResNet_CIFAR,
+    ResNetV1c,
+    ResNetV1d,
+    ResNeXt,
+    SEResNet,
+    SEResNeXt,
+)
+from mmpretrain.models.backbones.resnet import Bottleneck
+from mmpretrain.registry import MODELS
+
+from ..models.backbones.layer_attention_mixin import LayerAttentionMixin
+
+
+class _MMPretrainMixin(LayerAttentionMixin):
+
+    def _stage_channels(self, kwargs: dict) -> int:
+        return kwargs['out_channels']
+
+    def get_layer_depth(self,
+                        param_name: str,
+                        prefix: str = '') -> Tuple[int, int]:
+        """Depth of a parameter for layer-wise learning rates.
+
+        An attention layer's is that of its block.
+
+        Args:
+            param_name (str): ``backbone.layer3.attention.4.query.weight``.
+            prefix (str): As in the host. Defaults to ''.
+
+        Returns:
+            Tuple[int, int]: The parameter's depth and the number of depths.
+        """
+        return super().get_layer_depth(
+            param_name.replace('.attention.', '.'), prefix)
+
+
+@MODELS.register_module()
+class ELAResNet(_MMPretrainMixin, ResNet):
+    """mmpretrain's ResNet (18, 34, 50, 101, 152) with layer attention.
+
+    Takes the arguments of :class:`mmpretrain.models.backbones.ResNet` and
+    those of :class:`~ela_mm.models.backbones.LayerAttentionMixin`;
+    ``drop_path_rate`` also drops the attention's terms. Returns a tuple of
+    (B, C, H, W), one per entry of ``out_indices``.
+    """
+
+
+@MODELS.register_module()
+class ELAResNetV1c(_MMPretrainMixin, ResNetV1c):
+    """mmpretrain's ResNetV1c (deep stem) with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAResNetV1d(_MMPretrainMixin, ResNetV1d):
+    """mmpretrain's ResNetV1d (deep stem, average-pool shortcut) with attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAResNeXt(_MMPretrainMixin, ResNeXt):
+    """mmpretrain's ResNeXt (50, 101, 152) with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELASEResNet(_MMPretrainMixin, SEResNet):
+    """mmpretrain's SE-ResNet (50, 101, 152) with layer attention.
+
+    Squeeze-and-excitation weighs channels inside a block, layer attention
+    retrieves across blocks; a block's output passes through both. Takes the
+    arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELASEResNeXt(_MMPretrainMixin, SEResNeXt):
+    """mmpretrain's SE-ResNeXt (50, 101, 152) with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+# The paper's ResNets for CIFAR: 9 n + 2 layers, three stages of n bottlenecks
+# with planes 16, 32, 64 (64, 128, 256 channels out), 1x1 convolutions where
+# the shortcut changes. The paper does not describe them; they were identified
+# by the parameters of table 1.
+_PAPER_CIFAR = dict(
+    stem_channels=16,
+    base_channels=16,
+    num_stages=3,
+    strides=(1, 2, 2),
+    dilations=(1, 1, 1),
+    out_indices=(2, ))
+
+
+@MODELS.register_module()
+class ELAResNet_CIFAR(_MMPretrainMixin, ResNet_CIFAR):
+    """ResNet for small pictures (3x3 stem, no max-pool) with layer attention.
+
+    Args:
+        depth (int): 20, 56 or 110 for the paper's networks, whose three
+            stages have 64, 128 and 256 channels out; 18, 34, 50, 101 or 152
+            for mmpretrain's.
+        **kwargs: Further arguments of mmpretrain's ResNet_CIFAR and of the
+            mixin. At the paper's depths they default to the paper's
+            (``stem_channels=16``, ``base_channels=16``, ``num_stages=3``,
+            ``out_indices=(2, )``), else to mmpretrain's.
+
+    Raises:
+        KeyError: On another depth.
+    """
+
+    arch_settings = {
+        **ResNet_CIFAR.arch_settings,
+        **{
+            depth: (Bottleneck, ((depth - 2) // 9, ) * 3)
+            for depth in (20, 56, 110)
+        }
+    }
+
+    def __init__(self, depth: int, **kwargs) -> None:
+        if depth in (20, 56, 110):
+            kwargs = {**_PAPER_CIFAR, **kwargs}
+        super().__init__(depth, **kwargs)

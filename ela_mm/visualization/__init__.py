@@ -1,3 +1,0 @@
-from .table import prune_table
-
-__all__ = ['prune_table']

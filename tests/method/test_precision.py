@@ -1,0 +1,194 @@
+"""Half precision and memory formats, before and after a pruning."""
+import copy
+
+import pytest
+import torch
+from support.toy import small_network
+from torch import nn
+
+from ela_mm import LayerAttention, LayerMemory
+
+
+def has_half_convolutions() -> bool:
+    try:
+        torch.nn.functional.conv2d(*torch.zeros(2, 1, 1, 1, 1).half())
+    except RuntimeError:
+        return False
+    return True
+
+
+needs_half = pytest.mark.skipif(
+    not has_half_convolutions(),
+    reason='this torch has no convolution in half precision on CPUs')
+
+PRUNED = ['layer1.1', 'layer3.0', 'layer4.1']
+
+
+def network():
+    """A small network whose norms have seen data and differ."""
+    net = small_network()
+    with torch.no_grad():
+        net(torch.randn(4, 3, 64, 64))
+    return net
+
+
+def step(net, x, **autocast):
+    """Outputs and gradients of a training step."""
+    net.zero_grad()
+    x = x.clone().requires_grad_()
+    with torch.autocast('cpu', torch.bfloat16, enabled=bool(autocast)):
+        outs = net(x)
+    sum(out.float().square().mean() if autocast else out.square().mean()
+        for out in outs).backward()
+    return outs, dict(x=x.grad, **{
+        n: p.grad for n, p in net.named_parameters() if p.grad is not None})
+
+
+def stages_of_pruning(net):
+    """The network before, and after each kind of pruning."""
+    yield
+    net.skip_layers(PRUNED[:1])
+    yield
+    net.skip_layers(PRUNED, skip='retrieval')
+    yield
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_channels_last(training):
+    net = network().double().train(training)
+    x = torch.randn(2, 3, 48, 64, dtype=torch.float64)
+    for _ in stages_of_pruning(net):
+        last = copy.deepcopy(net).to(memory_format=torch.channels_last)
+        outs, gradients = step(copy.deepcopy(net), x)
+        # Pictures alone, weights alone (convolutions follow them), both.
+        for model, images in (
+                (copy.deepcopy(net), x.to(memory_format=torch.channels_last)),
+                (copy.deepcopy(last), x),
+                (last, x.to(memory_format=torch.channels_last))):
+            ours, found = step(model, images)
+            for a, b in zip(ours, outs):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+            assert found.keys() == gradients.keys()
+            for name, expected in gradients.items():
+                torch.testing.assert_close(
+                    found[name], expected, rtol=1e-7, atol=1e-9,
+                    msg=lambda m, n=name: f'{n}: {m}')
+        # The bank keeps the format, so that no layer converts.
+        assert ours[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def assert_rounds(value, expected, name):
+    """Equal but for the rounding of bfloat16 in a few dozen operations."""
+    error = (value.float() - expected).norm() / expected.norm()
+    assert error < 0.05, f'{name}: {error:.3f}'
+
+
+def test_autocast_training_step():
+    net = network()
+    x = torch.randn(4, 3, 64, 64)
+    for _ in stages_of_pruning(net):
+        outs, expected = step(net, x)
+        ours, found = step(net, x, autocast=True)
+        for i, (a, b) in enumerate(zip(ours, outs)):
+            assert_rounds(a, b, f'out {i}')
+        assert found.keys() == expected.keys()
+        total = [torch.cat([g[n].flatten() for n in expected])
+                 for g in (found, expected)]
+        assert torch.cosine_similarity(*total, dim=0) > 0.9
+        for name, gradient in expected.items():
+            assert found[name].dtype == torch.float32
+            # Those of queries and keys are small differences.
+            if any(part in name for part in ('value', 'norm.', 'scale')):
+                similarity = torch.cosine_similarity(
+                    found[name].flatten(), gradient.flatten(), dim=0)
+                assert similarity > 0.8, f'{name}: {similarity:.3f}'
+
+
+@pytest.mark.parametrize('norm', ['BN', 'GN'])
+def test_autocast_keeps_its_dtype_without_a_bank(norm):
+    """The plain sum, which compilers see, gives what the bank gives."""
+    layer = LayerAttention(
+        16, norm_cfg=dict(type=norm, **(
+            dict(num_groups=2) if norm == 'GN' else {})), zero_init=True)
+    nn.init.ones_(layer.scale.weight)
+    x = torch.randn(2, 16, 4, 4)
+    with torch.autocast('cpu', torch.bfloat16):
+        bank, plain = (layer(x, LayerMemory(n)) for n in (1, None))
+    assert bank.dtype == plain.dtype
+    torch.testing.assert_close(bank, plain, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize('dtype', [
+    torch.bfloat16, pytest.param(torch.half, marks=needs_half)])
+def test_half_precision_modules(dtype):
+    """Weights and pictures in half, as inference often has them."""
+    net = network().eval()
+    x = torch.randn(2, 3, 64, 64)
+    for _ in stages_of_pruning(net):
+        with torch.no_grad():
+            outs = net(x)
+            halved = copy.deepcopy(net).to(dtype)
+            for ours, expected in zip(halved(x.to(dtype)), outs):
+                assert ours.dtype == dtype
+                assert_rounds(ours, expected, str(dtype))
+
+
+def test_statistics_in_half_precision_modules():
+    """Attention weights stay in float32, whatever computes the network."""
+    net = network().eval()
+    x = torch.randn(2, 3, 64, 64)
+    seen = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        net.to(dtype).observe(
+            lambda name, prev, curr, d=dtype: seen.setdefault(
+                name, {}).update({d: curr}))
+        with torch.no_grad():
+            net(x.to(dtype))
+    assert len(seen) == 4
+    for weights in seen.values():
+        assert all(w.dtype == torch.float32 for w in weights.values())
+        torch.testing.assert_close(
+            weights[torch.bfloat16], weights[torch.float32], rtol=0,
+            atol=0.05)
+
+
+@pytest.mark.parametrize('capacity', [2, None])
+@pytest.mark.parametrize('dtype', [
+    torch.bfloat16, pytest.param(torch.half, marks=needs_half)])
+def test_attention_weights_of_half_precision_are_float32_ones(dtype, capacity):
+    """Bit for bit: nothing rounds to half between pooling and softmax."""
+    half = LayerAttention(64).to(dtype)
+    wide = copy.deepcopy(half).float()
+    xs = torch.randn(2, 2, 64, 4, 4).to(dtype)
+
+    def weights(layer, xs):
+        memory = LayerMemory(capacity)
+        with torch.no_grad():
+            for x in xs:
+                layer.remember(x, memory)
+        return memory.weights
+
+    expected = weights(wide, xs.float())
+    assert expected.dtype == torch.float32
+    assert expected.std() > 0
+    assert torch.equal(weights(half, xs), expected)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(weights(half, xs), expected)
+
+
+@needs_half
+@pytest.mark.parametrize('capacity', [2, None])
+def test_means_of_large_values_do_not_overflow_half(capacity):
+    """A sum over 64 x 64 positions leaves half's range where a mean does not."""
+    layer = LayerAttention(16).half().eval()
+    means = torch.stack([torch.linspace(40, 10, 16), torch.linspace(10, 40, 16)
+                         ]).half()[:, None, :, None, None]
+    weights = []
+    for side in (64, 2):
+        memory = LayerMemory(capacity)
+        with torch.no_grad():
+            for x in means.expand(2, 1, 16, side, side):
+                layer.remember(x, memory)
+        weights.append(memory.weights)
+    assert weights[1].isfinite().all()
+    torch.testing.assert_close(*weights)

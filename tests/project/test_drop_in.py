@@ -1,0 +1,83 @@
+"""ResNet replaced by ELAResNet in the hosts' own configs."""
+import json
+
+import pytest
+from support.running import tool
+
+from dev.drop_in.trial import Entry, count, load_model, replace_backbones, try_model
+
+# One of each kind of detector. The whole list: tools/drop_in.py.
+SAMPLE = [
+    ('mmdet', 'retinanet/retinanet_r18_fpn_1x_coco.py'),  # anchors
+    ('mmdet', 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'),  # no anchors
+    ('mmdet', 'faster_rcnn/faster-rcnn_r50-caffe-c4_ms-1x_coco.py'),  # 3 stages
+    ('mmdet', 'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py'),
+    ('mmdet', 'solo/decoupled-solo-light_r50_fpn_3x_coco.py'),
+    ('mmdet', 'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'),
+    ('mmdet', 'detr/detr_r18_8xb2-500e_coco.py'),
+    ('mmdet', 'ld/ld_r18-gflv1-r101_fpn_1x_coco.py'),  # with a teacher
+    ('mmdet', 'pisa/faster-rcnn_r50_fpn_pisa_1x_coco.py'),  # groups of boxes
+    ('mmpretrain', 'resnet/resnet18_8xb16_cifar10.py'),
+    ('mmpretrain', 'seresnet/seresnext50-32x4d_8xb32_in1k.py'),
+    ('mmpretrain', 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py'),
+    ('mmpretrain', 'byol/benchmarks/mask-rcnn_r50_fpn_ms-1x_coco.py'),
+]
+
+
+@pytest.mark.parametrize('host, config', SAMPLE,
+                         ids=[config.split('/')[0] for _, config in SAMPLE])
+def test_builds_and_trains_a_step(host, config):
+    """With the plain backbone, and with ELA's in its place."""
+    result = try_model(Entry(host, '', '', [config], []))
+    assert {name: result.get(name) for name in (
+        'plain_build', 'ela_build', 'plain_step', 'ela_step')} == dict.fromkeys(
+            ('plain_build', 'ela_build', 'plain_step', 'ela_step'), 'ok')
+
+
+def test_replaces_backbones_wherever_they_stand():
+    replaced = []
+    model = load_model('mmdet', 'ld/ld_r18-gflv1-r101_fpn_1x_coco.py')
+    ours = replace_backbones(model, 'mmdet', replaced)
+    assert replaced == ['ResNet', 'ResNet']
+    assert ours['backbone'] == {**model['backbone'], 'type': 'mmdet.ELAResNet'}
+    teacher = ours['teacher_config']['model']['backbone']
+    assert teacher['type'] == 'mmdet.ELAResNet' and teacher['depth'] == 101
+    assert model['backbone']['type'] == 'ResNet'  # left as it was
+    # Of another host, and what ELA has no variant of.
+    assert replace_backbones(dict(type='mmpretrain.SEResNet'), 'mmdet') == dict(
+        type='mmpretrain.ELASEResNet')
+    for other in ('HRNet', 'torchvision.ResNet', 'mmdet.SEResNet'):
+        assert replace_backbones(dict(type=other), 'mmdet') == dict(type=other)
+
+
+def test_counts_models_and_configs():
+    entries = [Entry('mmdet', key, 'f', ['x'] * n, []) for key, n in (
+        ('a', 1), ('b', 2), ('c', 4))]
+    counts = count(entries, dict(
+        a=dict(plain_build='ok', ela_build='ok'),
+        b=dict(plain_build='ok', ela_build='KeyError: b')))
+    assert counts['found'] == (3, 7)
+    assert counts['plain_build'] == counts['plain_build tried'] == (2, 3)
+    assert counts['ela_build'] == (1, 1)
+    assert counts['ela_build tried'] == (2, 3)
+    assert counts['ela_step tried'] == (0, 0)
+
+
+@pytest.mark.slow
+def test_tool_goes_on_where_it_was(tmp_path):
+    out = tmp_path / 'out.jsonl'
+    arguments = ['--host', 'mmpretrain', '--build-only', '--out', out]
+
+    def keys():
+        lines = map(json.loads, out.read_text().splitlines())
+        return [line['key'] for line in lines if 'key' in line]
+
+    process = tool('drop_in.py', *arguments, '--limit', 2)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert len(keys()) == 2
+    again = tool('drop_in.py', *arguments)
+    assert again.returncode == 1 and '--resume' in again.stderr
+    process = tool('drop_in.py', *arguments, '--limit', 1, '--resume')
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert len(set(keys())) == 3
+    assert 'ELA builds' in process.stdout

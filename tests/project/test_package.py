@@ -1,0 +1,105 @@
+"""What the wheel holds."""
+import importlib.util
+import re
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from support import ROOT
+
+
+def test_wheel_holds_configs_and_tools(tmp_path):
+    # From a copy, so that no build folder appears in the working tree.
+    source = tmp_path / 'source'
+    source.mkdir()
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'ela_mm',
+                 'configs', 'tools'):
+        (source / name).symlink_to(ROOT / name)
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps',
+         '--no-build-isolation', '--wheel-dir', str(tmp_path), str(source)],
+        check=True, capture_output=True)
+    (wheel, ) = tmp_path.glob('*.whl')
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {
+        'ela_mm/pruning/ebqm.py', 'ela_mm/analysis/report/page.html',
+        'ela_mm/.mim/tools/train.py', 'ela_mm/.mim/tools/analyze.py',
+        'ela_mm/.mim/configs/faster_rcnn_ela_r50.py',
+        'ela_mm/.mim/configs/ablations/digits.yaml'
+    } <= names
+    for path in ROOT.glob('configs/*.py'):
+        assert f'ela_mm/.mim/configs/{path.name}' in names
+    assert not any('__pycache__' in name for name in names)
+
+
+def pins(name):
+    """Distribution to version, of a file of requirements/."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    return dict(line.split('==') for line in lines if '==' in line)
+
+
+def test_the_oldest_that_setup_admits_is_what_is_tried():
+    text = (ROOT / 'setup.py').read_text()
+    bounds = dict(re.findall(r"'([\w-]+)>=([\d.]+)", text))
+    assert {'numpy', 'scipy', 'rich', 'mmdet', 'mmpretrain'} <= bounds.keys()
+    tried = pins('oldest')
+    for name, bound in bounds.items():
+        assert f'{tried[name]}.'.startswith(f'{bound}.'), name
+    python = re.search(r"python_requires='>=(.+)'", text).group(1)
+    assert f'# python: {python}\n' in (
+        ROOT / 'requirements' / 'oldest.txt').read_text()
+
+
+@pytest.fixture
+def versions():
+    """tools/versions.py as a module."""
+    spec = importlib.util.spec_from_file_location(
+        'versions', ROOT / 'tools' / 'versions.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_versions_passes_arguments_on_to_pytest(versions, capsys):
+    args = versions.parse_args(['oldest', '--python', 'python3.8', '--venv',
+                                'x', '--', '-k', 'kl', 'tests/test_kl.py'])
+    assert (args.set, args.python, args.venv) == ('oldest', 'python3.8', 'x')
+    assert args.pytest == ['-k', 'kl', 'tests/test_kl.py']
+    assert versions.parse_args(['onedl', '--', '-x']).pytest == ['-x']
+    assert versions.parse_args(['stack']).pytest == []
+    with pytest.raises(SystemExit):
+        versions.parse_args(['stack', '-x'])
+    assert '[-- PYTEST ...]' in capsys.readouterr().err
+
+
+def test_forks_are_built_before_torch_is_there(tmp_path, monkeypatch, versions):
+    """With torch, onedl-mmcv would compile its ops for an hour."""
+    installed = []
+    monkeypatch.setattr(
+        versions.subprocess, 'run',
+        lambda command, **_: installed.append(' '.join(map(str, command))))
+    (tmp_path / 'venv').mkdir()
+    versions.install('onedl', tmp_path / 'venv', sys.executable, [])
+    first = {name: next(i for i, command in enumerate(installed)
+                        if f' {name}==' in command)
+             for name in ('onedl-mmcv', 'torch', 'onedl-mmdetection')}
+    assert first['onedl-mmcv'] < first['torch'] < first['onedl-mmdetection']
+    assert '--no-deps' in installed[first['onedl-mmcv']]
+    assert '--no-deps' not in installed[first['onedl-mmdetection']]
+    for name in pins('onedl'):
+        assert f' {name}==' in installed[-1]
+    count = len(installed)
+    versions.install('onedl', tmp_path / 'venv', sys.executable, [])
+    assert len(installed) == count, 'what is there is used again'
+
+
+def test_reliability_names_tests_that_exist():
+    named = set(re.findall(r'`(test_\w+)', (ROOT / 'docs' /
+                                           'reliability.md').read_text()))
+    defined = {
+        name
+        for path in ROOT.glob('tests/test_*.py')
+        for name in re.findall(r'^def (test_\w+)', path.read_text(), re.M)
+    }
+    assert named and named <= defined, named - defined

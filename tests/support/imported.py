@@ -1,0 +1,14 @@
+"""What running.py imports once for all processes; before any host, ela_mm."""
+# ruff: noqa: F401, I001
+import support.noisy
+
+import mmdet.apis
+import mmdet.engine
+import mmdet.evaluation
+import mmdet.models
+import mmdet.visualization
+import mmpretrain.apis
+import mmpretrain.engine
+import mmpretrain.evaluation
+import mmpretrain.models
+import mmpretrain.visualization

@@ -1,0 +1,192 @@
+"""The benchmark: what it measures, and what it prints."""
+import csv
+import importlib.util
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+from support import ROOT
+from torch import nn
+
+from ela_mm.errors import UsageError
+from ela_mm.experiments import benchmark
+from ela_mm.experiments.benchmark import Conditions
+
+SMALL = Conditions('r18', size=32)
+needs_counter = pytest.mark.skipif(
+    importlib.util.find_spec('torch.utils.flop_counter') is None,
+    reason='torch < 2.1 does not count operations')
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    # For good, and other tests run in this process.
+    monkeypatch.setattr(benchmark, 'keep_freed_memory', lambda: True)
+    spec = importlib.util.spec_from_file_location(
+        'benchmark_tool', ROOT / 'tools' / 'benchmark.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def features(variant, state, images):
+    torch.manual_seed(0)
+    net = benchmark.build_backbone('cifar20', variant).double()
+    if state is not None:
+        net.load_state_dict(state)
+    return net.train()(images)[-1], net.state_dict()
+
+
+def test_the_concatenating_reference_computes_the_same():
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    ours, state = features('base', None, images)
+    torch.manual_seed(0)
+    fresh = benchmark.build_backbone('cifar20', 'base').double().state_dict()
+    theirs, _ = features('concatenating', fresh, images)
+    torch.testing.assert_close(ours, theirs)
+    own, _ = features('own value', fresh, images)
+    assert not torch.allclose(ours, own)
+
+
+@pytest.mark.parametrize('share', benchmark.SHARES)
+def test_shares_of_a_resnet50(share):
+    net = benchmark.build_backbone('r50', f'ELA {share}%')
+    layers = net.attention_layers
+    skipped = [layer for layer in layers if not layer.active]
+    assert len(skipped) == {25: 4, 50: 8, 80: 12}[share]
+    assert all(layer.index > 0 for layer in skipped)
+    assert len({layer.stage for layer in skipped}) == 4
+
+
+def test_a_ratio_is_the_median_over_rounds():
+    # The machine became twice as slow after the second round.
+    assert benchmark.ratio([3., 3., 6., 60.], [2., 2., 4., 4.]) == 1.5
+
+
+class Square(nn.Module):
+    """Keeps its input's copy (and nothing else) for backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        copied = x * 2.  # lives on in the product's graph
+        return [(copied * self.weight).sum((1, 2, 3), keepdim=True)]
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != 'glibc', reason='another C library')
+def test_freed_memory_is_kept():
+    """The last tensor of a size takes no page from the system."""
+    code = """if True:
+        import resource, torch
+        from ela_mm.experiments.benchmark import keep_freed_memory
+        assert keep_freed_memory()
+        for number in range(5):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.ones(2**25)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
+    faults = subprocess.run([sys.executable, '-c', code], check=True,
+                            capture_output=True, text=True).stdout
+    assert int(faults) < 100  # of 32768
+
+
+def test_bytes_kept_are_counted_by_storage():
+    conditions = Conditions('-', batch=2, size=16)
+    kept = benchmark.bytes_kept(Square(), conditions)
+    copied = 2 * 3 * 16 * 16 * 4
+    # Beside it: a few numbers of the loss.
+    assert copied <= kept < copied + 200
+
+
+def test_bytes_kept_follow_what_is_active():
+    kept = {
+        v: benchmark.bytes_kept(benchmark.build_backbone('r18', v), SMALL)
+        for v in ('plain', 'base', 'ELA 50%', 'concatenating')
+    }
+    assert (kept['plain'] < kept['ELA 50%'] < kept['base'] <
+            kept['concatenating'])
+
+
+def test_memory_grows_linearly_with_the_layers():
+    """What attention keeps, for 4, 8 and 16 layers in a stage."""
+
+    def kept(depth, variant):
+        network = f'stage3 x {depth}'
+        return benchmark.bytes_kept(
+            benchmark.build_backbone(network, variant),
+            Conditions(network, batch=1, size=64))
+
+    extra = [kept(d, 'base') - kept(d, 'plain') for d in (4, 8, 16)]
+    assert extra[2] - extra[1] < 2.1 * (extra[1] - extra[0])
+    copies = [kept(d, 'concatenating') - kept(d, 'plain') for d in (4, 8, 16)]
+    assert copies[2] - copies[1] > 2.5 * (copies[1] - copies[0])
+
+
+def test_checkpointing_keeps_less():
+    base, cp = (
+        benchmark.bytes_kept(
+            benchmark.build_backbone('r18', 'base', with_cp=with_cp), SMALL)
+        for with_cp in (False, True))
+    assert cp < base
+
+
+def run_tool(tool, monkeypatch, tmp_path, *arguments):
+    monkeypatch.setattr(sys, 'argv', [
+        'benchmark.py', '--rounds', '1', '--size', '32', '--device', 'cpu',
+        '--out',
+        str(tmp_path), *arguments
+    ])
+    tool.main()
+    with open(tmp_path / 'benchmark.csv') as f:
+        return {row['variant']: row for row in csv.DictReader(f)}
+
+
+@needs_counter
+def test_tool_writes_table_csv_and_plot(tool, monkeypatch, tmp_path, capsys):
+    rows = run_tool(tool, monkeypatch, tmp_path, '--networks', 'r18',
+                    '--variants', 'base', 'ELA 50%', '--no-peak')
+    assert list(rows) == ['plain', 'base', 'ELA 50%']
+    assert float(rows['plain']['time']) == 1
+    assert rows['ELA 50%']['active'] == '4 of 8'
+    assert float(rows['base']['kept']) > float(rows['ELA 50%']['kept']) > 1
+    assert (tmp_path / 'benchmark.png').stat().st_size > 5000
+    text = (tmp_path / 'benchmark.md').read_text()
+    assert 'batch 2, 32 pixels, float32' in text and text in capsys.readouterr(
+    ).out
+
+
+@needs_counter
+def test_tool_measures_the_mask_of_a_checkpoint(tool, monkeypatch, tmp_path):
+    net = benchmark.build_backbone('r18', 'base')
+    net.skip_layers(['layer2.1', 'layer4.1'])
+    checkpoint = tmp_path / 'pruned.pth'
+    torch.save(
+        dict(state_dict={'backbone.' + k: v
+                         for k, v in net.state_dict().items()}), checkpoint)
+    rows = run_tool(tool, monkeypatch, tmp_path, '--networks', 'r18',
+                    '--variants', 'plain', '--mask', str(checkpoint),
+                    '--inference', '--no-peak')
+    assert rows['ELA mask']['active'] == '6 of 8'
+    torch.save(dict(state_dict=dict(a=torch.ones(1))), checkpoint)
+    with pytest.raises(UsageError, match='holds no mask'):
+        run_tool(tool, monkeypatch, tmp_path, '--networks', 'r18', '--mask',
+                 str(checkpoint))
+    with pytest.raises(UsageError, match='is of one network'):
+        run_tool(tool, monkeypatch, tmp_path, '--mask', str(checkpoint))
+
+
+@pytest.mark.slow
+def test_peaks_come_from_processes_of_their_own(tool, monkeypatch, tmp_path):
+    rows = run_tool(tool, monkeypatch, tmp_path, '--networks', 'r50',
+                    '--variants', 'concatenating', '--size', '160', '--batch',
+                    '4')
+    assert float(rows['concatenating']['peak']) > 1.2
+
+
+def test_unknown_network_is_refused():
+    with pytest.raises(UsageError, match="network 'r99'"):
+        benchmark.build_backbone('r99', 'plain')

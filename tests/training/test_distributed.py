@@ -1,0 +1,387 @@
+"""Training on several processes with gloo, as torchrun starts them.
+
+Each process runs ``tools/train.py --launcher pytorch`` on its own share of the
+data; ``ddp_toy.py`` holds what the tests add to the toy.
+"""
+import copy
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.model import convert_sync_batchnorm
+from mmengine.registry import MODEL_WRAPPERS
+from mmengine.runner import FlexibleRunner, Runner
+from mmengine.utils import digit_version
+from support import ROOT
+from support.toy import toy_config, toy_runner
+from torch.nn import BatchNorm2d, SyncBatchNorm
+
+from ela_mm.apis.launch import set_up_distributed
+from ela_mm.engine.journal.record import read_record
+from ela_mm.errors import UsageError
+from ela_mm.hosts.mmdet import ELAResNet
+
+
+def needs_ddp_on_cpus():
+    """torch 2.0's gloo does not know bool, which the masks are."""
+    if digit_version(torch.__version__) < digit_version('2.1'):
+        pytest.skip('gloo broadcasts no bool before torch 2.1')
+
+
+def start(folder, ranks, *arguments, hooks=(), **overrides):
+    """Train the toy for 4 epochs, as a user does; returns the process.
+
+    ``ranks`` is their number, or all options of torchrun.
+    """
+    needs_ddp_on_cpus()
+    folder.mkdir(exist_ok=True)
+    if isinstance(ranks, int):
+        ranks = ('--standalone', f'--nproc_per_node={ranks}')
+    cfg = toy_config(
+        folder, max_epochs=4, windows=[(1, 2), (3, 3), (4, 4)],
+        hooks=[dict(type='Witness'), *hooks],
+        **{'train_dataloader.dataset.size': 12}, **overrides)
+    cfg.custom_imports = dict(imports=['support.toy', 'support.ddp_toy'])
+    cfg.dump(folder / 'toy.py')
+    environment = {
+        **os.environ, 'OMP_NUM_THREADS': '1',
+        'PYTHONPATH': os.pathsep.join(
+            filter(None, [str(ROOT / 'tests'), os.environ.get('PYTHONPATH')]))
+    }
+    return subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', *ranks,
+         str(ROOT / 'tools' / 'train.py'), str(folder / 'toy.py'),
+         '--launcher', 'pytorch', *map(str, arguments)],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=240)
+
+
+def launch(folder, ranks, *arguments, **kwargs):
+    """Train to the end; returns what every rank has written."""
+    process = start(folder, ranks, *arguments, **kwargs)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return [torch.load(folder / f'rank{rank}.pth') for rank in range(ranks)]
+
+
+def assert_equal_states(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        # Norm statistics are each rank's own, as mmengine leaves them.
+        if 'running_' not in name:
+            assert torch.equal(a[name], b[name]), name
+
+
+def what_was_decided(run):
+    return [(d['layers'], d['skipped'], d['samples'], d['note'])
+            for d in run['decisions']]
+
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('ddp') / 'two'
+    return folder, launch(folder, 2)
+
+
+@pytest.fixture(scope='module')
+def three(two, tmp_path_factory):
+    """Resumed on 3 ranks after the first pruning; one of them would decide
+    otherwise, and one has NaN at the end."""
+    folder = tmp_path_factory.mktemp('ddp') / 'three'
+    return launch(folder, 3, '--resume', two[0] / 'epoch_2.pth',
+                  hooks=[dict(type='Fault', kind='verdict', rank=2, at=0),
+                         dict(type='Fault', kind='nan', rank=1, at=8)],
+                  env_cfg=dict(dist_cfg=dict(timeout=60)))
+
+
+def test_ranks_decide_and_train_alike(two, three):
+    for first, *others in (two[1], three):
+        for other in others:
+            assert_equal_states(first['state'], other['state'])
+            assert what_was_decided(first) == what_was_decided(other)
+        decision = first['decisions'][0]
+        assert decision['skipped']
+        active = first['state']['backbone.active']
+        assert active.sum() == first['decisions'][-1]['active'] < 16
+
+
+def test_all_ranks_data_count(two, three):
+    """Each rank sees its share; the statistics are of all shares."""
+    assert [d['samples'] for d in two[1][0]['decisions']] == [24, 12, 12]
+    assert [d['samples'] for d in three[0]['decisions']][:2] == [24, 12]
+
+
+def test_buckets_hold_no_skipped_parameter(two, three):
+    for run in (*two[1], *three):
+        assert run['in_buckets'] == run['trainable'] == run['momenta']
+        assert run['find_unused'] is False
+
+
+def test_gradients_are_those_of_one_process(two, three):
+    """On the union of the batches, after pruning."""
+    for run in (*two[1], *three):
+        assert run['gradient_error'] < 1e-4
+
+
+def test_what_is_exchanged(two):
+    """As docs/distributed.md says, outside of DDP's own buckets."""
+    calls = json.loads(two[1][0]['calls'])
+    sums = [['all_reduce', None], ['broadcast', None]]
+    decision = [*sums, ['broadcast_object_list', None]]
+    expected = [['all_gather_object', None]]  # before training
+    for epoch in (1, 2, 3, 4):
+        ends = epoch in (2, 3, 4)  # the last of a window
+        expected += [['epoch', epoch], *(decision if ends else []), *sums]
+    expected.append(['end', None])
+    assert [[name, count if name == 'epoch' else None]
+            for name, count in calls] == expected
+    sizes = [size for name, size in calls if name in ('all_reduce',
+                                                      'broadcast')]
+    # Per active layer 5 sums and 1,000 iterations' values and batch sizes.
+    assert sizes[0] == 8 * 2005 * 16
+    left = two[1][0]['decisions'][-1]['active']
+    assert sizes[-1] == 8 * 2005 * left
+
+
+def test_resume_inside_a_window(two, tmp_path):
+    """On as many ranks: as if it had never been interrupted."""
+    folder, whole = two
+    resumed = launch(tmp_path / 'again', 2, '--resume', folder / 'epoch_1.pth')
+    for ours, theirs in zip(resumed, whole):
+        assert_equal_states(ours['state'], theirs['state'])
+        assert what_was_decided(ours) == what_was_decided(theirs)
+        assert ours['in_buckets'] == theirs['in_buckets']
+
+
+def test_resume_on_more_ranks(two, three):
+    """The mask and the decision so far are there before the model is wrapped;
+    the network goes on being pruned."""
+    assert what_was_decided(three[2])[0] == what_was_decided(two[1][0])[0]
+    assert three[0]['decisions'][1]['window'] == [3, 3]
+
+
+def test_resume_on_one_process(two, tmp_path):
+    """Inside a window that two ranks began."""
+    cfg = toy_config(tmp_path, max_epochs=2, windows=[(1, 2)],
+                     **{'train_dataloader.dataset.size': 12})
+    cfg.resume, cfg.load_from = True, str(two[0] / 'epoch_1.pth')
+    Runner.from_cfg(cfg).train()
+    decision, = read_record(tmp_path)['decisions']
+    assert decision['samples'] == 12 + 12
+    assert decision['skipped']
+
+
+def test_nan_on_one_rank_prunes_nothing_on_any(three):
+    for run in three:
+        last = run['decisions'][-1]
+        assert last['window'] == [4, 4]
+        assert not last['skipped']
+        assert last['note'].startswith('KL divergences are not finite: layer4')
+        assert all(torch.isfinite(v).all() for v in run['state'].values())
+
+
+def assert_ends_with_error(process, began, folder):
+    assert process.returncode != 0
+    assert time.monotonic() - began < 120
+    assert not list(folder.glob('rank*.pth')), 'a rank finished'
+
+
+def test_a_killed_rank_ends_the_run(tmp_path):
+    began = time.monotonic()
+    process = start(tmp_path, 2, hooks=[
+        dict(type='Fault', kind='sigkill', rank=1, at=2)])
+    assert_ends_with_error(process, began, tmp_path)
+    assert f'exitcode  : -{signal.SIGKILL.value}' in process.stderr
+
+
+@pytest.mark.slow
+def test_an_exception_on_one_rank_ends_the_run(tmp_path):
+    began = time.monotonic()
+    process = start(tmp_path, 2, hooks=[
+        dict(type='Fault', kind='exception', rank=1, at=2)])
+    assert_ends_with_error(process, began, tmp_path)
+    assert 'a fault for the test' in process.stderr
+
+
+@pytest.mark.slow
+def test_a_hanging_rank_ends_the_run(tmp_path):
+    """After env_cfg.dist_cfg.timeout; mmengine's default is 30 minutes."""
+    began = time.monotonic()
+    process = start(
+        tmp_path, 2,
+        hooks=[dict(type='Fault', kind='hang', rank=1, at=2)],
+        env_cfg=dict(dist_cfg=dict(timeout=10)))
+    assert_ends_with_error(process, began, tmp_path)
+    assert 'Timed out' in process.stderr or 'timeout' in process.stderr
+
+
+@pytest.mark.slow
+def test_two_machines(two, tmp_path):
+    """An agent each, as docs/distributed.md starts them: the same result."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    agents = [('--nnodes=2', f'--node_rank={machine}', '--nproc_per_node=1',
+               '--master_addr=127.0.0.1', f'--master_port={port}')
+              for machine in (0, 1)]
+    with ThreadPoolExecutor() as pool:
+        finished = [pool.submit(start, tmp_path, agent) for agent in agents]
+    for process in finished:
+        assert process.result().returncode == 0, process.result().stderr
+    for rank, whole in enumerate(two[1]):
+        run = torch.load(tmp_path / f'rank{rank}.pth')
+        assert_equal_states(run['state'], whole['state'])
+        assert what_was_decided(run) == what_was_decided(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('difference, message', [
+    ({'train_dataloader.sampler.type': 'UnevenSampler'},
+     'batches per epoch: 3 on rank 0, 2 on rank 1'),
+    (dict(hooks=[dict(type='Fault', kind='mask', rank=1, at=0)]),
+     "active layers: ['layer1.0', 'layer1.1', 'layer1.2'"),
+], ids=['batches', 'mask'])
+def test_ranks_that_differ_are_refused(tmp_path, difference, message):
+    """Before training, where they would hang later."""
+    began = time.monotonic()
+    process = start(
+        tmp_path, 2, env_cfg=dict(dist_cfg=dict(timeout=30)), **difference)
+    assert_ends_with_error(process, began, tmp_path)
+    assert f'error: the ranks differ in {message}' in process.stderr
+
+
+# --- one process that is a group of its own -----------------------------------
+
+
+@pytest.fixture
+def group(tmp_path, monkeypatch):
+    """A process group of one, and how to make a config of it."""
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    dist.init_process_group(
+        'gloo', store=dist.FileStore(str(tmp_path / 'store'), 1), rank=0,
+        world_size=1)
+    yield dict(
+        launcher='pytorch',
+        model_wrapper_cfg=dict(
+            type='MMDistributedDataParallel', device_ids=None))
+    dist.destroy_process_group()
+
+
+def test_sync_bn_covers_attention_and_survives_pruning():
+    """mmengine converts when it wraps, and again after a pruning.
+
+    DDP takes SyncBatchNorm on GPUs alone: here the conversion, and evaluation.
+    """
+    torch.manual_seed(0)
+    backbone = ELAResNet(34, base_channels=16)
+    backbone(torch.randn(4, 3, 32, 32))  # norms that differ from new ones
+    trained = {id(p) for p in backbone.parameters()}
+    plain = copy.deepcopy(backbone)
+    layers = [layer.name for layer in backbone.attention_layers]
+    for skipped in (layers[1:2], layers[1:4]):
+        backbone = convert_sync_batchnorm(backbone, 'torch')
+        for name, norm in backbone.named_modules():
+            if name.endswith('.norm'):
+                assert type(norm) is SyncBatchNorm, name
+        for network in (backbone, plain):
+            network.skip_layers(skipped)
+        # What is trained is still what the optimizer holds.
+        assert {id(p) for p in backbone.parameters()} == trained
+        for layer in backbone.attention_layers:
+            stage, index = layer.name.split('.')
+            norm = getattr(backbone, stage).attention[int(index)].norm
+            assert norm.weight.requires_grad is layer.active
+    assert sum(type(m) is SyncBatchNorm for m in backbone.modules()) == sum(
+        type(m) is BatchNorm2d for m in plain.modules())
+    backbone.eval()
+    plain.eval()
+    images = torch.randn(2, 3, 32, 32)
+    for ours, theirs in zip(backbone(images), plain(images)):
+        assert torch.equal(ours, theirs)
+
+
+def test_sync_bn_is_refused_on_cpus(monkeypatch):
+    monkeypatch.setenv('RANK', '0')
+    with pytest.raises(UsageError, match="sync_bn='torch' needs GPUs"):
+        set_up_distributed(Config(dict(launcher='pytorch', sync_bn='torch')))
+
+
+def test_timeout_of_the_config_holds(monkeypatch):
+    monkeypatch.setenv('RANK', '0')
+    given = {}
+    monkeypatch.setattr(dist, 'init_process_group',
+                        lambda *args, **kwargs: given.update(kwargs))
+    cfg = Config(dict(launcher='pytorch',
+                      env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=7))))
+    set_up_distributed(cfg)
+    assert given['timeout'].total_seconds() == 7
+
+
+@MODEL_WRAPPERS.register_module(force=True)
+class Sharded(torch.nn.Module):
+    """Stands for MMFullyShardedDataParallel, which refuses CPUs itself."""
+
+    def __init__(self, module) -> None:
+        super().__init__()
+        self.module = module
+
+
+@pytest.mark.parametrize('wrapper', [
+    dict(type='Sharded'),
+    dict(type='MMSeparateDistributedDataParallel', device_ids=None)])
+def test_other_wrappers_are_refused(wrapper, group, tmp_path):
+    if wrapper['type'] != 'Sharded':
+        needs_ddp_on_cpus()
+    group['model_wrapper_cfg'] = wrapper
+    runner = Runner.from_cfg(toy_config(tmp_path / 'run', **group))
+    with pytest.raises(UsageError,
+                       match=f'cannot prune under {wrapper["type"]}'):
+        runner.train()
+    assert runner.iter == 0
+
+
+def flexible_config(folder, strategy, **overrides):
+    cfg = toy_config(folder, windows=[(1, 1), (2, 2)], **overrides)
+    cfg.strategy = dict(type=strategy)
+    cfg.env_cfg = dict(dist_cfg=dict(backend='gloo'))
+    return cfg
+
+
+def test_flexible_runner_on_one_device(tmp_path):
+    """Prunes and resumes as Runner does."""
+    runner = FlexibleRunner.from_cfg(
+        flexible_config(tmp_path / 'a', 'SingleDeviceStrategy'))
+    runner.train()
+    decisions = read_record(tmp_path / 'a')['decisions']
+    assert decisions[0]['skipped']
+    same = toy_runner(tmp_path / 'b', windows=[(1, 1), (2, 2)])
+    same.train()
+    assert [d['layers'] for d in decisions] == [
+        d['layers'] for d in read_record(tmp_path / 'b')['decisions']]
+    cfg = flexible_config(tmp_path / 'c', 'SingleDeviceStrategy')
+    cfg.resume, cfg.load_from = True, str(tmp_path / 'a' / 'epoch_1.pth')
+    resumed = FlexibleRunner.from_cfg(cfg)
+    resumed.train()
+    for ours in (same, resumed):
+        assert_equal_states(ours.model.state_dict(),
+                            runner.model.state_dict())
+
+
+@pytest.mark.parametrize('strategy', ['DDPStrategy', 'FSDPStrategy'])
+def test_other_strategies_are_refused(strategy, group, tmp_path, monkeypatch):
+    cfg = flexible_config(tmp_path / 'run', strategy, launcher='pytorch')
+    runner = FlexibleRunner.from_cfg(cfg)
+    # Sharding needs a GPU: all of the strategy but that.
+    monkeypatch.setattr(type(runner.strategy), '_wrap_model',
+                        lambda self, model: model)
+    with pytest.raises(UsageError, match=f'cannot prune under {strategy}'):
+        runner.train()
+    assert runner.iter == 0
