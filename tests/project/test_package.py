@@ -28,8 +28,8 @@ def test_wheel_holds_configs_and_tools(tmp_path):
         'ela_mm/.mim/configs/faster_rcnn_ela_r50.py',
         'ela_mm/.mim/configs/ablations/digits.yaml'
     } <= names
-    for path in ROOT.glob('configs/*.py'):
-        assert f'ela_mm/.mim/configs/{path.name}' in names
+    for path in ROOT.glob('configs/**/*.py'):
+        assert f'ela_mm/.mim/{path.relative_to(ROOT)}' in names
     assert not any('__pycache__' in name for name in names)
 
 
@@ -53,9 +53,9 @@ def test_the_oldest_that_setup_admits_is_what_is_tried():
 
 @pytest.fixture
 def versions():
-    """tools/versions.py as a module."""
+    """dev/versions.py as a module."""
     spec = importlib.util.spec_from_file_location(
-        'versions', ROOT / 'tools' / 'versions.py')
+        'versions', ROOT / 'dev' / 'versions.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -63,9 +63,9 @@ def versions():
 
 def test_versions_passes_arguments_on_to_pytest(versions, capsys):
     args = versions.parse_args(['oldest', '--python', 'python3.8', '--venv',
-                                'x', '--', '-k', 'kl', 'tests/test_kl.py'])
+                                'x', '--', '-k', 'kl', 'tests/method'])
     assert (args.set, args.python, args.venv) == ('oldest', 'python3.8', 'x')
-    assert args.pytest == ['-k', 'kl', 'tests/test_kl.py']
+    assert args.pytest == ['-k', 'kl', 'tests/method']
     assert versions.parse_args(['onedl', '--', '-x']).pytest == ['-x']
     assert versions.parse_args(['stack']).pytest == []
     with pytest.raises(SystemExit):
@@ -99,7 +99,7 @@ def test_reliability_names_tests_that_exist():
                                            'reliability.md').read_text()))
     defined = {
         name
-        for path in ROOT.glob('tests/test_*.py')
+        for path in ROOT.glob('tests/*/test_*.py')
         for name in re.findall(r'^def (test_\w+)', path.read_text(), re.M)
     }
     assert named and named <= defined, named - defined
