@@ -1,9 +1,9 @@
 """Try the test suite on other versions, in a throw-away environment (from a checkout).
 
-The pinned ones: python tools/versions.py stack
-The forks:       python tools/versions.py onedl
-The oldest:      python tools/versions.py oldest --python python3.8
-Some tests only: python tools/versions.py oldest -- tests/test_kl.py -x
+The pinned ones: python dev/versions.py stack
+The forks:       python dev/versions.py onedl
+The oldest:      python dev/versions.py oldest --python python3.8
+Some tests only: python dev/versions.py oldest -- tests/method -x
 
 A set is a file of requirements/. Its environment is made in a temporary
 folder (several GB, since torch brings its CUDA packages) and deleted at the

@@ -4,10 +4,10 @@ Counts which models build and train a step with the plain backbone and with
 ELA, on random pictures. Takes about 45 minutes on 2 cores; started again
 with --resume it goes on.
 
-    python tools/drop_in.py --build-only
-    python tools/drop_in.py --resume --minutes 5
-    python tools/drop_in.py --match '/(mask_rcnn|solov2)/' --limit 4
-    python tools/drop_in.py --report
+    python -m dev.drop_in.run --build-only
+    python -m dev.drop_in.run --resume --minutes 5
+    python -m dev.drop_in.run --match '/(mask_rcnn|solov2)/' --limit 4
+    python -m dev.drop_in.run --report
 """
 import argparse
 import json

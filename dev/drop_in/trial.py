@@ -1,8 +1,8 @@
-"""Replaces ResNets by ELA's in the hosts' configs, and tries what comes out.
+"""Replace ResNets by ELA's in the hosts' configs, and try what comes out.
 
 What builds with the plain backbone has to build with ELA, and what runs a
-training step has to run one with ELA. ``tools/drop_in.py`` counts both over
-all configs that a host installs.
+training step has to run one with ELA. ``python -m dev.drop_in.run`` counts
+both over all configs that a host installs.
 """
 import copy
 import hashlib

@@ -1,12 +1,14 @@
 """ResNet replaced by ELAResNet in the hosts' own configs."""
 import json
+import subprocess
+import sys
 
 import pytest
-from support.running import tool
+from support import ROOT
 
 from dev.drop_in.trial import Entry, count, load_model, replace_backbones, try_model
 
-# One of each kind of detector. The whole list: tools/drop_in.py.
+# One of each kind of detector. The whole list: dev/drop_in/run.py.
 SAMPLE = [
     ('mmdet', 'retinanet/retinanet_r18_fpn_1x_coco.py'),  # anchors
     ('mmdet', 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'),  # no anchors
@@ -66,18 +68,24 @@ def test_counts_models_and_configs():
 @pytest.mark.slow
 def test_tool_goes_on_where_it_was(tmp_path):
     out = tmp_path / 'out.jsonl'
-    arguments = ['--host', 'mmpretrain', '--build-only', '--out', out]
+    arguments = ['--host', 'mmpretrain', '--build-only', '--out',
+                 str(out)]
 
     def keys():
         lines = map(json.loads, out.read_text().splitlines())
         return [line['key'] for line in lines if 'key' in line]
 
-    process = tool('drop_in.py', *arguments, '--limit', 2)
+    def campaign(*more):
+        return subprocess.run(
+            [sys.executable, '-m', 'dev.drop_in.run', *arguments, *more],
+            cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    process = campaign('--limit', '2')
     assert process.returncode == 0, process.stderr[-2000:]
     assert len(keys()) == 2
-    again = tool('drop_in.py', *arguments)
+    again = campaign()
     assert again.returncode == 1 and '--resume' in again.stderr
-    process = tool('drop_in.py', *arguments, '--limit', 1, '--resume')
+    process = campaign('--limit', '1', '--resume')
     assert process.returncode == 0, process.stderr[-2000:]
     assert len(set(keys())) == 3
     assert 'ELA builds' in process.stdout
