@@ -5,8 +5,7 @@ What the paper calls FLOPs are multiply-accumulates.
 import argparse
 from typing import List, Optional, Tuple
 
-from mmengine.registry import init_default_scope
-from mmpretrain.registry import MODELS
+from mmengine.registry import MODELS
 from torch import nn
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
@@ -40,9 +39,9 @@ def build(classes: int, depth: int, attention: Optional[str]) -> nn.Module:
     """A classifier as the configs build it."""
     name, channels = (('ELAResNet', 2048) if classes == 1000 else
                       ('ELAResNet_CIFAR', 256))
-    init_default_scope('mmpretrain')
     return MODELS.build(
         dict(
+            _scope_='mmpretrain',
             type='ImageClassifier',
             backbone=dict(type=name, depth=depth, attention=attention),
             neck=dict(type='GlobalAveragePooling'),

@@ -14,7 +14,7 @@ import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.apis.deploy import write_deploy_checkpoint
 from ela_mm.apis.launch import check_checkpoint, run
 from ela_mm.apis.loading import load_model, read_config
-from ela_mm.apis.onnx import check_onnx, export_onnx, part_of
+from ela_mm.apis.onnx import check_onnx, export_onnx, part_of, parts
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
         '--onnx', metavar='FILE.onnx', help='also write this graph')
     group.add_argument(
         '--part',
-        choices=['backbone', 'classifier'],
+        choices=list(parts()),
         help='what it holds; default: the classifier where there is one')
     group.add_argument(
         '--scores',

@@ -4,11 +4,9 @@ A pruned checkpoint gives the pruned network; the config needs no change.
 """
 import argparse
 import os.path as osp
-from copy import deepcopy
 
 from mmengine import dump
-from mmengine.config import Config, ConfigDict
-from mmengine.evaluator import DumpResults
+from mmengine.config import Config
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.apis.data import check_data
@@ -21,6 +19,7 @@ from ela_mm.apis.launch import (
     run,
     set_up_distributed,
 )
+from ela_mm.hosts.registration import host_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,35 +56,7 @@ def set_visualization(cfg: Config, args: argparse.Namespace) -> None:
     # The detectors' hook puts a relative folder below the work dir.
     folder = osp.abspath(args.show_dir) if args.show_dir else None
     hook.update(show=args.show, wait_time=args.wait_time)
-    if hook['type'].endswith('DetVisualizationHook'):
-        hook.update(draw=True, test_out_dir=folder)
-    else:
-        hook.update(enable=True, out_dir=folder, interval=1)
-
-
-def set_tta(cfg: Config) -> None:
-    """Wrap model and pipeline as the config says, else flip and average."""
-    test = cfg.test_dataloader.dataset
-    while 'dataset' in test:
-        test = test['dataset']
-    detection = cfg.get('default_scope') == 'mmdet'
-    if 'tta_model' not in cfg:
-        cfg.tta_model = dict(
-            type='DetTTAModel',
-            tta_cfg=dict(
-                nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
-        ) if detection else dict(type='mmpretrain.AverageClsScoreTTA')
-    if 'tta_pipeline' not in cfg:
-        pack = deepcopy(test.pipeline[-1])
-        if detection:
-            pack.meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape',
-                              'scale_factor', 'flip', 'flip_direction')
-        flips = [dict(type='RandomFlip', prob=p) for p in (1., 0.)]
-        cfg.tta_pipeline = deepcopy(test.pipeline)
-        cfg.tta_pipeline[-1] = dict(
-            type='TestTimeAug', transforms=[flips, [pack]])
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    test.pipeline = cfg.tta_pipeline
+    host_of(cfg, hook['type']).show(cfg, folder)
 
 
 def main() -> None:
@@ -101,17 +72,14 @@ def main() -> None:
                          f'in {" or ".join(endings[args.out_item])}')
     if args.show or args.show_dir:
         set_visualization(cfg, args)
+    host = host_of(cfg)
     if args.tta:
-        set_tta(cfg)
+        host.tta(cfg)
     check_data(cfg, 'test_dataloader')
     set_up_distributed(cfg)
     runner = build_runner(cfg)
     if args.out is not None and args.out_item == 'pred':
-        if cfg.get('default_scope') == 'mmdet':
-            from mmdet.evaluation import DumpDetResults as Dump
-        else:
-            Dump = DumpResults
-        runner.test_evaluator.metrics.append(Dump(out_file_path=args.out))
+        runner.test_evaluator.metrics.append(host.dump_results(args.out))
     metrics = runner.test()
     if args.out is not None and args.out_item == 'metrics':
         dump(metrics, args.out)

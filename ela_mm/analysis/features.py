@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..hosts.registration import host_of_model
 from ..models.backbones.layer_attention_mixin import find_backbone, with_all_layers
 from ..pruning import KLStatistics
 
@@ -124,7 +125,7 @@ def look(model: nn.Module,
     with torch.no_grad():
         data = model.data_preprocessor(batch, False)
     data = {key: data[key][:1] for key in ('inputs', 'data_samples')}
-    scored = _scored(model, data)
+    explained = host_of_model(model).explain(model, data)
     networks = [model]
     # A deploy checkpoint has no weights of skipped layers to put back.
     put_back = put_back and not getattr(model, 'deployed', False)
@@ -139,11 +140,11 @@ def look(model: nn.Module,
         cams[id(network)].append(
             LayerFeatures(
                 name, layer.active, divergences[id(network)].get(name),
-                _score_cam(scored.of(network), network, data['inputs'], name,
-                           scored.target, channels)))
+                _score_cam(explained.answer(network), network, data['inputs'],
+                           name, explained.target, channels)))
     return Features(
         image=_seen(model, data['inputs']),
-        target=scored.label,
+        target=explained.label,
         pruned=cams[id(model)],
         whole=cams[id(networks[1])] if len(networks) > 1 else [])
 
@@ -168,95 +169,6 @@ def _seen(model: nn.Module, inputs: Tensor) -> np.ndarray:
         image = image[..., ::-1]  # OpenCV's order
     low, high = image.min(), image.max()
     return (image - low) / (high - low) if high > low else image * 0.
-
-
-# --- what is explained -------------------------------------------------------
-
-
-class _Scored(NamedTuple):
-    """How to score a network's answer.
-
-    Attributes:
-        of (Callable): From a model to a module, pictures to answers.
-        target (Callable): From an answer to a scalar tensor.
-        label (str): What is scored, in words.
-    """
-    of: Callable
-    target: Callable
-    label: str
-
-
-def _scored(model: nn.Module, data: dict) -> _Scored:
-    """The class or the boxes that the model finds in a picture."""
-    if hasattr(model, 'bbox_head') or hasattr(model, 'roi_head'):
-        return _scored_boxes(model, data)
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-    with torch.no_grad():
-        logits = _Classifier(model)(data['inputs'])
-    label = int(logits[0].argmax())
-    return _Scored(_Classifier, ClassifierOutputTarget(label),
-                   f'class {_class_name(model, label)}')
-
-
-def _class_name(model: nn.Module, label: int) -> str:
-    classes = getattr(model, 'dataset_meta', {}).get('classes') or ()
-    return str(classes[label]) if label < len(classes) else str(label)
-
-
-class _Classifier(nn.Module):
-    """Pictures to logits."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits = self.model(inputs, mode='tensor')
-        if not isinstance(logits, Tensor):
-            raise UsageError(
-                f'{type(self.model).__name__} does not return logits in '
-                "mode='tensor': expected a detector or an mmpretrain "
-                'ImageClassifier')
-        return logits
-
-
-class _Detector(nn.Module):
-    """Pictures of one shape to boxes, as grad-cam's targets take them."""
-
-    def __init__(self, model: nn.Module, sample) -> None:
-        super().__init__()
-        self.model = model
-        self.sample = sample
-
-    def forward(self, inputs: Tensor) -> List[Dict[str, Tensor]]:
-        samples = [deepcopy(self.sample) for _ in inputs]
-        results = self.model.predict(inputs, samples, rescale=False)
-        found = [result.pred_instances for result in results]
-        return [
-            dict(boxes=x.bboxes, labels=x.labels, scores=x.scores)
-            for x in found
-        ]
-
-
-def _scored_boxes(model: nn.Module, data: dict) -> _Scored:
-    from pytorch_grad_cam.utils.model_targets import FasterRCNNBoxScoreTarget
-    sample = data['data_samples'][0]
-    with torch.no_grad():
-        answer = _Detector(model, sample)(data['inputs'])[0]
-    kept = answer['scores'].argsort(descending=True)[:3]
-    kept = kept[answer['scores'][kept] > 0]
-    if not len(kept):
-        raise UsageError(
-            'the detector finds nothing in the picture, and the maps explain '
-            'what was found: expected one with an object, or a lower threshold '
-            'such as --cfg-options model.test_cfg.rcnn.score_thr=0.001')
-    labels = answer['labels'][kept]
-    target = FasterRCNNBoxScoreTarget(labels, answer['boxes'][kept].cpu())
-    return _Scored(
-        lambda network: _Detector(network, sample), target,
-        'the surest boxes, of classes ' + ', '.join(
-            _class_name(model, label)
-            for label in dict.fromkeys(labels.tolist())))
 
 
 # --- Score-CAM ---------------------------------------------------------------

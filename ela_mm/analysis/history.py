@@ -10,11 +10,9 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from ..engine.checkpoints import latest_intact
 from ..engine.journal.record import FILE_NAME, FORMAT, read_record
 from ..errors import UsageError
+from ..hosts.registration import installed
 
 Points = List[Tuple[float, float]]
-# Which of a run's metrics stands for it, the first that there is.
-MAIN_METRICS = ('coco/bbox_mAP', 'coco/segm_mAP', 'accuracy/top1',
-                'single-label/f1-score', 'multi-label/mAP')
 
 
 class Run(NamedTuple):
@@ -196,7 +194,8 @@ def _main_metric(logs: _Logs, unit: str) -> Tuple[Optional[str], Points]:
             if key not in ('step', 'time', 'data_time') and isinstance(
                     value, float):
                 points[key][ends.get(step, step)] = value
-    names = [n for n in MAIN_METRICS if n in points] or list(points)
+    main = [name for host in installed() for name in host.main_metrics]
+    names = [n for n in main if n in points] or list(points)
     if not names:
         return None, []
     return names[0], sorted(points[names[0]].items())

@@ -9,13 +9,14 @@ import cv2
 import mmcv
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..hosts.registration import host_of
 
 
 def dataset_batches(cfg: Config, images: int) -> Iterator[dict]:
@@ -114,8 +115,8 @@ def picture_shape(cfg: Config) -> Tuple[int, int]:
             return tuple(batch['inputs'][0].shape[-2:])
     except (UsageError, StopIteration):
         pass
-    kind = str(cfg.model.get('backbone', {}).get('type'))
-    return (32, 32) if 'CIFAR' in kind else (224, 224)
+    backbone = cfg.model.get('backbone', {})
+    return host_of(cfg, backbone.get('type')).picture_shape(backbone)
 
 
 def _pair(size) -> Tuple[int, int]:
@@ -179,26 +180,18 @@ def network_inputs(model: nn.Module, batch: dict) -> Tensor:
 
 
 def prepare_config(cfg: Config) -> Config:
-    """Set the dataloader defaults that mmpretrain's configs rely on.
+    """Set the defaults that the host's configs expect of its own tools.
 
     Call it last: what the config or the user has set stays.
 
     Args:
-        cfg (Config): Changed in place, if it is a classifier's.
+        cfg (Config): Changed in place, if its host has such defaults:
+            mmpretrain's dataloaders have.
 
     Returns:
         Config: The same.
     """
-    if cfg.get('default_scope') != 'mmpretrain':
-        return cfg
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        loader = cfg.get(name)
-        if loader is None:
-            continue
-        loader.setdefault('pin_memory', True)
-        loader.setdefault('persistent_workers',
-                          loader.get('num_workers', 0) > 0)
-        loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
+    host_of(cfg).prepare_config(cfg)
     return cfg
 
 

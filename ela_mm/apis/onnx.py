@@ -1,12 +1,13 @@
 """Backbones and classifiers as ONNX graphs, tried before they are written."""
 import importlib.util
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..hosts.registration import host_of_model, installed
 from ..models.backbones.layer_attention_mixin import ela_backbones
 from .deploy import _whole_file
 
@@ -28,27 +29,12 @@ def check_onnx() -> None:
                          f'{torch.__version__}')
 
 
-class _Classifier(nn.Module):
-    """A classifier of mmpretrain, from pictures to logits or scores."""
-
-    def __init__(self, model: nn.Module, scores: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.scores = _scoring(model.head) if scores else nn.Identity()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.scores(self.model(images, mode='tensor'))
-
-
-def _scoring(head: nn.Module) -> nn.Module:
-    """What the head's ``predict`` makes scores of logits with."""
-    from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
-    if isinstance(head, MultiLabelClsHead):
-        return nn.Sigmoid()
-    if isinstance(head, ClsHead):
-        return nn.Softmax(dim=1)
-    raise UsageError(f'scores of a {type(head).__name__} are not known: '
-                     'export its logits, without --scores')
+def parts() -> Dict[str, str]:
+    """List what of a model can be exported, and whose models have it."""
+    known = {'backbone': 'a network with an ELA backbone'}
+    for host in installed():
+        known.update(host.exportable)
+    return known
 
 
 def part_of(model: nn.Module,
@@ -59,9 +45,9 @@ def part_of(model: nn.Module,
     Args:
         model (nn.Module): From
             :func:`~ela_mm.apis.loading.load_model`.
-        part (str, optional): ``'backbone'`` or, for mmpretrain's
-            ``ImageClassifier`` alone, ``'classifier'``. Defaults to the
-            classifier where there is one, else to the backbone.
+        part (str, optional): A key of :func:`parts`: ``'backbone'`` or, for
+            mmpretrain's ``ImageClassifier`` alone, ``'classifier'``. Defaults
+            to the classifier where there is one, else to the backbone.
         scores (bool): Whether the classifier ends with scores, not with
             logits. Defaults to False.
 
@@ -71,17 +57,19 @@ def part_of(model: nn.Module,
         or ``logits`` or ``scores`` (B, classes).
 
     Raises:
-        UsageError: If the model does not have the part.
+        UsageError: If there is no such part, or the model does not have it.
     """
-    classifies = _is_classifier(model)
-    part = part or ('classifier' if classifies else 'backbone')
-    if part == 'classifier':
-        if not classifies:
-            raise UsageError(
-                f"part 'classifier' of a {type(model).__name__}: expected the "
-                "config of an mmpretrain ImageClassifier; take part 'backbone'")
-        return (_Classifier(model, scores).eval(),
-                ['scores' if scores else 'logits'])
+    host = host_of_model(model)
+    default = host.default_part(model)
+    part = part or default
+    if part not in parts():
+        raise UsageError(f'part {part!r}: expected one of {list(parts())}')
+    if part not in ('backbone', default):
+        raise UsageError(
+            f'part {part!r} of a {type(model).__name__}: expected the config '
+            f"of {parts()[part]}; take part 'backbone'")
+    if part != 'backbone':
+        return host.export(model, scores)
     if scores:
         raise UsageError("scores need part 'classifier'; a backbone has none")
     backbones = ela_backbones(model)
@@ -90,13 +78,6 @@ def part_of(model: nn.Module,
                          f'({", ".join(backbones)}): expected one to export')
     (backbone, ) = backbones.values()
     return backbone, [f'feature_{i + 1}' for i in backbone.out_indices]
-
-
-def _is_classifier(model: nn.Module) -> bool:
-    if importlib.util.find_spec('mmpretrain') is None:
-        return False
-    from mmpretrain.models import ImageClassifier
-    return isinstance(model, ImageClassifier) and model.with_head
 
 
 @torch.no_grad()

@@ -75,8 +75,6 @@ def build_backbone(network: str,
     Raises:
         UsageError: On an unknown network, or a mask of another depth.
     """
-    from mmpretrain.models.backbones.resnet import Bottleneck
-
     from ..hosts.mmpretrain import ELAResNet, ELAResNet_CIFAR
     attention = dict(plain=None, light='light').get(variant, 'base')
     options = dict(
@@ -85,9 +83,10 @@ def build_backbone(network: str,
         cls, depth = ELAResNet_CIFAR, int(network[5:])
     elif network.startswith('stage3 x '):
         depth = int(network.split()[-1])
+        bottleneck, _ = ELAResNet.arch_settings[50]
         cls = type(
             'DeepStage', (ELAResNet, ),
-            dict(arch_settings={depth: (Bottleneck, (3, 4, depth, 3))}))
+            dict(arch_settings={depth: (bottleneck, (3, 4, depth, 3))}))
     elif network in NETWORKS:
         cls, depth = ELAResNet, int(network[1:])
     else:
@@ -103,11 +102,11 @@ def build_backbone(network: str,
         backbone.load_state_dict({**backbone.state_dict(), **mask})
     elif variant.startswith('ELA'):
         backbone.skip_layers(
-            spread(backbone.attention_layers, int(variant[4:-1]) / 100))
+            evenly_spaced(backbone.attention_layers, int(variant[4:-1]) / 100))
     return backbone
 
 
-def spread(layers: Iterable, share: float) -> List[str]:
+def evenly_spaced(layers: Iterable, share: float) -> List[str]:
     """Names of a share of the layers, spread evenly over the network.
 
     Args:

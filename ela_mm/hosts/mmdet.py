@@ -1,8 +1,17 @@
-"""ELA on MMDetection's ResNet family."""
+"""ELA on MMDetection's ResNet family, and what only MMDetection knows."""
+from copy import deepcopy
+from typing import Dict, List, Optional
+
+import torch
 from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.evaluator import DumpResults
+from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import LayerAttentionMixin
+from .host import Explained, Host, class_name
 
 
 class _MMDetMixin(LayerAttentionMixin):
@@ -35,3 +44,75 @@ class ELAResNeXt(_MMDetMixin, ResNeXt):
 
     Takes the arguments of the host's class and of the mixin.
     """
+
+
+class MMDet(Host):
+    """MMDetection."""
+
+    scope = 'mmdet'
+    main_metrics = ('coco/bbox_mAP', 'coco/segm_mAP')
+    tta_model = dict(
+        type='mmdet.DetTTAModel',
+        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+    tta_meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape',
+                     'scale_factor', 'flip', 'flip_direction')
+
+    def show(self, cfg: Config, folder: Optional[str]) -> None:
+        """Let the visualization hook draw every picture of a test."""
+        cfg.default_hooks.visualization.update(draw=True, test_out_dir=folder)
+
+    def dump_results(self, path: str) -> DumpResults:
+        """Build the metric that writes predictions, with masks as RLE."""
+        from mmdet.evaluation import DumpDetResults
+        return DumpDetResults(out_file_path=path)
+
+    def explain(self, model: nn.Module, data: dict) -> Explained:
+        """Choose what class activation maps explain: the three surest boxes.
+
+        Raises:
+            UsageError: If nothing is found in the picture.
+        """
+        if not (hasattr(model, 'bbox_head') or hasattr(model, 'roi_head')):
+            return super().explain(model, data)
+        from pytorch_grad_cam.utils.model_targets import (
+            FasterRCNNBoxScoreTarget,
+        )
+        sample = data['data_samples'][0]
+        with torch.no_grad():
+            answer = _Detector(model, sample)(data['inputs'])[0]
+        kept = answer['scores'].argsort(descending=True)[:3]
+        kept = kept[answer['scores'][kept] > 0]
+        if not len(kept):
+            raise UsageError(
+                'the detector finds nothing in the picture, and the maps '
+                'explain what was found: expected one with an object, or a '
+                'lower threshold such as --cfg-options '
+                'model.test_cfg.rcnn.score_thr=0.001')
+        labels = answer['labels'][kept]
+        target = FasterRCNNBoxScoreTarget(labels, answer['boxes'][kept].cpu())
+        return Explained(
+            lambda network: _Detector(network, sample), target,
+            'the surest boxes, of classes ' + ', '.join(
+                class_name(model, label)
+                for label in dict.fromkeys(labels.tolist())))
+
+
+class _Detector(nn.Module):
+    """Pictures of one shape to boxes, as grad-cam's targets take them."""
+
+    def __init__(self, model: nn.Module, sample) -> None:
+        super().__init__()
+        self.model = model
+        self.sample = sample
+
+    def forward(self, inputs: Tensor) -> List[Dict[str, Tensor]]:
+        samples = [deepcopy(self.sample) for _ in inputs]
+        results = self.model.predict(inputs, samples, rescale=False)
+        found = [result.pred_instances for result in results]
+        return [
+            dict(boxes=x.bboxes, labels=x.labels, scores=x.scores)
+            for x in found
+        ]
+
+
+HOST = MMDet()

@@ -1,6 +1,7 @@
-"""ELA on MMPretrain's ResNet family."""
-from typing import Tuple
+"""ELA on MMPretrain's ResNet family, and what only MMPretrain knows."""
+from typing import List, Tuple
 
+from mmengine.config import Config, ConfigDict
 from mmpretrain.models.backbones import (
     ResNet,
     ResNet_CIFAR,
@@ -11,9 +12,14 @@ from mmpretrain.models.backbones import (
     SEResNeXt,
 )
 from mmpretrain.models.backbones.resnet import Bottleneck
+from mmpretrain.models.classifiers import ImageClassifier
+from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from mmpretrain.registry import MODELS
+from torch import nn
 
+from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import LayerAttentionMixin
+from .host import Classifier, Host
 
 
 class _MMPretrainMixin(LayerAttentionMixin):
@@ -134,3 +140,58 @@ class ELAResNet_CIFAR(_MMPretrainMixin, ResNet_CIFAR):
         if depth in (20, 56, 110):
             kwargs = {**_PAPER_CIFAR, **kwargs}
         super().__init__(depth, **kwargs)
+
+
+class MMPretrain(Host):
+    """MMPretrain."""
+
+    scope = 'mmpretrain'
+    main_metrics = ('accuracy/top1', 'single-label/f1-score',
+                    'multi-label/mAP')
+    exportable = dict(classifier='an mmpretrain ImageClassifier')
+    tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
+
+    def prepare_config(self, cfg: Config) -> None:
+        """Set the loaders' defaults; the host's configs rely on its tools."""
+        for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            loader = cfg.get(name)
+            if loader is None:
+                continue
+            loader.setdefault('pin_memory', True)
+            loader.setdefault('persistent_workers',
+                              loader.get('num_workers', 0) > 0)
+            loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
+
+    def picture_shape(self, backbone: dict) -> Tuple[int, int]:
+        """Say for which pictures a backbone is made: CIFAR's are small."""
+        small = 'CIFAR' in str(backbone.get('type'))
+        return (32, 32) if small else super().picture_shape(backbone)
+
+    def default_part(self, model: nn.Module) -> str:
+        """Say what of a model is exported: a classifier, if it has a head."""
+        classifies = isinstance(model, ImageClassifier) and model.with_head
+        return 'classifier' if classifies else super().default_part(model)
+
+    def export(self, model: nn.Module,
+               scores: bool) -> Tuple[nn.Module, List[str]]:
+        """Make a module of the classifier, from pictures to logits or scores.
+
+        Raises:
+            UsageError: If scores are wanted of a head that is not known.
+        """
+        ending = _scoring(model.head) if scores else None
+        return (Classifier(model, ending).eval(),
+                ['scores' if scores else 'logits'])  # (B, classes)
+
+
+def _scoring(head: nn.Module) -> nn.Module:
+    """What the head's ``predict`` makes scores of logits with."""
+    if isinstance(head, MultiLabelClsHead):
+        return nn.Sigmoid()
+    if isinstance(head, ClsHead):
+        return nn.Softmax(dim=1)
+    raise UsageError(f'scores of a {type(head).__name__} are not known: '
+                     'export its logits, without --scores')
+
+
+HOST = MMPretrain()

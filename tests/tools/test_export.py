@@ -15,7 +15,7 @@ from support.classifier import CONFIG
 from support.running import tool
 from support.toy import energy, toy_config, toy_runner
 
-from ela_mm.apis import deploy
+from ela_mm.apis import onnx as exporting
 from ela_mm.apis.deploy import write_deploy_checkpoint
 from ela_mm.apis.loading import load_model
 from ela_mm.apis.onnx import export_onnx, part_of
@@ -283,7 +283,7 @@ class TwoOutputs(torch.nn.Module):
 def test_a_graph_that_differs_is_not_written(damaged, tmp_path, monkeypatch):
     """In any of its outputs."""
     net = TwoOutputs()
-    tidy = deploy._tidy
+    tidy = exporting._tidy
 
     def damage(file, opset):
         tidy(file, opset)
@@ -293,7 +293,7 @@ def test_a_graph_that_differs_is_not_written(damaged, tmp_path, monkeypatch):
             onnx.numpy_helper.to_array(weight) * 1.1, damaged))
         onnx.save(model, file)
 
-    monkeypatch.setattr(deploy, '_tidy', damage)
+    monkeypatch.setattr(exporting, '_tidy', damage)
     with pytest.raises(ValueError, match='onnxruntime differs.* by'):
         export_onnx(net, ['y', 'z'], str(tmp_path / 'x.onnx'), (32, 32))
     assert not list(tmp_path.iterdir())
@@ -432,7 +432,7 @@ def test_tool_errors(classifier, trained, main, tmp_path, monkeypatch):
     assert 'shape (0, 32)' in refused(
         main, config, checkpoint, *out, *onnx_file, '--shape', 0, 32)
     monkeypatch.setattr(
-        deploy.importlib.util, 'find_spec', lambda name: None)
+        exporting.importlib.util, 'find_spec', lambda name: None)
     (tmp_path / 'x.pth').unlink()
     assert 'pip install onnx onnxruntime onnxscript' in refused(
         main, config, checkpoint, *out, *onnx_file)
