@@ -1,3 +1,5 @@
-from .complexity import Complexity, count
+from .complexity import Complexity, count_macs
 
-__all__ = ['Complexity', 'count']
+count = count_macs  # its earlier name
+
+__all__ = ['Complexity', 'count', 'count_macs']

@@ -20,13 +20,13 @@ class AttentionRow(NamedTuple):
         sources (List[str]): n names: the layers whose values it sums, its own
             last.
         mean (np.ndarray): (n, ), over pictures and heads; sums to 1.
-        spread (np.ndarray): (n, ), standard deviation over the same.
+        std (np.ndarray): (n, ), standard deviation over the same.
     """
     name: str
     stage: int
     sources: List[str]
     mean: np.ndarray
-    spread: np.ndarray
+    std: np.ndarray
 
 
 class Measured(NamedTuple):
@@ -59,7 +59,7 @@ class _Sums:
     def mean(self) -> np.ndarray:
         return (self.total / self.count).numpy()
 
-    def spread(self) -> np.ndarray:
+    def std(self) -> np.ndarray:
         variance = self.squares / self.count - (self.total / self.count)**2
         return variance.clamp(min=0).sqrt().numpy()
 
@@ -103,7 +103,7 @@ def measure(model: nn.Module, batches: Iterable[dict]) -> Measured:
     stages = {layer.name: layer.stage for layer in layers}
     rows = [
         AttentionRow(name, stages[name], _sources(backbone, name), x.mean(),
-                     x.spread()) for name, x in sums.items()
+                     x.std()) for name, x in sums.items()
     ]
     active = [layer.name for layer in layers if layer.active]
     return Measured(images, layers, rows, statistics.reduce(active))

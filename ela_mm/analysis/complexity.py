@@ -7,6 +7,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..models.layers import LayerAttention
+from ..models.layers.bank import without_bank
 
 
 class Complexity(NamedTuple):
@@ -25,7 +26,7 @@ class Complexity(NamedTuple):
     retrieval_macs: int
 
 
-def count(model: nn.Module, input_shape: Sequence[int]) -> Complexity:
+def count_macs(model: nn.Module, input_shape: Sequence[int]) -> Complexity:
     """Count parameters and multiply-accumulates.
 
     Args:
@@ -49,7 +50,7 @@ def count_by_module(model: nn.Module,
     """Count multiply-accumulates module by module.
 
     Args:
-        model (nn.Module): See :func:`count`.
+        model (nn.Module): See :func:`count_macs`.
         input_shape (Sequence[int]): (C, H, W) of one picture.
 
     Returns:
@@ -101,15 +102,12 @@ def _count(model: nn.Module, input_shape: Sequence[int]) -> Tuple[dict, dict]:
         if isinstance(module, LayerAttention)
     }
     handles = [m.register_forward_hook(watch(n)) for n, m in layers.items()]
-    # The counter would see the weighted sums of a bank, and count them twice.
-    handles += [
-        m.register_forward_pre_hook(_leave_bank) for m in layers.values()
-    ]
     training = model.training
     device = next(model.parameters()).device
     model.eval()
     try:
-        with FlopCounterMode(display=False) as counter:
+        # The counter would see the weighted sums of a bank, and count them twice.
+        with without_bank(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, *input_shape, device=device))
     finally:
         model.train(training)
@@ -121,9 +119,3 @@ def _count(model: nn.Module, input_shape: Sequence[int]) -> Tuple[dict, dict]:
         for path, operations in counter.get_flop_counts().items()
     }
     return counted, retrieval
-
-
-def _leave_bank(module, args) -> None:
-    memory = args[1]
-    if memory.value_bank is not None and not len(memory.value_bank):
-        memory.key_bank, memory.value_bank = None, None

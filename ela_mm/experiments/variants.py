@@ -6,6 +6,7 @@ weighted sum is a matrix product over the result. It computes what
 every layer. It is here to be measured against, not to be used.
 """
 import math
+from typing import Tuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ class ConcatenatingAttention(LayerAttention):
     ``zero_init`` are left out.
     """
 
-    def forward(self, x: Tensor, memory: LayerMemory) -> Tensor:
+    def attend(self, x: Tensor,
+               memory: LayerMemory) -> Tuple[Tensor, Tensor]:
         """Retrieve features for the output of a block.
 
         Args:
@@ -29,7 +31,8 @@ class ConcatenatingAttention(LayerAttention):
             memory (LayerMemory): Written.
 
         Returns:
-            Tensor: (B, C, H, W), the term to add to ``x``.
+            tuple: The term (B, C, H, W) to add to ``x``, and the attention
+            weights (B, h, n).
         """
         batch, heads, dim = len(x), self.num_heads, self.head_dim
         pooled = x.mean((2, 3)).unsqueeze(1)  # (B, 1, C)
@@ -41,15 +44,15 @@ class ConcatenatingAttention(LayerAttention):
         memory.keys, memory.values = [keys], [values]
         logits = query @ keys.transpose(2, 3) / math.sqrt(dim)  # (B, h, 1, n)
         weights = torch.softmax(logits, dim=-1)  # (B, h, 1, n)
-        memory.weights = weights.squeeze(2)  # (B, h, n)
         retrieved = (weights.to(values.dtype) @ values).view_as(x)
-        return self.act(self.norm(retrieved))  # (B, C, H, W)
+        term = self.act(self.norm(retrieved))  # (B, C, H, W)
+        return term, weights.squeeze(2)
 
 
 class OwnValueAttention(LayerAttention):
     """A layer that retrieves from itself alone: a lower bound of the cost."""
 
-    def forward(self, x: Tensor, memory: LayerMemory) -> Tensor:
+    def attend(self, x: Tensor, memory: LayerMemory) -> Tuple[Tensor, None]:
         """Take the layer's own value for the retrieved features.
 
         Args:
@@ -57,9 +60,10 @@ class OwnValueAttention(LayerAttention):
             memory (LayerMemory): Not used.
 
         Returns:
-            Tensor: (B, C, H, W), the term to add to ``x``.
+            tuple: The term (B, C, H, W) to add to ``x``, and None: the layer
+            has no weights.
         """
-        return self.act(self.norm(self.value(x)))  # (B, C, H, W)
+        return self.act(self.norm(self.value(x))), None  # (B, C, H, W)
 
 
 def replace_attention(backbone: nn.Module, cls: type) -> None:

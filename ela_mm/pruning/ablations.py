@@ -211,9 +211,9 @@ def quantile_map(kl: ArrayLike, distribution, gamma: float,
         positive = np.maximum(kl, np.finfo(float).tiny)  # the support
         parameters = distribution.fit(positive, floc=0)
     quantiles = distribution.ppf(probability[in_reach], *parameters)
-    spread = np.ptp(quantiles)
-    if spread > 0:
-        mapped[in_reach] = (quantiles - quantiles.min()) / spread
+    span = np.ptp(quantiles)
+    if span > 0:
+        mapped[in_reach] = (quantiles - quantiles.min()) / span
     return mapped
 
 

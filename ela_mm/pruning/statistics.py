@@ -186,7 +186,7 @@ class KLStatistics:
                 [v / batch for v, batch in zip(values, batches) if batch])
         return statistics
 
-    def gather(self, layers: List[str]) -> None:
+    def move_to_rank_0(self, layers: List[str]) -> None:
         """Move the sums of all ranks to the first, before it saves them.
 
         Every rank must call it, with the same layers. What they add up to
@@ -222,7 +222,7 @@ class KLStatistics:
 
         Args:
             state (Dict[str, Any]): The first rank takes all of it up, since it
-                holds what :meth:`gather` moved there.
+                holds what :meth:`move_to_rank_0` moved there.
             device (torch.device): Where the weights are.
         """
         self.reset()

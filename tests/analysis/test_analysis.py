@@ -113,7 +113,7 @@ def test_weights_are_averaged_over_pictures_and_heads(skip, visible):
     for row in measured.rows:
         flat = naive[row.name].flatten(0, 1).numpy()
         np.testing.assert_allclose(row.mean, flat.mean(0), atol=1e-5)
-        np.testing.assert_allclose(row.spread, flat.std(0), atol=1e-5)
+        np.testing.assert_allclose(row.std, flat.std(0), atol=1e-5)
     row = next(row for row in measured.rows if row.name == 'layer3.3')
     assert ('layer3.1' in row.sources) is visible
     assert row.sources[-1] == 'layer3.3'

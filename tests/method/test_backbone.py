@@ -327,12 +327,44 @@ def test_norm_eval_spares_fresh_attention_alone():
     net.eval()
     net.train()
     assert net.layer2.attention[0].norm.training
-    # In another run the same weights are pretrained.
+    # Who loads the weights goes on with the decision, with any hook or none.
     other = ELAResNet(18, base_channels=16, norm_eval=True)
     other.train()  # too early: the weights come after
     other.load_state_dict(net.state_dict())
     other.train()
-    assert not other.layer2.attention[0].norm.training
+    assert other.fresh_norms == net.fresh_norms and len(net.fresh_norms) == 6
+    assert other.layer2.attention[0].norm.training
+    assert not other.layer1.attention[0].norm.training
+    # Weights of a time before the buffer, or on request: decided anew.
+    state = net.state_dict()
+    del state['fresh_norm_mask']
+    other.load_state_dict(state, strict=True)
+    net.fresh_norms = None
+    for decided_anew in (other, net):
+        decided_anew.train()
+        assert not any(x.startswith('layer2') for x in decided_anew.fresh_norms)
+        assert not decided_anew.layer2.attention[0].norm.training
+
+
+def test_light_attention_has_the_rule_of_fresh_norms():
+    net = ELAResNet(18, base_channels=32, norm_eval=True, attention='light')
+    net.train()
+    assert net.layer1.attention[0].norm.training
+    net(image())
+    assert net.layer1.attention[0].norm.running_mean.any()
+    assert not net.layer1[0].bn1.training
+
+
+def test_light_attention_starts_from_the_plain_network():
+    plain = _eval(randomized(PlainResNet(18, base_channels=32)))
+    net = ELAResNet(18, base_channels=32, norm_eval=False, attention='light',
+                    zero_init_attention=True)
+    net.load_state_dict(plain.state_dict(), strict=False)
+    x = image()
+    assert_same(net.eval()(x), plain(x))
+    net.train()
+    sum(out.square().mean() for out in net(x)).backward()
+    assert net.layer2.attention[1].scale.weight.grad.any()
 
 
 def test_fresh_norms_are_trained_whatever_the_pretrained_ones_are():
@@ -355,7 +387,7 @@ def test_inert_layers_are_those_that_cannot_learn():
 @pytest.mark.parametrize('arguments, message', [
     (dict(attention='mrla'), "attention='mrla'.*'base'"),
     (dict(head_dim=48), 'head_dim=48.*16 channels'),
-    (dict(attention='light', zero_init_attention=True), "'base'"),
+    (dict(attention='light', act=False), "knows no act.*of 'base'$"),
     (dict(attention=None, act=False), "'base'"),
 ])
 def test_bad_arguments_are_named(arguments, message):

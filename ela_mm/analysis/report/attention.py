@@ -34,7 +34,7 @@ def _stage_picture(measured: Measured, stage: int) -> Picture:
         figure = new_figure(max(WIDTH, side + 1.3), 2 * side + .6)
         above, below = figure.subplots(2, 1)
         _heat_map(above, names, rows, 'mean')
-        _heat_map(below, names, rows, 'spread')
+        _heat_map(below, names, rows, 'std')
         figure.suptitle(
             f'Stage {stage}: attention weights over {measured.images} '
             'pictures, all heads',
@@ -99,7 +99,7 @@ def attention_section(measured: Measured, source: str) -> Section:
     rows = [[
         row.name,
         ', '.join(f'{s.split(".")[1]}: {m:.2f} ± {d:.2f}'
-                  for s, m, d in zip(row.sources, row.mean, row.spread)),
+                  for s, m, d in zip(row.sources, row.mean, row.std)),
         f'{measured.kl[row.name].mean:.4g}' if row.name in measured.kl else '-'
     ] for row in measured.rows]
     text = [
@@ -115,6 +115,6 @@ def attention_section(measured: Measured, source: str) -> Section:
                   [['layer', 'source', 'mean', 'std']] + [[
                       row.name, source, mean, std
                   ] for row in measured.rows for source, mean, std in zip(
-                      row.sources, row.mean, row.spread)])
+                      row.sources, row.mean, row.std)])
         ],
         attention_pictures(measured))

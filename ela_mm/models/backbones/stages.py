@@ -1,18 +1,41 @@
-"""A stage of a host with layer attention after each of its blocks."""
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+"""A stage: a host's blocks, each followed by its attention.
+
+``x = block(x)``, then ``x = x + attention(x)``. What stands for attention is a
+kind, chosen by name (:data:`ATTENTION`); each kind is one class of stage.
+"""
+import warnings
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Type,
+)
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ...compat.compiling import disable
+from ...compat.compiling import disable, is_compiling
+from ...errors import UsageError
 from ..layers import LayerAttention, LayerMemory, LightLayerAttention
+from ..layers.bank import can_bank
+from ..layers.watched import has_hooks, is_watched
 
 # Called with a layer's name, the weights (B, h, n) of its active predecessor
 # and its own weights (B, h, m).
 Observer = Callable[[str, Tensor, Tensor], None]
 
 
-class AttentionLayerInfo(NamedTuple):
+@dataclass(frozen=True)
+class AttentionLayerInfo:
     """One attention layer of a backbone.
 
     Attributes:
@@ -21,44 +44,199 @@ class AttentionLayerInfo(NamedTuple):
         stage (int): Stage, from 1.
         index (int): Block within the stage, from 0.
         active (bool): False where the layer is skipped.
+        stage_name (str): The stage's name in the backbone.
+        module (nn.Module | None): The layer itself.
     """
     name: str
     stage: int
     index: int
     active: bool
+    stage_name: str = ''
+    module: Optional[nn.Module] = field(
+        default=None, compare=False, repr=False)
+
+    @property
+    def short(self) -> str:
+        """``<stage>.<index>``, for pictures and tables."""
+        return short_name(self.stage, self.index)
+
+    @property
+    def prefix(self) -> str:
+        """What its names in the backbone's state dict begin with."""
+        return f'{self.stage_name}.attention.{self.index}'
 
 
-class _Stage(BaseModule):
-    """A host's stage and one attention layer per block.
+def short_name(stage: int, index: int) -> str:
+    """Name a layer in few letters: ``3.4``."""
+    return f'{stage}.{index}'
 
-    Indexes, iterates and counts like the host's sequence of blocks.
+
+class StageSpec(NamedTuple):
+    """What a stage's attention has to know of its host.
+
+    Attributes:
+        name (str): The stage's name in the backbone, such as ``layer1``.
+        channels (int): C, of the blocks' output.
+        norm_cfg (dict): The host's, for attention's norms.
+        drop_path_rates (Sequence[float]): One per block.
+        with_cp (bool): Whether the host checkpoints activations.
+    """
+    name: str
+    channels: int
+    norm_cfg: dict
+    drop_path_rates: Sequence[float]
+    with_cp: bool = False
+
+
+class Stage(BaseModule):
+    """A host's blocks, each followed by its attention.
+
+    Indexes, iterates and counts like the host's sequence of blocks. A kind of
+    attention is a subclass with :meth:`build` and :meth:`step`.
 
     Args:
+        name (str): The stage's name in the backbone, ``layer1`` and so on.
         blocks (nn.Sequential): The host's blocks; they keep their names.
-        layers (List[nn.Module]): One per block.
-    """
+        layers (List[nn.Module]): Attention, one per block.
 
-    def __init__(self, blocks: nn.Sequential, layers: List[nn.Module]) -> None:
+    Attributes:
+        options (Tuple[str, ...]): Options of the backbone that :meth:`build`
+            takes as keywords.
+        prunable (bool): Whether a layer has weights over layers, and may be
+            skipped by itself.
+    """
+    options: Tuple[str, ...] = ('head_dim', )
+    prunable = False
+
+    def __init__(self, name: str, blocks: nn.Sequential,
+                 layers: List[nn.Module]) -> None:
         super().__init__()
-        for name, block in blocks.named_children():
-            self.add_module(name, block)
+        for key, block in blocks.named_children():
+            self.add_module(key, block)
+        self.name = name
         self.attention = nn.ModuleList(layers)
+
+    @classmethod
+    def build(cls, blocks: nn.Sequential, spec: StageSpec,
+              **options: Any) -> 'Stage':
+        """Add attention to a host's blocks.
+
+        Args:
+            blocks (nn.Sequential): As the host has built them.
+            spec (StageSpec): Of the stage.
+            **options: Of :attr:`options`, those that the user gave.
+
+        Returns:
+            Stage: Of this kind.
+        """
+        raise NotImplementedError(f'{cls.__name__}.build')
+
+    def new_memory(self, x: Tensor) -> Any:
+        """Make what one forward pass hands from layer to layer."""
+        return None
+
+    def step(self, i: int, x: Tensor,
+             memory: Any) -> Tuple[Tensor, Optional[Tensor]]:
+        """Run a block and its attention.
+
+        Args:
+            i (int): Of the block.
+            x (Tensor): (B, C', H', W'), what leaves the step before.
+            memory (Any): From :meth:`new_memory`.
+
+        Returns:
+            tuple: What leaves the step (B, C, H, W), and the layer's weights
+            (B, h, n) over layers; None where it has none.
+        """
+        raise NotImplementedError(f'{type(self).__name__}.step')
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the blocks and their attention.
+
+        Args:
+            x (Tensor): (B, C_in, H_in, W_in).
+
+        Returns:
+            Tensor: (B, C, H, W).
+        """
+        memory = self.new_memory(x)
+        for i in range(len(self)):
+            x, _ = self.step(i, x, memory)  # (B, C, H, W)
+        return x
+
+    def block(self, i: int) -> nn.Module:
+        """The host's block number i."""
+        return self._modules[str(i)]
+
+    def norms(self, i: int) -> List[nn.Module]:
+        """The norms that attention brought along with block i."""
+        return [self.attention[i].norm]
 
     def __len__(self) -> int:
         return len(self.attention)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return (self._modules[str(i)] for i in range(len(self)))
+        return (self.block(i) for i in range(len(self)))
 
     def __getitem__(self, index):
         return list(self)[index]
 
 
-class AttentionStage(_Stage):
+# The kinds of attention, by the name that a config gives.
+ATTENTION: Dict[str, Type[Stage]] = {}
+
+
+def register_attention(name: str) -> Callable[[Type[Stage]], Type[Stage]]:
+    """Offer a class of stage as ``attention=name``.
+
+    Args:
+        name (str): New among :data:`ATTENTION`.
+
+    Returns:
+        Callable: A decorator of the class.
+    """
+
+    def register(kind: Type[Stage]) -> Type[Stage]:
+        ATTENTION[name] = kind
+        return kind
+
+    return register
+
+
+def attention_kind(name: Optional[str],
+                   options: Dict[str, Any]) -> Optional[Type[Stage]]:
+    """Find the class of stage that a backbone is to have.
+
+    Args:
+        name (str, optional): None for the host's plain stages.
+        options (Dict[str, Any]): What the user gave beside it.
+
+    Returns:
+        Type[Stage] | None: None for the host's plain stages.
+
+    Raises:
+        UsageError: On an unknown name, or an option that the kind lacks.
+    """
+    if name is not None and name not in ATTENTION:
+        raise UsageError(f'attention={name!r}: expected one of '
+                         f'{(*ATTENTION, None)}')
+    kind = None if name is None else ATTENTION[name]
+    for option, value in options.items():
+        if kind is None or option not in kind.options:
+            having = [repr(n) for n, k in ATTENTION.items()
+                      if option in k.options]
+            raise UsageError(
+                f'attention={name!r} knows no {option} (given: {value!r}): it '
+                f'is an option of {", ".join(having)}')
+    return kind
+
+
+@register_attention('base')
+class AttentionStage(Stage):
     """A stage with MRLA-base, which can skip layers.
 
     Args:
-        name (str): The stage's name in the backbone, ``layer1`` and so on.
+        name (str): The stage's name in the backbone.
         blocks (nn.Sequential): The host's blocks.
         layers (List[LayerAttention]): One per block.
 
@@ -68,21 +246,38 @@ class AttentionStage(_Stage):
             value. Always true of an active layer.
         observer (Callable | None): Sees neighbouring layers' weights.
     """
+    options = ('head_dim', 'act', 'zero_init_attention')
+    prunable = True
 
     def __init__(self, name: str, blocks: nn.Sequential,
                  layers: List[LayerAttention]) -> None:
-        super().__init__(blocks, layers)
-        self.name = name
+        super().__init__(name, blocks, layers)
         self.active = [True] * len(layers)
         self.visible = [True] * len(layers)
         self.observer: Optional[Observer] = None
+        # Per layer, the parameters whose gradient skipping has taken away.
+        self._withheld: List[Set[str]] = [set() for _ in layers]
+
+    @classmethod
+    def build(cls,
+              blocks: nn.Sequential,
+              spec: StageSpec,
+              head_dim: int = 16,
+              act: bool = True,
+              zero_init_attention: bool = False) -> 'AttentionStage':
+        """Add MRLA-base to a host's blocks; arguments as the backbone's."""
+        return cls(spec.name, blocks, [
+            LayerAttention(spec.channels, head_dim, act, spec.norm_cfg, rate,
+                           zero_init_attention, spec.with_cp)
+            for rate in spec.drop_path_rates
+        ])
 
     def __getstate__(self) -> dict:
         """What copies and files hold: not who observes this very model."""
         return {**self.__dict__, 'observer': None}
 
     def parts(self, i: int) -> Tuple[Dict[str, bool], nn.Module]:
-        """Which parts of a layer run.
+        """Say which parts of a layer run.
 
         Args:
             i (int): Of a layer.
@@ -98,6 +293,59 @@ class AttentionStage(_Stage):
             del used['scale']
         return used, layer
 
+    def withhold_gradients(self) -> None:
+        """Let parameters that nobody uses require no gradient.
+
+        Whatever others have set since: a skipped layer stays out. What is
+        used again gets back what was taken from it, and no more.
+        """
+        for i, withheld in enumerate(self._withheld):
+            parts, layer = self.parts(i)
+            for name, parameter in layer.named_parameters():
+                if parts.get(name.split('.')[0], self.active[i]):
+                    if name in withheld:
+                        withheld.discard(name)
+                        parameter.requires_grad_(True)
+                elif parameter.requires_grad:
+                    withheld.add(name)
+                    parameter.requires_grad_(False)
+                    parameter.grad = None
+
+    def new_memory(self, x: Tensor) -> LayerMemory:
+        """Choose, once a pass, between buffers and plain lists."""
+        seen = [
+            layer for layer, visible in zip(self.attention, self.visible)
+            if visible
+        ]
+        if not is_compiling():
+            self._warn_of_idle_hooks()
+        return LayerMemory(len(seen) if can_bank(seen, x) else None)
+
+    def _warn_of_idle_hooks(self) -> None:
+        """Say that who waits for a skipped layer waits in vain."""
+        for i, active in enumerate(self.active):
+            if not active and any(map(has_hooks, self.attention[i].modules())):
+                warnings.warn(
+                    f'a hook waits for {self.name}.attention.{i}, whose layer '
+                    'is skipped: it is not called. Choose a module of a block '
+                    f'instead, such as those of {self.name}.{i}',
+                    stacklevel=2)
+
+    def step(self, i: int, x: Tensor,
+             memory: LayerMemory) -> Tuple[Tensor, Optional[Tensor]]:
+        """Run a block, and its attention as far as it is not skipped."""
+        x = self.block(i)(x)  # (B, C, H, W)
+        layer = self.attention[i]
+        if self.active[i]:
+            if is_watched(layer):  # whose hooks wait for a call
+                term, weights = layer(x, memory), memory.weights
+            else:
+                term, weights = layer.attend(x, memory)
+            return x + term, weights  # (B, C, H, W), (B, h, n)
+        if self.visible[i]:
+            layer.remember(x, memory)
+        return x, None
+
     def forward(self, x: Tensor) -> Tensor:
         """Run the blocks and the active layers.
 
@@ -107,18 +355,15 @@ class AttentionStage(_Stage):
         Returns:
             Tensor: (B, C, H, W).
         """
-        memory = LayerMemory(capacity=sum(self.visible))
-        neighbours = []
-        for i, block in enumerate(self):
-            x = block(x)  # (B, C, H, W)
-            if self.active[i]:
-                previous = memory.weights  # (B, h, n)
-                x = x + self.attention[i](x, memory)  # (B, C, H, W)
-                if self.observer is not None and previous is not None:
-                    neighbours.append(
-                        (f'{self.name}.{i}', previous, memory.weights))
-            elif self.visible[i]:
-                self.attention[i].remember(x, memory, attends=False)
+        memory = self.new_memory(x)
+        previous, neighbours = None, []
+        for i in range(len(self)):
+            x, weights = self.step(i, x, memory)  # (B, C, H, W), (B, h, n)
+            if weights is None:
+                continue
+            if self.observer is not None and previous is not None:
+                neighbours.append((f'{self.name}.{i}', previous, weights))
+            previous = weights
         if neighbours:
             _show(self.observer, neighbours)
         return x
@@ -131,36 +376,56 @@ def _show(observer: Observer, neighbours: List[tuple]) -> None:
         observer(name, previous, weights)
 
 
-class LightAttentionStage(_Stage):
+# What downsamples have computed in the running step. Of this thread alone: the
+# module that computes it may be shared with others.
+_SHORTCUTS: ContextVar[Optional[list]] = ContextVar(
+    'ela_mm_shortcuts', default=None)
+
+
+def _note_shortcut(module: nn.Module, args: tuple, output: Tensor) -> None:
+    noted = _SHORTCUTS.get()
+    if noted is not None:
+        noted.append(output)
+
+
+@register_attention('light')
+class LightAttentionStage(Stage):
     """A stage with MRLA-light.
 
     Args:
+        name (str): The stage's name in the backbone.
         blocks (nn.Sequential): The host's blocks.
         layers (List[LightLayerAttention]): One per block.
     """
+    options = ('head_dim', 'zero_init_attention')
 
-    def __init__(self, blocks: nn.Sequential,
+    def __init__(self, name: str, blocks: nn.Sequential,
                  layers: List[LightLayerAttention]) -> None:
-        super().__init__(blocks, layers)
+        super().__init__(name, blocks, layers)
         for block in self:
             if block.downsample is not None:
+                block.downsample.register_forward_hook(_note_shortcut)
                 # Checkpointing would run the downsample without a graph, and
                 # its output is needed outside of the block.
                 block.with_cp = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the blocks, each followed by its attention.
+    @classmethod
+    def build(cls,
+              blocks: nn.Sequential,
+              spec: StageSpec,
+              head_dim: int = 32,
+              zero_init_attention: bool = False) -> 'LightAttentionStage':
+        """Add MRLA-light to a host's blocks; arguments as the backbone's."""
+        return cls(spec.name, blocks, [
+            LightLayerAttention(spec.channels, head_dim, spec.norm_cfg, rate,
+                                zero_init_attention)
+            for rate in spec.drop_path_rates
+        ])
 
-        Args:
-            x (Tensor): (B, C_in, H_in, W_in).
-
-        Returns:
-            Tensor: (B, C, H, W).
-        """
-        for block, attention in zip(self, self.attention):
-            x, identity = self._block_and_shortcut(block, x)
-            x = x + attention(x, identity)  # (B, C, H, W)
-        return x
+    def step(self, i: int, x: Tensor, memory: None) -> Tuple[Tensor, None]:
+        """Run a block, and mix its value with its shortcut."""
+        x, identity = self._block_and_shortcut(self.block(i), x)
+        return x + self.attention[i](x, identity), None  # (B, C, H, W)
 
     @staticmethod
     def _block_and_shortcut(block: nn.Module,
@@ -168,10 +433,8 @@ class LightAttentionStage(_Stage):
         """A block's output and its shortcut, which is computed only once."""
         if block.downsample is None:
             return block(x), x
-        shortcut = []
-        handle = block.downsample.register_forward_hook(
-            lambda module, args, output: shortcut.append(output))
+        token = _SHORTCUTS.set([])
         try:
-            return block(x), shortcut[0]
+            return block(x), _SHORTCUTS.get()[0]
         finally:
-            handle.remove()
+            _SHORTCUTS.reset(token)

@@ -1,5 +1,4 @@
-from .bank.values import retrieve
-from .layer_attention import LayerAttention
+from .layer_attention import LayerAttention, retrieve
 from .light_attention import LightLayerAttention
 from .memory import LayerMemory
 

@@ -5,20 +5,21 @@ Redundant Retrievals" (arXiv 2503.06473), after "Cross-Layer Retrospective
 Retrieving via Layer Attention" (MRLA, Fang et al., ICLR 2023).
 """
 import math
-from typing import Optional
+from typing import Optional, Sequence, Tuple
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
-from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import UsageError
-from .bank.batch_norm import can_be_formed_again
-from .bank.keys import weigh
-from .bank.values import retrieve
+from .bank.batch_norm import apply_norm, can_be_recomputed
+from .bank.keys import average_pool
 from .memory import LayerMemory
+from .scaled import ScaledAttention
+from .watched import is_watched
 
 
 def pooled_kernel_size(channels: int) -> int:
@@ -45,7 +46,51 @@ def check_head_dim(channels: int, head_dim: int) -> None:
             'stage (the paper: 16, and 32 for MRLA-light)')
 
 
-class LayerAttention(nn.Module):
+def retrieve(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
+    """Sum the values of a stage's layers, weighted per sample and head.
+
+    Equation 5 of the paper, o = sum_i P[i] * v_i.
+
+    Args:
+        weights (Tensor): (B, h, n), the attention weights P of this layer
+            over the n layers in memory.
+        values (Sequence[Tensor]): n tensors (B, C, H, W); head j owns the
+            channels j * C / h to (j + 1) * C / h.
+
+    Returns:
+        Tensor: (B, C, H, W), in the values' dtype.
+    """
+    batch, channels = values[0].shape[:2]
+    weights = weights.to(values[0].dtype).repeat_interleave(
+        channels // weights.shape[1], dim=1)  # (B, C, n)
+    factors = weights.view(batch, channels, 1, 1, -1).unbind(-1)
+    retrieved = factors[0] * values[0]  # (B, C, H, W)
+    for factor, value in zip(factors[1:], values[1:]):
+        # In place: autograd keeps factor and value, never the partial sums.
+        retrieved.addcmul_(factor, value)
+    return retrieved
+
+
+class WeightedSum(nn.Module):
+    """:func:`retrieve` as a module, where it stands between value and norm."""
+
+    def forward(self, weights: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """Sum n values (B, C, H, W) by weights (B, h, n)."""
+        return retrieve(weights, values)
+
+
+def _project(conv: nn.Module, pooled: Tensor) -> Tensor:
+    """A convolution over channels, (B, 1, C) -> (B, 1, C), in pooled's dtype."""
+    if type(conv) is nn.Conv1d and not is_watched(conv):
+        return F.conv1d(
+            pooled,
+            conv.weight.to(pooled.dtype),
+            padding=conv.weight.shape[-1] // 2)
+    dtype = next((p.dtype for p in conv.parameters()), pooled.dtype)
+    return conv(pooled.to(dtype)).to(pooled.dtype)
+
+
+class LayerAttention(ScaledAttention):
     """Attention of one layer over itself and the earlier layers of its stage.
 
     Args:
@@ -60,9 +105,9 @@ class LayerAttention(nn.Module):
         drop_path_rate (float): Probability of dropping the term for a sample
             (stochastic depth). Defaults to 0.
         zero_init (bool): Multiply the term by a learnable scale per channel
-            that starts at 0 (LayerScale): the term is 0 at first and still
-            learns. A zero norm weight would not: relu has no gradient at 0.
-            This project's choice. Defaults to False.
+            that starts at 0, see
+            :class:`~ela_mm.models.layers.scaled.ScaledAttention`. Defaults to
+            False.
         with_cp (bool): Keep less for backward: a norm that the value bank
             does not form again
             (:func:`~ela_mm.models.layers.bank.batch_norm.can_be_formed_again`) is
@@ -93,14 +138,13 @@ class LayerAttention(nn.Module):
         self.key = nn.Conv1d(1, 1, kernel, padding=padding, bias=False)
         self.value = nn.Conv2d(
             channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.retrieval = WeightedSum()
         norm_cfg = {**(norm_cfg or dict(type='BN')), 'requires_grad': True}
         self.norm = build_norm_layer(norm_cfg, channels)[1]
         self.act = nn.ReLU(inplace=True) if act else nn.Identity()
         self.drop_path = DropPath(
             drop_path_rate) if drop_path_rate else nn.Identity()
-        self.scale = LayerScale(
-            channels, data_format='channels_first',
-            scale=0.) if zero_init else None
+        self.add_scale(channels, zero_init)
 
     def forward(self, x: Tensor, memory: LayerMemory) -> Tensor:
         """Retrieve features for the output of a block.
@@ -113,75 +157,98 @@ class LayerAttention(nn.Module):
         Returns:
             Tensor: (B, C, H, W), the term to add to ``x``.
         """
-        self.remember(x, memory)
-        return self.drop_path(self.retrieve(memory))  # (B, C, H, W)
+        term, memory.weights = self.attend(x, memory)
+        return term
 
-    def remember(self,
-                 x: Tensor,
-                 memory: LayerMemory,
-                 attends: bool = True) -> None:
-        """Add this layer's key and value to the memory, and its weights.
+    def attend(self, x: Tensor,
+               memory: LayerMemory) -> Tuple[Tensor, Tensor]:
+        """Retrieve features, and say from which layers.
+
+        Args:
+            x (Tensor): (B, C, H, W), the block's output.
+            memory (LayerMemory): This layer's key and value are added.
+
+        Returns:
+            tuple: The term (B, C, H, W) to add to ``x``, and the attention
+            weights P (B, h, n) over the n layers in memory, float32 at least.
+        """
+        weights = self._weigh(x, memory)  # (B, h, n)
+        self._keep_value(x, memory)
+        return self.drop_path(self._retrieve(weights, memory)), weights
+
+    def remember(self, x: Tensor, memory: LayerMemory) -> None:
+        """Add this layer's key and value to the memory without attending.
 
         Args:
             x (Tensor): (B, C, H, W), the block's output.
             memory (LayerMemory): Written.
-            attends (bool): Whether the layer weighs the layers in memory,
-                itself included. False leaves ``memory.weights`` as they are.
-                Defaults to True.
         """
-        kernels = self.key.weight, self.query.weight if attends else None
-        weights = (
-            weigh(x, *kernels, self.head_dim, memory.keys)
-            if memory.key_bank is None else memory.key_bank.weigh(
-                x, *kernels, self.head_dim))  # (B, h, n)
-        if attends:
-            memory.weights = weights
+        self._weigh(x, memory, attends=False)
+        self._keep_value(x, memory)
+
+    def can_bank(self) -> bool:
+        """Tell whether the buffers may stand in for query, key and sum."""
+        return type(self.query) is type(self.key) is nn.Conv1d and not (
+            is_watched(self.query) or is_watched(self.key)
+            or is_watched(self.retrieval))
+
+    # --- equation 4: the attention weights -----------------------------------
+
+    def _weigh(self,
+               x: Tensor,
+               memory: LayerMemory,
+               attends: bool = True) -> Optional[Tensor]:
+        """P = softmax(q k^T / sqrt(d)) over the layers; None without a query.
+
+        In float32 at least, also under autocast: half precision would merge
+        close weights, and KL reads them.
+        """
+        if memory.key_bank is not None:
+            return memory.key_bank.weigh(
+                x, self.key.weight, self.query.weight if attends else None,
+                self.head_dim)
+        heads = (x.shape[0], self.num_heads, self.head_dim)
+        with torch.autocast(x.device.type, enabled=False):
+            pooled = average_pool(x).unsqueeze(1)  # (B, 1, C)
+            key = _project(self.key, pooled)  # (B, 1, C)
+            memory.keys.append(key.reshape(heads))  # (B, h, d)
+            if not attends:
+                return None
+            query = _project(self.query, pooled)  # (B, 1, C)
+            query = query.reshape(heads).unsqueeze(2)  # (B, h, 1, d)
+            logits = (query * torch.stack(memory.keys, 2)).sum(-1)  # (B, h, n)
+            return torch.softmax(
+                logits / math.sqrt(self.head_dim), dim=-1)  # (B, h, n)
+
+    # --- equation 5: the weighted sum, and what follows it --------------------
+
+    def _keep_value(self, x: Tensor, memory: LayerMemory) -> None:
         value = self.value(x)  # (B, C, H, W)
         if memory.value_bank is None:
             memory.values.append(value)
         else:
             memory.value_bank.write(value, self.head_dim)
 
-    def retrieve(self, memory: LayerMemory) -> Tensor:
-        """Sum the values by the last weights; norm, relu and scale follow.
-
-        Args:
-            memory (LayerMemory): n values, and weights (B, h, n).
-
-        Returns:
-            Tensor: (B, C, H, W).
-        """
-        weights, bank = memory.weights, memory.value_bank
-        scale = None if self.scale is None else self.scale.weight
-        if bank is not None and can_be_formed_again(self.norm):
+    def _retrieve(self, weights: Tensor, memory: LayerMemory) -> Tensor:
+        """o = sum_i P_i v_i, then norm, relu and scale: (B, C, H, W)."""
+        bank = memory.value_bank
+        if bank is not None and self._can_recompute():
+            scale = None if self.scale is None else self.scale.weight
             return bank.retrieve(weights, self.norm,
                                  isinstance(self.act, nn.ReLU), scale)
         retrieved = (
-            bank.retrieve(weights) if bank is not None else retrieve(
-                weights, memory.values))  # (B, C, H, W)
+            self.retrieval(weights, memory.values) if bank is None else
+            bank.retrieve(weights))  # (B, C, H, W)
         if self.with_cp and retrieved.requires_grad:
             return checkpoint(self._finish, retrieved, use_reentrant=False)
         return self._finish(retrieved)
 
-    def _finish(self, retrieved: Tensor) -> Tensor:
-        term = self.act(self.norm(retrieved))  # (B, C, H, W)
-        if self.scale is None:
-            return term
-        # In the term's dtype, lest a float32 scale widens half precision.
-        return term * self.scale.weight.to(term.dtype).view(-1, 1, 1)
+    def _can_recompute(self) -> bool:
+        """Whether the bank may form norm, act and scale without calling them."""
+        return (can_be_recomputed(self.norm)
+                and type(self.act) in (nn.ReLU, nn.Identity)
+                and not is_watched(self.act)
+                and (self.scale is None or not is_watched(self.scale)))
 
-    def _load_from_state_dict(self, state_dict, prefix, *args,
-                              **kwargs) -> None:
-        """Reconcile the optional scale with what the checkpoint holds."""
-        name = prefix + 'scale.weight'
-        if self.scale is None and name in state_dict:
-            raise UsageError(
-                f'the checkpoint holds {name!r}: its layer attention was '
-                'trained with zero_init_attention=True, and without the scale '
-                'its features would be wrong; set zero_init_attention=True in '
-                'the backbone that loads it')
-        if (self.scale is not None and name not in state_dict
-                and prefix + 'value.weight' in state_dict):
-            # Attention trained without a scale is attention of scale 1.
-            state_dict[name] = torch.ones_like(self.scale.weight)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _finish(self, retrieved: Tensor) -> Tensor:
+        return self.scaled(self.act(apply_norm(self.norm, retrieved)))

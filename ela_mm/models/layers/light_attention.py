@@ -12,10 +12,12 @@ from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
+from .bank.batch_norm import apply_norm
 from .layer_attention import check_head_dim, pooled_kernel_size
+from .scaled import ScaledAttention
 
 
-class LightLayerAttention(nn.Module):
+class LightLayerAttention(ScaledAttention):
     """One layer's MRLA-light term.
 
     Args:
@@ -25,6 +27,9 @@ class LightLayerAttention(nn.Module):
             to dict(type='BN').
         drop_path_rate (float): Probability of dropping the term for a sample.
             Defaults to 0.
+        zero_init (bool): Multiply the term by a learnable scale per channel
+            that starts at 0, as :class:`~ela_mm.LayerAttention` does. This
+            project's choice. Defaults to False.
 
     Raises:
         UsageError: If ``head_dim`` is not a positive divisor of ``channels``.
@@ -34,7 +39,8 @@ class LightLayerAttention(nn.Module):
                  channels: int,
                  head_dim: int = 32,
                  norm_cfg: Optional[dict] = None,
-                 drop_path_rate: float = 0.) -> None:
+                 drop_path_rate: float = 0.,
+                 zero_init: bool = False) -> None:
         super().__init__()
         check_head_dim(channels, head_dim)
         self.head_dim = head_dim
@@ -51,6 +57,7 @@ class LightLayerAttention(nn.Module):
         self.norm = build_norm_layer(norm_cfg, channels)[1]
         self.drop_path = DropPath(
             drop_path_rate) if drop_path_rate else nn.Identity()
+        self.add_scale(channels, zero_init)
 
     def forward(self, x: Tensor, identity: Tensor) -> Tensor:
         """Mix the layer's own value with the block's shortcut.
@@ -74,4 +81,4 @@ class LightLayerAttention(nn.Module):
         own = gate.view(batch, channels, 1, 1) * self.value(x)  # (B, C, H, W)
         mixed = torch.addcmul(own, self.mix.view(1, -1, 1, 1).to(own.dtype),
                               identity.to(own.dtype))  # (B, C, H, W)
-        return self.drop_path(self.norm(mixed))
+        return self.drop_path(self.scaled(apply_norm(self.norm, mixed)))

@@ -1,0 +1,61 @@
+"""The fast form of layer attention: buffers, and gradients by hand.
+
+:class:`~.keys.KeyBank` holds the keys of a stage, :class:`~.values.ValueBank`
+its values. What they compute stands in plain operations in
+:mod:`ela_mm.models.layers.layer_attention`, which is what the tests compare
+with, in float64, values and gradients.
+"""
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ....compat.compiling import is_compiling
+
+_OFF: ContextVar[bool] = ContextVar('ela_mm_bank_off', default=False)
+
+
+@contextmanager
+def without_bank() -> Iterator[None]:
+    """Let stages use plain memory within this context.
+
+    Every operation is then the framework's own, for those who count or trace
+    them. Other threads are not affected.
+    """
+    token = _OFF.set(True)
+    try:
+        yield
+    finally:
+        _OFF.reset(token)
+
+
+def can_bank(layers: Iterable[nn.Module], x: Tensor) -> bool:
+    """Decide whether a stage may keep keys and values in buffers.
+
+    Args:
+        layers (Iterable[LayerAttention]): Those that will leave a key or a
+            value.
+        x (Tensor): (B, C, H, W), the stage's input.
+
+    Returns:
+        bool: False where compilers or exporters trace the network, which fuse
+        the plain operations themselves; under function transforms
+        (``torch.func``) and forward-mode differentiation, which functions
+        with a gradient by hand do not take; for a batch of no picture; and
+        where somebody waits for a module that the buffers would not call.
+    """
+    if is_compiling() or torch.jit.is_tracing() or _OFF.get():
+        return False
+    if _transformed() or not x.numel():
+        return False
+    return all(layer.can_bank() for layer in layers)
+
+
+def _transformed() -> bool:
+    functorch = getattr(torch._C, '_functorch', None)  # torch 2.0 has it too
+    stack = getattr(functorch, 'peek_interpreter_stack', None)
+    return (stack is not None and stack() is not None) or (
+        forward_ad._current_level >= 0)

@@ -1,18 +1,23 @@
 """Batch norm in two halves: the statistics, and what follows from them.
 
-The value bank keeps no normalised features. It keeps the statistics, and forms
-the features again in backward.
+The value bank keeps no normalised features. It keeps the statistics, and
+recomputes the features in backward. Statistics are in float32 at least: the
+square of a number above 255 is infinite in half precision.
 """
+import logging
 from typing import Tuple
 
 import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ....errors import UsageError
+from ..watched import is_watched
+from .keys import at_least_float32
 
 
-def can_be_formed_again(norm: nn.Module) -> bool:
-    """Whether a norm is a plain batch norm that nobody watches.
+def can_be_recomputed(norm: nn.Module) -> bool:
+    """Tell whether a norm is a plain batch norm that nobody watches.
 
     Args:
         norm (nn.Module): Any norm. Others (group norm, synchronised batch
@@ -23,11 +28,28 @@ def can_be_formed_again(norm: nn.Module) -> bool:
     """
     return (type(norm) is nn.BatchNorm2d and norm.affine
             and norm.track_running_stats and norm.momentum is not None
-            and not norm._forward_hooks and not norm._forward_pre_hooks)
+            and not is_watched(norm))
 
 
-def statistics(norm: nn.BatchNorm2d, x: Tensor) -> Tuple[Tensor, Tensor]:
-    """The statistics that a norm applies to a batch.
+def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """Call a norm; one number per channel takes running statistics.
+
+    Args:
+        norm (nn.Module): Any norm.
+        x (Tensor): (B, C, H, W).
+
+    Returns:
+        Tensor: (B, C, H, W).
+    """
+    if (type(norm) is nn.BatchNorm2d and norm.training
+            and norm.track_running_stats and _is_single(x)):
+        return F.batch_norm(x, norm.running_mean, norm.running_var,
+                            norm.weight, norm.bias, False, 0., norm.eps)
+    return norm(x)
+
+
+def statistics(norm: nn.BatchNorm2d, x: Tensor) -> Tuple[Tensor, Tensor, bool]:
+    """Form the statistics that a norm applies to a batch.
 
     Args:
         norm (nn.BatchNorm2d): In training mode its running statistics are
@@ -35,26 +57,25 @@ def statistics(norm: nn.BatchNorm2d, x: Tensor) -> Tuple[Tensor, Tensor]:
         x (Tensor): (B, C, H, W).
 
     Returns:
-        tuple: Mean (C) and biased variance (C).
-
-    Raises:
-        UsageError: In training mode, if there is one number per channel.
+        tuple: Mean (C) and biased variance (C), float32 at least, and whether
+        they are the batch's own. In training mode, a batch of one number per
+        channel has no variance: it takes the running statistics.
     """
-    if not norm.training:
-        return norm.running_mean, norm.running_var
+    wide = at_least_float32(norm.running_mean.dtype)
+    if not norm.training or _is_single(x):
+        return norm.running_mean.to(wide), norm.running_var.to(wide), False
     batch, channels, height, width = x.shape
     count = batch * height * width
-    if count == 1:
-        raise UsageError(
-            f'batch norm in training has one number per channel, of a map of '
-            f'shape {tuple(x.shape)}: take larger pictures or larger batches')
     norm.num_batches_tracked.add_(1)
     if (x.device.type != 'cpu' or not x.is_contiguous()
             or x.dtype not in (torch.float32, torch.float64)):
+        running = norm.running_mean.to(wide), norm.running_var.to(wide)
         _, mean, invstd = torch.native_batch_norm(
-            x, None, None, norm.running_mean, norm.running_var, True,
-            norm.momentum, norm.eps)
-        return mean, invstd.pow(-2) - norm.eps
+            x, None, None, *running, True, norm.momentum, norm.eps)
+        if wide != norm.running_mean.dtype:  # the widened copies were updated
+            norm.running_mean.copy_(running[0])
+            norm.running_var.copy_(running[1])
+        return mean, invstd.pow(-2) - norm.eps, True
     # Of contiguous maps batch norm on a CPU adds one number after the other, in
     # double. Group norm's moments are vectorised, as good, and take a sixth
     # of the time; in channels last it is the other way round.
@@ -65,20 +86,21 @@ def statistics(norm: nn.BatchNorm2d, x: Tensor) -> Tuple[Tensor, Tensor]:
     var = (rstds.pow(-2) + (means - mean).square()).mean(0) - norm.eps
     norm.running_mean.lerp_(mean, norm.momentum)
     norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)
-    return mean, var
+    return mean, var, True
 
 
 def normalize(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor,
               var: Tensor, eps: float) -> Tensor:
     """(B, C, H, W) by given statistics, times gamma, plus beta, (C) each."""
-    return torch.native_batch_norm(x, gamma, beta, mean, var, False, 0.,
+    return torch.native_batch_norm(x, gamma.to(mean.dtype),
+                                   beta.to(mean.dtype), mean, var, False, 0.,
                                    eps)[0]
 
 
 def normalize_backward(grad: Tensor, x: Tensor, gamma: Tensor, mean: Tensor,
                        var: Tensor, eps: float,
-                       training: bool) -> Tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, gamma and beta.
+                       own_statistics: bool) -> Tuple[Tensor, Tensor, Tensor]:
+    """Form the gradients of x, gamma and beta.
 
     Args:
         grad (Tensor): (B, C, H, W), of the result.
@@ -87,11 +109,24 @@ def normalize_backward(grad: Tensor, x: Tensor, gamma: Tensor, mean: Tensor,
         mean (Tensor): (C), as from :func:`statistics`.
         var (Tensor): (C).
         eps (float): Of the norm.
-        training (bool): Whether the statistics are the batch's own.
+        own_statistics (bool): Whether the statistics are the batch's own.
 
     Returns:
         tuple: (B, C, H, W), (C) and (C).
     """
-    return torch.ops.aten.native_batch_norm_backward(
-        grad, x, gamma, mean, var, mean, torch.rsqrt(var + eps), training,
-        eps, [True, True, True])
+    grad_x, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
+        grad, x, gamma.to(mean.dtype), mean, var, mean, torch.rsqrt(var + eps),
+        own_statistics, eps, [True, True, True])
+    return grad_x, grad_gamma.to(gamma.dtype), grad_beta.to(gamma.dtype)
+
+
+def _is_single(x: Tensor) -> bool:
+    """Whether there is one number per channel; said once a shape."""
+    if x.shape[0] * x.shape[2] * x.shape[3] != 1:
+        return False
+    print_log(
+        f'attention norm in training: a map of shape {tuple(x.shape)} has one '
+        'number per channel and so no variance; running statistics are used. '
+        'Larger pictures or batches would update them', 'current',
+        logging.WARNING)
+    return True

@@ -4,54 +4,15 @@ Query and key come from the pooled output of a block, so everything here is
 small, and there is much of it: left to autograd, some sixty operations a layer
 that take longer to start than to run. A :class:`KeyBank` therefore runs a
 layer's weighing as one function of autograd, with its gradient by hand.
-
-:func:`weigh` says the same in the framework's operations. It is what
-compilers and exporters see.
+``LayerAttention._weigh`` says the same in the framework's operations.
 """
 import math
-from typing import List, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-
-def weigh(x: Tensor, key_kernel: Tensor, query_kernel: Optional[Tensor],
-          head_dim: int, keys: List[Tensor]) -> Optional[Tensor]:
-    """Form a layer's key and query, and weigh the layers so far.
-
-    Equation 4 of the paper, P = softmax(q k^T / sqrt(d)) over the layers. In
-    float32 at least: half precision would merge close weights, and KL reads
-    them.
-
-    Args:
-        x (Tensor): (B, C, H, W), the block's output.
-        key_kernel (Tensor): (1, 1, k), of the convolution over channels.
-        query_kernel (Tensor, optional): (1, 1, k); None for a layer that
-            does not attend.
-        head_dim (int): d.
-        keys (List[Tensor]): n - 1 tensors (B, h, d) of earlier layers; this
-            layer's is added.
-
-    Returns:
-        Tensor | None: (B, h, n), the attention weights P.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        pooled = _pooled(x)  # (B, C)
-        kernels = key_kernel if query_kernel is None else torch.cat(
-            [key_kernel, query_kernel])  # (2, 1, k)
-        key, *query = F.conv1d(
-            pooled.unsqueeze(1),
-            kernels.to(pooled.dtype),
-            padding=kernels.shape[-1] // 2).unbind(1)  # (B, C) each
-        heads = (x.shape[0], -1, head_dim)
-        keys.append(key.view(heads))  # (B, h, d)
-        if not query:
-            return None
-        query = query[0].view(heads).unsqueeze(2)  # (B, h, 1, d)
-        logits = (query * torch.stack(keys, 2)).sum(-1)  # (B, h, n)
-        return torch.softmax(logits / math.sqrt(head_dim), dim=-1)
 
 
 class KeyBank:
@@ -71,11 +32,22 @@ class KeyBank:
     def weigh(self, x: Tensor, key_kernel: Tensor,
               query_kernel: Optional[Tensor],
               head_dim: int) -> Optional[Tensor]:
-        """:func:`weigh`, with this bank's keys: the same arguments but those."""
+        """Form a layer's key and query, and weigh the layers so far.
+
+        Args:
+            x (Tensor): (B, C, H, W), the block's output.
+            key_kernel (Tensor): (1, 1, k), of the convolution over channels.
+            query_kernel (Tensor, optional): (1, 1, k); None for a layer that
+                does not attend.
+            head_dim (int): d.
+
+        Returns:
+            Tensor | None: (B, h, n), the attention weights P.
+        """
         if self._state is None:
             self._state = x.new_empty(
                 (self._capacity, x.shape[0], x.shape[1] // head_dim, head_dim),
-                dtype=_wide(x.dtype))
+                dtype=at_least_float32(x.dtype))
         with torch.autocast(x.device.type, enabled=False):
             weights, self._state = _Weigh.apply(self._state, x, key_kernel,
                                                 query_kernel, self._count)
@@ -97,7 +69,7 @@ class _Weigh(torch.autograd.Function):
             key_kernel, query_kernel
         ]
         kernels = torch.cat(kernels).squeeze(1).to(state.dtype)  # (2, k)
-        pooled = _pooled(x)  # (B, C)
+        pooled = average_pool(x)  # (B, C)
         key, *query = torch.matmul(
             kernels,
             _windows(pooled, kernels.shape[1]).transpose(1, 2)).view(
@@ -159,10 +131,10 @@ def alias(state: Tensor) -> Tensor:
     return state if state.is_inference() else state.data
 
 
-def _pooled(x: Tensor) -> Tensor:
-    """The mean over positions: (B, C, H, W) -> (B, C), float32 at least."""
+def average_pool(x: Tensor) -> Tensor:
+    """Average over positions: (B, C, H, W) -> (B, C), float32 at least."""
     # Sum, then divide: backward expands the gradient without a copy.
-    pooled = x.sum((2, 3), dtype=_wide(x.dtype))
+    pooled = x.sum((2, 3), dtype=at_least_float32(x.dtype))
     return pooled / (x.shape[2] * x.shape[3])
 
 
@@ -171,5 +143,6 @@ def _windows(x: Tensor, size: int) -> Tensor:
     return F.pad(x, (size // 2, size // 2)).unfold(-1, size, 1)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision, else the dtype itself."""
     return torch.float32 if dtype in (torch.half, torch.bfloat16) else dtype

@@ -7,17 +7,16 @@ values of a stage lie in one buffer, a :class:`ValueBank`, each written once:
 - The sum of a layer is one batched matrix product over the buffer, which
   reads each value once and writes the result once.
 - For backward a layer keeps its small weights only. The sum and what follows
-  it (norm, relu, scale) are formed again from the buffer when they are needed,
+  it (norm, relu, scale) are recomputed from the buffer when they are needed,
   the sums of several layers in one product, which reads the buffer once.
 - The gradient of a value sums over all later layers. Autograd would add T^2 /
   2 products to it, one by one; here the gradients of the retrieved features
   are collected in a buffer like the values', and a value's gradient is one
   batched product over it.
 
-:func:`retrieve` says the same in one line per value. It is what compilers
-and exporters see, who fuse it themselves.
+:func:`ela_mm.models.layers.retrieve` says the same in one line per value.
 """
-from typing import Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -26,31 +25,9 @@ from torch.autograd.function import once_differentiable
 from . import batch_norm
 from .keys import alias
 
-# So many layers' sums are formed again at once. More would read the buffer
+# So many layers' sums are recomputed at once. More would read the buffer
 # less often, and hold more sums at a time.
 GROUP = 8
-
-
-def retrieve(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
-    """Sum the values of a stage's layers, weighted per sample and head.
-
-    Equation 5 of the paper, o = sum_i P[i] * v_i.
-
-    Args:
-        weights (Tensor): (B, h, n), the attention weights P of this layer
-            over the n layers in memory.
-        values (Sequence[Tensor]): n tensors (B, C, H, W); head j owns the
-            channels j * C / h to (j + 1) * C / h.
-
-    Returns:
-        Tensor: (B, C, H, W), in the values' dtype.
-    """
-    factors = _per_channel(weights.to(values[0].dtype), values[0])
-    retrieved = factors[0] * values[0]  # (B, C, H, W)
-    for factor, value in zip(factors[1:], values[1:]):
-        # In place: autograd keeps factor and value, never the partial sums.
-        retrieved.addcmul_(factor, value)
-    return retrieved
 
 
 class ValueBank:
@@ -67,7 +44,7 @@ class ValueBank:
         # The buffer (T, B, h, L) as autograd sees it: writes and retrievals
         # form a chain, on which the buffer of gradients travels back.
         self._state: Optional[Tensor] = None
-        self._record: Optional[_Record] = None
+        self._retrievals: Optional[_Retrievals] = None
 
     def __len__(self) -> int:
         """n, the number of values so far."""
@@ -84,9 +61,9 @@ class ValueBank:
             self._layout = _Layout.of(value, head_dim)
             self._state = value.new_empty(self._capacity,
                                           *self._layout.flat_shape)
-            self._record = _Record(self._state)
+            self._retrievals = _Retrievals(self._state)
         self._state = _Write.apply(self._state, value, self._count,
-                                   self._record, self._layout)
+                                   self._retrievals, self._layout)
         self._count += 1
 
     def retrieve(self,
@@ -97,10 +74,10 @@ class ValueBank:
         """Sum the values and form what follows the sum.
 
         Args:
-            weights (Tensor): (B, h, n), as in :func:`retrieve`; they sum to
+            weights (Tensor): (B, h, n), the attention weights P; they sum to
                 1 over n.
             norm (nn.BatchNorm2d, optional): That
-                :func:`~ela_mm.models.layers.bank.batch_norm.can_be_formed_again`;
+                :func:`~ela_mm.models.layers.bank.batch_norm.can_be_recomputed`;
                 None ends with the sum. Defaults to None.
             relu (bool): Whether a relu follows the norm. Defaults to False.
             scale (Tensor, optional): (C), multiplied last. Defaults to None.
@@ -110,7 +87,7 @@ class ValueBank:
         """
         affine = (None, None) if norm is None else (norm.weight, norm.bias)
         term, self._state = _Retrieve.apply(self._state, weights, *affine,
-                                            scale, self._record,
+                                            scale, self._retrievals,
                                             self._layout, norm, relu)
         return term
 
@@ -167,7 +144,7 @@ class _Layout(NamedTuple):
         return x.movedim(2, -1) if self.channels_last else x
 
 
-class _Record:
+class _Retrievals:
     """The retrievals of a stage and forward pass.
 
     Attributes:
@@ -179,14 +156,14 @@ class _Record:
     def __init__(self, state: Tensor) -> None:
         self.count = 0
         self.weights = state.new_zeros(*state.shape[:3], len(state))
-        self._formed: Dict[int, Tensor] = {}
+        self._recomputed: Dict[int, Tensor] = {}
 
     def add(self, weights: Tensor) -> None:
         """Add a retrieval's weights (B, h, n)."""
         self.weights[self.count, ..., :weights.shape[-1]] = weights
         self.count += 1
 
-    def form_again(self, number: int, values: Tensor) -> Tensor:
+    def recompute(self, number: int, values: Tensor) -> Tensor:
         """A retrieval's sum, for backward.
 
         Args:
@@ -200,25 +177,25 @@ class _Record:
         count = len(values)
         if count == 1:
             return values[0]
-        if number not in self._formed:
+        if number not in self._recomputed:
             first = max(number - GROUP + 1, 0)
             weights = self.weights[first:number + 1, ..., :count].permute(
                 1, 2, 0, 3).flatten(0, 1)  # (B h, g, n)
             # (B h, g, n) @ (B h, n, L)
             sums = torch.bmm(weights, _by_head(values)).view(
                 *values.shape[1:3], -1, values.shape[3])  # (B, h, g, L)
-            self._formed = dict(enumerate(sums.unbind(2), start=first))
-        return self._formed.pop(number)
+            self._recomputed = dict(enumerate(sums.unbind(2), start=first))
+        return self._recomputed.pop(number)
 
 
 class _Write(torch.autograd.Function):
     """A value enters the bank."""
 
     @staticmethod
-    def forward(ctx, state: Tensor, value: Tensor, slot: int, record: _Record,
-                layout: _Layout) -> Tensor:
-        ctx.slot, ctx.record, ctx.layout = slot, record, layout
-        ctx.first = record.count  # the first retrieval that sees it
+    def forward(ctx, state: Tensor, value: Tensor, slot: int,
+                retrievals: _Retrievals, layout: _Layout) -> Tensor:
+        ctx.slot, ctx.retrievals, ctx.layout = slot, retrievals, layout
+        ctx.first = retrievals.count  # the first retrieval that sees it
         ctx.set_materialize_grads(False)
         # An alias with a version of its own: other layers saved other slots.
         state = alias(state)
@@ -231,8 +208,8 @@ class _Write(torch.autograd.Function):
         # gradients (T, B, h, L): of retrieved features, by retrieval
         if gradients is None or not ctx.needs_input_grad[1]:
             return gradients, None, None, None, None
-        later = slice(ctx.first, ctx.record.count)
-        weights = ctx.record.weights[later, ..., ctx.slot]  # (m, B, h)
+        later = slice(ctx.first, ctx.retrievals.count)
+        weights = ctx.retrievals.weights[later, ..., ctx.slot]  # (m, B, h)
         grad = ctx.layout.map(
             _weighted_sum(weights.permute(1, 2, 0), gradients[later]))
         return gradients, grad, None, None, None
@@ -244,21 +221,21 @@ class _Retrieve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, state: Tensor, weights: Tensor, gamma: Optional[Tensor],
                 beta: Optional[Tensor], scale: Optional[Tensor],
-                record: _Record, layout: _Layout,
+                retrievals: _Retrievals, layout: _Layout,
                 norm: Optional[nn.BatchNorm2d],
                 relu: bool) -> Tuple[Tensor, Tensor]:
         values = state[:weights.shape[-1]]  # (n, B, h, L)
-        ctx.number, ctx.count = record.count, len(values)
-        ctx.record, ctx.weights_dtype = record, weights.dtype
+        ctx.number, ctx.count = retrievals.count, len(values)
+        ctx.retrievals, ctx.weights_dtype = retrievals, weights.dtype
         ctx.layout, ctx.relu, ctx.norm = layout, relu, norm is not None
-        record.add(weights)
+        retrievals.add(weights)
         # Softmax over one layer is 1, whatever its logit.
         term = layout.map(values[0] if len(values) == 1 else _weighted_sum(
             weights, values))  # (B, C, H, W)
         mean = var = None
         if norm is not None:
-            ctx.training, ctx.eps = norm.training, norm.eps
-            mean, var = batch_norm.statistics(norm, term)
+            ctx.eps = norm.eps
+            mean, var, ctx.own_statistics = batch_norm.statistics(norm, term)
             term = batch_norm.normalize(term, gamma, beta, mean, var, norm.eps)
         elif len(values) == 1:
             term = term.clone()  # the bank's own
@@ -284,7 +261,7 @@ class _Retrieve(torch.autograd.Function):
         grad_gamma = grad_beta = grad_scale = None
         if ctx.norm:
             retrieved = ctx.layout.map(
-                ctx.record.form_again(ctx.number, values))  # (B, C, H, W)
+                ctx.retrievals.recompute(ctx.number, values))  # (B, C, H, W)
             if ctx.relu or scale is not None:
                 term = batch_norm.normalize(retrieved, gamma, beta, mean, var,
                                             ctx.eps)  # (B, C, H, W)
@@ -295,7 +272,7 @@ class _Retrieve(torch.autograd.Function):
             if ctx.relu:
                 grad = torch.ops.aten.threshold_backward(grad, term, 0)
             grad, grad_gamma, grad_beta = batch_norm.normalize_backward(
-                grad, retrieved, gamma, mean, var, ctx.eps, ctx.training)
+                grad, retrieved, gamma, mean, var, ctx.eps, ctx.own_statistics)
         if ctx.needs_input_grad[0]:
             if gradients is None:  # the last retrieval that has a gradient
                 # Anomaly detection would take what lies in memory for NaN.
@@ -324,7 +301,7 @@ def _by_head(maps: Tensor) -> Tensor:
 
 
 def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
-    """:func:`retrieve` in the bank: (B, h, n), (n, B, h, L) -> (B, h, L)."""
+    """Equation 5 in the bank: (B, h, n), (n, B, h, L) -> (B, h, L)."""
     # Batched products of strided rows would run one by one.
     weights = weights.to(values.dtype).flatten(0, 1).unsqueeze(1).contiguous()
     # (B h, 1, n) @ (B h, n, L)
@@ -338,14 +315,6 @@ def _head_products(x: Tensor, values: Tensor) -> Tensor:
         x.flatten(0, 1).unsqueeze(1),
         _by_head(values).transpose(1, 2))
     return products.view(*x.shape[:2], -1)
-
-
-def _per_channel(weights: Tensor, value: Tensor) -> Tuple[Tensor, ...]:
-    """Weights (B, h, n) as n factors (B, C, 1, 1)."""
-    batch, channels = value.shape[:2]
-    weights = weights.repeat_interleave(
-        channels // weights.shape[1], dim=1)  # (B, C, n)
-    return weights.view(batch, channels, 1, 1, -1).unbind(-1)
 
 
 def _along_channels(x: Tensor, like: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 """The bank of values against the equations as they are written, in float64."""
+import copy
 import math
 
 import pytest
@@ -10,10 +11,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ela_mm import LayerAttention, LayerMemory
-from ela_mm.errors import UsageError
 from ela_mm.experiments.benchmark import _Storages
 from ela_mm.models.backbones.stages import AttentionStage
-from ela_mm.models.layers.bank import batch_norm
+from ela_mm.models.layers.bank import batch_norm, without_bank
 from ela_mm.models.layers.bank.values import GROUP
 
 
@@ -217,13 +217,27 @@ def test_statistics_in_float32(mean):
                                    check_dtype=False)
 
 
-def test_one_number_per_channel_has_no_variance():
-    norm = nn.BatchNorm2d(8)
-    with pytest.raises(UsageError, match=r'\(1, 8, 1, 1\)'):
-        batch_norm.statistics(norm, torch.ones(1, 8, 1, 1))
-    assert norm.num_batches_tracked == 0
-    mean, var = batch_norm.statistics(norm.eval(), torch.ones(1, 8, 1, 1))
-    assert mean.isfinite().all() and var.isfinite().all()
+@pytest.mark.parametrize('banked', [True, False])
+def test_one_number_per_channel_takes_running_statistics(banked):
+    """The plain network takes it, where norm_eval=True spares its own norms."""
+    stage = stage_of(depth=3, zero_init=True)
+    x = noise(stage, batch=1, side=1)
+    run = stage
+    if not banked:
+        def run(x):
+            with without_bank():
+                return stage(x)
+    cotangent = torch.randn_like(x)
+    before = copy.deepcopy(stage.state_dict())
+    out, found = gradients(stage, run, x, cotangent)
+    for name, value in stage.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    stage.eval()
+    expected, wanted = gradients(
+        stage, lambda x: naive(stage, x)[0], x, cotangent)
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+    for a, b in zip(found, wanted):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
 
 
 # --- gradients of a part, again, and with company ----------------------------
@@ -447,7 +461,7 @@ def with_norm(make, training):
 ], ids=['GN', 'IN', 'no affine', 'no statistics', 'cumulative'])
 def test_norms_that_run_as_modules(make, training):
     stage = with_norm(make, training)
-    assert not batch_norm.can_be_formed_again(stage.attention[0].norm)
+    assert not batch_norm.can_be_recomputed(stage.attention[0].norm)
     assert_like_naive(stage, noise(stage))
 
 
@@ -455,12 +469,12 @@ def test_synchronised_batch_norm():
     """Converted, it leaves the fused path and computes the same."""
     stage = stage_of().eval()
     x, cotangent = noise(stage), noise(stage)
-    assert batch_norm.can_be_formed_again(stage.attention[0].norm)
+    assert batch_norm.can_be_recomputed(stage.attention[0].norm)
     expected = gradients(stage, stage, x, cotangent)
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(stage)
     converted.eval()  # which torch 2.0 does not take over
     assert type(converted.attention[0].norm) is nn.SyncBatchNorm
-    assert not batch_norm.can_be_formed_again(converted.attention[0].norm)
+    assert not batch_norm.can_be_recomputed(converted.attention[0].norm)
     out, found = gradients(converted, converted, x, cotangent)
     torch.testing.assert_close(out, expected[0])
     for a, b in zip(found, expected[1]):
