@@ -1,0 +1,41 @@
+"""Builds a scheme from a config."""
+import inspect
+from typing import Dict, Optional, Type
+
+from ..errors import UsageError
+from .random_masks import ERK, Uniform
+from .rigl import RigL
+from .scheme import Scheme
+from .snip import SNIP
+
+# By the name that a config gives as ``scheme=dict(type=name)``.
+SCHEMES: Dict[str, Type[Scheme]] = dict(
+    ERK=ERK, uniform=Uniform, SNIP=SNIP, RigL=RigL)
+
+
+def build_scheme(cfg: Optional[dict] = None) -> Scheme:
+    """Build a way to choose masks.
+
+    Args:
+        cfg (dict, optional): ``type`` and parameters. Defaults to
+            dict(type='ERK').
+
+    Returns:
+        Scheme: The scheme.
+
+    Raises:
+        UsageError: On an unknown type, or wrong parameters.
+    """
+    options = dict(cfg or dict(type='ERK'))
+    name = options.pop('type', None)
+    if name not in SCHEMES:
+        raise UsageError(f'scheme of type {name!r}: expected one of '
+                         f'{", ".join(SCHEMES)}')
+    cls = SCHEMES[name]
+    try:
+        inspect.signature(cls).bind(**options)
+    except TypeError as error:
+        known = ', '.join(inspect.signature(cls).parameters) or 'no parameters'
+        raise UsageError(
+            f'scheme {name}: {error}; it takes {known}') from None
+    return cls(**options)

@@ -1,0 +1,176 @@
+"""Centred kernel alignment of features, and the regulariser made of it.
+
+CKA-SR, "Learning Sparse Neural Networks with Identity Layers" (arXiv
+2307.07389). Every feature becomes one vector of unit length, its centred and
+flattened Gram matrix; the CKA of two features is the product of their vectors.
+So F features cost F Gram matrices, N x N each, and one matrix product for all
+of their pairs.
+"""
+from math import ceil, prod
+from typing import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from ..errors import UsageError
+
+# With fewer samples the unbiased HSIC divides by 0, and the biased CKA of any
+# two features is 1.
+MIN_SAMPLES = {True: 4, False: 3}
+
+
+def linear_cka(x: Tensor, y: Tensor, unbiased: bool = True) -> Tensor:
+    """Compute the linear CKA of two features of the same samples.
+
+    HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = X X' and L = Y Y'. It is
+    invariant to the scale of either feature and to an offset.
+
+    Args:
+        x (Tensor): (N, ...), a feature of N samples.
+        y (Tensor): (N, ...), another one; its other dimensions may differ.
+        unbiased (bool): Whether HSIC is the unbiased estimator HSIC_1, with
+            which CKA lies in [-1, 1], else the biased one, [0, 1]. Defaults to
+            True.
+
+    Returns:
+        Tensor: Scalar float64. 0, without a gradient, if one of the features
+        has collapsed (its samples do not differ beyond the rounding of its
+        type): CKA is undefined there, and its gradient is infinite nearby,
+        where the released code divides. NaN if a feature holds NaN or
+        infinities.
+
+    Raises:
+        UsageError: On fewer than 4 samples (3 if biased), or on two numbers
+            of samples.
+    """
+    return cka_matrix([x, y], unbiased)[0, 1]
+
+
+def cka_matrix(features: Sequence[Tensor], unbiased: bool = True) -> Tensor:
+    """Compute the linear CKA of all pairs of features of the same samples.
+
+    Args:
+        features (Sequence[Tensor]): F features (N, ...).
+        unbiased (bool): As in :func:`linear_cka`. Defaults to True.
+
+    Returns:
+        Tensor: (F, F) float64, symmetric, 1 on the diagonal; 0 in the row and
+        the column of a collapsed feature.
+
+    Raises:
+        UsageError: As :func:`linear_cka`, or without any feature.
+    """
+    counts = {len(feature) for feature in features}
+    if len(counts) != 1:
+        raise UsageError(f'features of {sorted(counts)} samples: expected at '
+                         'least one feature, all of the same samples')
+    least = MIN_SAMPLES[unbiased]
+    if min(counts) < least:
+        kind = 'unbiased' if unbiased else 'biased'
+        raise UsageError(
+            f'CKA of {min(counts)} samples: the {kind} estimator needs at '
+            f'least {least}; give it more samples of a batch')
+    device = features[0].device.type
+    with torch.autocast(device, enabled=False):
+        units = torch.stack([_unit(x, unbiased) for x in features])  # (F, N N)
+        return units @ units.T  # (F, F)
+
+
+def _unit(x: Tensor, unbiased: bool) -> Tensor:
+    """The centred Gram matrix of a feature (N, ...) as a unit vector (N N)."""
+    rounding = torch.finfo(x.dtype).eps
+    n = len(x)
+    x = x.flatten(1).double()  # (N, D)
+    size = x.detach().norm()
+    # HSIC does not see an offset; without it, small differences count fully.
+    x = x - x.mean(0)
+    gram = x @ x.T  # (N, N)
+    spread = gram.detach().trace().sqrt()
+    if unbiased:
+        # U-centring: <K, L> of matrices so centred is N (N - 3) HSIC_1(K, L).
+        off_diagonal = 1 - torch.eye(n, dtype=gram.dtype, device=gram.device)
+        gram = gram * off_diagonal
+        sums = gram.sum(0) / (n - 2)  # (N, )
+        gram = gram - sums - sums[:, None] + sums.sum() / (n - 1)
+        gram = gram * off_diagonal
+    squares = gram.square().sum()
+    with torch.no_grad():
+        # What is left is rounding if the samples do not differ, or if a single
+        # one does, which the unbiased estimator does not see. In D dimensions
+        # unrelated samples leave 1 / sqrt(D) of the spread, far above 1e-7.
+        collapsed = (spread <= rounding * size) | (
+            squares.sqrt() <= 1e-7 * spread**2)
+    # Twice, since a gradient of 0 times infinity is NaN.
+    squares = torch.where(collapsed, torch.ones_like(squares), squares)
+    unit = gram * squares.rsqrt()
+    return torch.where(collapsed, torch.zeros_like(unit), unit).flatten()
+
+
+def cka_sr(stages: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Compute the regulariser of CKA-SR.
+
+    The sum, over stages, of the unbiased CKA of all ordered pairs of the
+    stage's features, each with itself included (appendix, equation 11, and
+    the released code). A feature with itself is the constant 1, so that the
+    gradient is that of twice the sum over i < j. Nothing is divided by the
+    number of pairs: the weight for one depth is not that for another.
+
+    Args:
+        stages (Sequence[Sequence[Tensor]]): Of each stage the features
+            (N, ...), one per block.
+
+    Returns:
+        Tensor: Scalar float64.
+
+    Raises:
+        UsageError: As :func:`cka_matrix`.
+    """
+    return torch.stack([cka_matrix(stage).sum() for stage in stages]).sum()
+
+
+def aug_cka_sr(stages: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Compute the regulariser of AugCKA-SR.
+
+    The mean of the biased CKA over all pairs i < j of features of the whole
+    network (appendix, equation 14). The released code computes it in float32,
+    this one in float64.
+
+    Args:
+        stages (Sequence[Sequence[Tensor]]): As in :func:`cka_sr`; at least two
+            features in all.
+
+    Returns:
+        Tensor: Scalar float64.
+
+    Raises:
+        UsageError: As :func:`cka_matrix`.
+    """
+    features = [feature for stage in stages for feature in stage]
+    matrix = cka_matrix(features, unbiased=False)
+    i, j = torch.triu_indices(*matrix.shape, offset=1, device=matrix.device)
+    return matrix[i, j].mean()
+
+
+def pooled(x: Tensor, max_features: int) -> Tensor:
+    """Average-pool a feature until a sample has no more than so many numbers.
+
+    Args:
+        x (Tensor): (N, C, H, W), or tokens (N, L, C). Others stay as they are.
+        max_features (int): Numbers that a sample may have.
+
+    Returns:
+        Tensor: ``x`` itself if it fits, else with sides, or L, divided by the
+        smallest whole number that makes it fit, rounded up.
+    """
+    if x.dim() not in (3, 4):
+        return x
+    channels, *sides = x.shape[1:] if x.dim() == 4 else (x.shape[2], x.shape[1])
+    divisor, size = 1, sides
+    while channels * prod(size) > max_features and divisor < max(sides):
+        divisor += 1
+        size = [ceil(side / divisor) for side in sides]
+    if divisor == 1:
+        return x
+    # Of three dimensions, the function takes the first for the channels.
+    return adaptive_avg_pool2d(x, (*size, None)[:2])

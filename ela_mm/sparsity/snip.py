@@ -1,0 +1,52 @@
+"""SNIP: the weights that the loss depends on most, found before training."""
+import torch
+
+from ..errors import UsageError
+from .scheme import Scheme, Tensors, top_mask
+
+
+class SNIP(Scheme):
+    """Masks that keep the weights w with the largest |w dL/dw|.
+
+    "SNIP: Single-shot Network Pruning based on Connection Sensitivity" (arXiv
+    1810.02340). Weights of all layers are ranked together. Each layer keeps at
+    least its first one, whatever its rank: this project's choice, since a
+    layer without weights cuts the network in two.
+
+    Args:
+        batches (int): Batches whose mean gradient counts. Defaults to 1, the
+            paper's.
+
+    Raises:
+        UsageError: On fewer than 1.
+    """
+
+    def __init__(self, batches: int = 1) -> None:
+        if batches < 1:
+            raise UsageError(f'SNIP: batches={batches}: expected at least 1')
+        self.batches = batches
+
+    def start(self, weights: Tensors, density: float,
+              generator: torch.Generator, gradients: Tensors) -> Tensors:
+        """Rank and keep; see :meth:`Scheme.start`.
+
+        Raises:
+            UsageError: If a gradient is not finite, or all are 0.
+        """
+        scores = {
+            name: (weight.detach() * gradients[name]).abs().float()
+            for name, weight in weights.items()
+        }
+        flat = torch.cat([score.flatten() for score in scores.values()])
+        if not flat.isfinite().all() or not flat.any():
+            state = 'all 0' if flat.isfinite().all() else 'not finite'
+            raise UsageError(
+                f'SNIP: the gradients of the first {self.batches} batches are '
+                f'{state}: nothing can be ranked; check the data, or start '
+                'from weights that train')
+        kept = top_mask(flat, max(round(density * flat.numel()), 1))
+        parts = kept.split([score.numel() for score in scores.values()])
+        return {
+            name: part.view_as(score) | top_mask(score, 1)
+            for (name, score), part in zip(scores.items(), parts)
+        }
