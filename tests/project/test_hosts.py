@@ -1,0 +1,275 @@
+"""Whose a config or a model is, and what follows for it."""
+import numpy as np
+import pytest
+import torch
+from mmdet.engine.hooks import DetVisualizationHook
+from mmdet.evaluation import DumpDetResults
+from mmdet.models.reid import BaseReID
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmpretrain.models import ImageClassifier
+from support.toy import ToyClassifier, toy_config
+
+from ela_mm.apis.data import picture_shape, prepare_config
+from ela_mm.apis.onnx import part_of, parts
+from ela_mm.errors import UsageError
+from ela_mm.hosts import registration
+from ela_mm.hosts.mmpretrain import ELAResNet
+from ela_mm.hosts.registration import host_of, host_of_model
+
+SMALL = dict(depth=18, stem_channels=16, base_channels=16)
+
+
+def config(scope, kind, **options):
+    return Config(dict(default_scope=scope, model=dict(type=kind), **options))
+
+
+@pytest.mark.parametrize('scope, kind, expected', [
+    ('mmdet', 'FasterRCNN', 'mmdet'),
+    ('mmpretrain', 'ImageClassifier', 'mmpretrain'),
+    ('mmengine', 'ToyClassifier', 'mmengine'),
+    (None, 'ToyClassifier', 'mmengine'),
+    ('of_a_user', 'Network', 'mmengine'),
+    # A type says it itself, by its prefix or as a class.
+    ('mmengine', 'mmdet.FasterRCNN', 'mmdet'),
+    ('mmdet', 'mmpretrain.ImageClassifier', 'mmpretrain'),
+    ('mmdet', 'of_a_user.Network', 'mmdet'),
+    (None, ImageClassifier, 'mmpretrain'),
+    (None, ToyClassifier, 'mmengine'),
+])
+def test_whose_a_config_is(scope, kind, expected):
+    assert host_of(config(scope, kind)).scope == expected
+
+
+def test_a_config_without_a_model_is_of_its_scope():
+    assert host_of(Config(dict(default_scope='mmdet'))).scope == 'mmdet'
+    assert host_of(Config()).scope == 'mmengine'
+
+
+class OfAUser(ImageClassifier):
+    pass
+
+
+@pytest.mark.parametrize('cls, expected', [
+    (ImageClassifier, 'mmpretrain'),
+    (OfAUser, 'mmpretrain'),
+    (BaseReID, 'mmpretrain'),  # a classifier that mmdet has
+    (ToyClassifier, 'mmengine'),
+    (torch.nn.Conv2d, 'mmengine'),
+])
+def test_whose_a_model_is(cls, expected):
+    assert host_of_model(cls.__new__(cls)).scope == expected
+
+
+def test_a_host_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(registration, '_installed', {
+        name: host for name, host in registration._installed.items()
+        if name != 'mmdet'})
+    for cfg in (config('mmdet', 'FasterRCNN'),
+                config('mmengine', 'mmdet.FasterRCNN')):
+        with pytest.raises(UsageError, match='of mmdet, which is not installed'
+                           '.*a config of mmpretrain'):
+            host_of(cfg)
+    assert host_of(config('mmpretrain', 'ImageClassifier')).main_metrics
+    assert host_of_model(ToyClassifier.__new__(ToyClassifier)).scope
+    assert list(parts()) == ['backbone', 'classifier']
+
+
+def test_only_classifiers_have_defaults_of_loaders():
+    for scope, expected in (('mmpretrain', 'default_collate'), ('mmdet', None),
+                            ('mmengine', None)):
+        cfg = config(scope, 'Network', val_dataloader=dict(batch_size=1))
+        loader = prepare_config(cfg).val_dataloader
+        assert loader.get('collate_fn', {}).get('type') == expected
+        assert len(loader) == (4 if expected else 1)
+
+
+@pytest.mark.parametrize('scope, kind, expected', [
+    ('mmpretrain', 'ELAResNet_CIFAR', (32, 32)),
+    ('mmpretrain', 'ELAResNet', (224, 224)),
+    ('mmdet', 'mmpretrain.ELAResNet_CIFAR', (32, 32)),
+    ('mmdet', 'ELAResNet', (224, 224)),
+])
+def test_pictures_of_a_config_that_says_nothing(scope, kind, expected):
+    cfg = Config(dict(default_scope=scope, model=dict(backbone=dict(type=kind))))
+    assert picture_shape(cfg) == expected
+
+
+@pytest.mark.parametrize('scope, kind, expected', [
+    ('mmdet', 'DetVisualizationHook', dict(draw=True, test_out_dir='/x')),
+    (None, DetVisualizationHook, dict(draw=True, test_out_dir='/x')),
+    ('mmpretrain', 'VisualizationHook',
+     dict(enable=True, out_dir='/x', interval=1)),
+    ('mmengine', 'OfAUser', dict(enable=True, out_dir='/x', interval=1)),
+])
+def test_every_picture_is_drawn(scope, kind, expected):
+    cfg = Config(dict(default_scope=scope, default_hooks=dict(
+        visualization=dict(type=kind))))
+    host_of(cfg, kind).show(cfg, '/x')
+    hook = cfg.default_hooks.visualization
+    assert {**hook} == dict(type=kind, **expected)
+
+
+def with_pipeline(scope, kind, **options):
+    steps = [dict(type='LoadImageFromFile'), dict(type='Pack')]
+    dataset = dict(type='Wrapper', dataset=dict(type='Set', pipeline=steps))
+    return config(scope, kind, test_dataloader=dict(dataset=dataset), **options)
+
+
+@pytest.mark.parametrize('scope, model, meta_keys', [
+    ('mmdet', 'mmdet.DetTTAModel', True),
+    ('mmpretrain', 'mmpretrain.AverageClsScoreTTA', False),
+])
+def test_flips_are_averaged(scope, model, meta_keys):
+    for _ in range(2):  # the host keeps what it gives
+        cfg = with_pipeline(scope, 'Network')
+        host_of(cfg).tta(cfg)
+        assert cfg.model.type == model
+        assert cfg.model.pop('module') == dict(type='Network')
+        cfg.model.clear()
+    load, augment = cfg.test_dataloader.dataset.dataset.pipeline
+    assert load == dict(type='LoadImageFromFile')
+    flips, (pack, ) = augment.transforms
+    assert [flip.prob for flip in flips] == [1., 0.]
+    assert ('flip' in pack.get('meta_keys', ())) is meta_keys
+
+
+def test_the_configs_own_augmentation_comes_first():
+    own = dict(tta_model=dict(type='Mine'), tta_pipeline=[dict(type='Steps')])
+    for scope in ('mmdet', 'mmpretrain', 'mmengine'):
+        cfg = with_pipeline(scope, 'Network', **own)
+        host_of(cfg).tta(cfg)
+        assert cfg.model == dict(type='Mine', module=dict(type='Network'))
+        assert cfg.test_dataloader.dataset.dataset.pipeline == [
+            dict(type='Steps')]
+
+
+def test_what_is_of_no_host_is_not_averaged():
+    cfg = with_pipeline('mmengine', 'ToyClassifier')
+    with pytest.raises(UsageError, match="'ToyClassifier'.*set tta_model"):
+        host_of(cfg).tta(cfg)
+
+
+def test_predictions_are_dumped_as_the_hosts_do(tmp_path):
+    path = str(tmp_path / 'x.pkl')
+    for scope, cls in (('mmdet', DumpDetResults), ('mmpretrain', DumpResults),
+                       ('mmengine', DumpResults)):
+        assert type(host_of(config(scope, 'X')).dump_results(path)) is cls
+
+
+# --- what is explained, and what is exported ---------------------------------
+
+
+def test_a_model_of_no_host_is_explained_as_a_classifier(tmp_path):
+    targets = pytest.importorskip('pytorch_grad_cam.utils.model_targets')
+    model = ToyClassifier(toy_config(tmp_path).model.backbone).eval()
+    model.dataset_meta = dict(classes=['even', 'odd'])
+    images = torch.randn(1, 3, 32, 32)
+    explained = host_of_model(model).explain(model, dict(inputs=images))
+    with torch.no_grad():
+        logits = model(images)[0]
+        answer = explained.answer(model)(images)[0]
+    label = int(logits.argmax())
+    assert isinstance(explained.target, targets.ClassifierOutputTarget)
+    assert explained.label == f'class {["even", "odd"][label]}'
+    assert explained.target(answer) == logits[label]
+
+    class Silent(ToyClassifier):
+        """Answers with what nobody can score."""
+
+        def forward(self, *args, **kwargs):
+            return dict(logits=super().forward(*args, **kwargs))
+
+    silent = Silent(toy_config(tmp_path).model.backbone).eval()
+    with pytest.raises(UsageError, match='Silent does not return logits'):
+        host_of_model(silent).explain(silent, dict(inputs=images))
+
+
+class Detector(BaseModel):
+    """Finds five boxes in any picture."""
+    __module__ = 'mmdet.models'
+    roi_head = None
+    dataset_meta = dict(classes=['a', 'b', 'c'])
+
+    def forward(self):
+        raise NotImplementedError
+
+    def predict(self, inputs, samples, rescale):
+        assert len(samples) == len(inputs) and not rescale
+        found = ConfigDict(
+            bboxes=torch.arange(20.).reshape(5, 4),
+            labels=torch.tensor([0, 1, 2, 1, 2]),
+            scores=self.scores)
+        return [ConfigDict(pred_instances=found) for _ in inputs]
+
+
+@pytest.mark.parametrize('scores, found, classes', [
+    ([.1, .9, .2, .3, .05], [1, 3, 2], 'b, c'),
+    ([.0, .9, .0, .0, .05], [1, 4], 'b, c'),
+])
+def test_the_three_surest_boxes_are_explained(scores, found, classes):
+    targets = pytest.importorskip('pytorch_grad_cam.utils.model_targets')
+    model = Detector()
+    model.scores = torch.tensor(scores)
+    data = dict(inputs=torch.zeros(1, 3, 8, 8), data_samples=[object()])
+    explained = host_of_model(model).explain(model, data)
+    assert isinstance(explained.target, targets.FasterRCNNBoxScoreTarget)
+    assert explained.label == f'the surest boxes, of classes {classes}'
+    np.testing.assert_array_equal(
+        explained.target.bounding_boxes,
+        np.arange(20).reshape(5, 4)[found])
+    (answer, again) = explained.answer(model)(torch.zeros(2, 3, 8, 8))
+    assert answer['scores'].tolist() == pytest.approx(scores)
+    assert answer['labels'].tolist() == again['labels'].tolist()
+    model.scores = torch.zeros(5)
+    with pytest.raises(UsageError, match='the detector finds nothing'):
+        host_of_model(model).explain(model, data)
+
+
+def classifier(head):
+    """Of two classes, as its config builds it."""
+    return MODELS.build(
+        dict(
+            _scope_='mmpretrain',
+            type='ImageClassifier',
+            backbone=dict(type='ELAResNet', **SMALL),
+            neck=dict(type='GlobalAveragePooling'),
+            head=head and dict(type=head, num_classes=2,
+                               in_channels=128))).eval()
+
+
+@pytest.mark.parametrize('head, naive', [
+    ('LinearClsHead', lambda x: x.exp() / x.exp().sum(1, keepdim=True)),
+    ('MultiLabelLinearClsHead', lambda x: 1 / (1 + (-x).exp())),
+])
+def test_a_classifier_is_exported_with_its_heads_scores(head, naive):
+    model, images = classifier(head), torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        logits = model(images)
+        for scores, expected in ((False, logits), (True, naive(logits))):
+            module, names = part_of(model, scores=scores)
+            assert names == ['scores' if scores else 'logits']
+            torch.testing.assert_close(module(images), expected)
+    assert part_of(model, 'backbone') == (model.backbone, ['feature_4'])
+
+
+def test_parts_that_are_not_there(tmp_path):
+    toy = ToyClassifier(toy_config(tmp_path).model.backbone)
+    assert part_of(toy)[0] is toy.backbone
+    with pytest.raises(UsageError, match="part 'classifier' of a ToyClassifier"
+                       ': expected the config of an mmpretrain ImageClassifier'
+                       "; take part 'backbone'"):
+        part_of(toy, 'classifier')
+    headless = classifier(None)
+    assert isinstance(part_of(headless)[0], ELAResNet)
+    with pytest.raises(UsageError, match='of a ImageClassifier'):
+        part_of(headless, 'classifier')
+    with pytest.raises(UsageError, match=r"part 'neck': expected one of \["
+                       "'backbone', 'classifier'"):
+        part_of(toy, 'neck')
+    unknown = classifier('LinearClsHead')
+    unknown.head = torch.nn.Linear(128, 2)
+    with pytest.raises(UsageError, match='scores of a Linear are not known'):
+        part_of(unknown, scores=True)
