@@ -8,7 +8,7 @@ one position more (``conv2``):
                   stages=(False, False, True, False), blocks=(4, ))]
 """
 import inspect
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 from mmcv.cnn import build_conv_layer, build_plugin_layer
 from mmengine.registry import MODELS
@@ -75,11 +75,12 @@ def apply_plugins(blocks: Sequence[nn.Module],
     """Put plugins into the blocks of a stage, which the host has built.
 
     A plugin becomes a child of its block, named as mmcv's
-    ``build_plugin_layer`` names it; other names stay as they are, and so plain
-    weights load. MMDetection's bottlenecks run their plugins themselves. In
-    other blocks a plugin is run by a hook of the module that reads what the
-    plugin changes, so that it survives a norm that is exchanged (fused into its
-    convolution, or synchronised). ``conv2`` exchanges the convolution itself.
+    ``build_plugin_layer`` names it and listed in the block's ``plugin_names``;
+    other names stay as they are, and so plain weights load. MMDetection's
+    bottlenecks run their plugins themselves. In other blocks a plugin is run by
+    a hook of the module that reads what the plugin changes, so that it survives
+    a norm that is exchanged (fused into its convolution, or synchronised).
+    ``conv2`` exchanges the convolution itself.
 
     Args:
         blocks (Sequence[nn.Module]): The stage's blocks; changed.
@@ -118,6 +119,24 @@ def apply_plugins(blocks: Sequence[nn.Module],
                 _exchange(blocks[i], cfg)
             else:
                 _insert(blocks[i], cfg, position, last_norm_reader)
+
+
+def init_plugins(blocks: Iterable[nn.Module]) -> None:
+    """Let plugins start as they do by themselves.
+
+    For the end of a backbone's ``init_weights``, unless that loads weights:
+    the hosts fill every convolution, also the last of ContextBlock and
+    NonLocal2d, which start at 0.
+
+    Args:
+        blocks (Iterable[nn.Module]): From :func:`apply_plugins`; changed.
+    """
+    for block in blocks:
+        for name in getattr(block, 'plugin_names', ()):
+            layer = getattr(block, name)
+            for start in ('init_weights', 'reset_parameters'):
+                if hasattr(layer, start):
+                    getattr(layer, start)()
 
 
 def _chosen(chosen: Optional[Sequence[int]], total: int,
@@ -198,12 +217,8 @@ def _insert(block: nn.Module, cfg: dict, position: str,
         raise UsageError(
             f'a block has two plugins {name!r}: give each cfg a postfix of its '
             "own (dict(type=..., postfix='1'))")
-    if hasattr(layer, 'reset_parameters') and not hasattr(
-            layer, 'init_weights'):
-        # The host's init_weights fills every convolution, then calls those of
-        # the children: so ContextBlock keeps the zeros that it starts with.
-        layer.init_weights = layer.reset_parameters
     block.add_module(name, layer)
+    block.plugin_names = getattr(block, 'plugin_names', []) + [name]
     if _runs_plugins(block):
         _names(block)[position].append(name)
     else:
