@@ -45,8 +45,8 @@ def parse_args() -> argparse.Namespace:
         default=list(benchmark.VARIANTS),
         choices=benchmark.VARIANTS,
         metavar='VARIANT',
-        help='of ' + ', '.join(map(repr, benchmark.VARIANTS)) +
-        '; plain is always there')
+        help='of ' + ', '.join(map(repr, benchmark.VARIANTS)).replace(
+            '%', '%%') + '; plain is always there')
     parser.add_argument(
         '--mask',
         metavar='CHECKPOINT',

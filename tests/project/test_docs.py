@@ -2,16 +2,20 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 from support import ROOT
+from support.running import tool
 
 PAGES = sorted((ROOT / 'docs').rglob('*.md'))
 PAGES = [page for page in PAGES if '_build' not in page.parts]
 LINK = re.compile(r'\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)')
+SHELL = re.compile(r'^```bash\n(.*?)^```', re.M | re.S)
 CODE = re.compile(r'^```python\n(.*?)^```', re.M | re.S)
 
 
@@ -87,6 +91,40 @@ def test_every_module_is_in_the_reference():
     }
     missing = modules - set(described)
     assert not missing, f'add an automodule to a page of docs/api: {missing}'
+
+
+def commands(text):
+    """Scripts that the text starts, with the arguments it gives them."""
+    for block in SHELL.findall(text):
+        for line in block.replace('\\\n', ' ').splitlines():
+            words = shlex.split(line, comments=True)
+            for i, word in enumerate(words):
+                if re.match(r'(tools|dev)/.*\.py$', word):
+                    yield word, words[i + 1:]
+                elif word == '-m' and words[i + 1].startswith('dev.'):
+                    path = words[i + 1].replace('.', '/') + '.py'
+                    yield path, words[i + 2:]
+
+
+def test_commands_are_understood():
+    """Every script is there, and its help has every option that is used."""
+    used = {}
+    for page in [ROOT / 'README.md', *PAGES]:
+        for script, arguments in commands(page.read_text()):
+            assert (ROOT / script).is_file(), f'{page.name}: {script}'
+            parser = (script, *arguments[:1]) if 'analyze' in script else (
+                script, )
+            used.setdefault(parser, set()).update(
+                word for word in arguments if word.startswith('--'))
+    assert ('tools/analyze.py', 'report') in used
+    for (script, *command), options in used.items():
+        if not script.startswith('tools/'):
+            continue
+        process = tool(Path(script).name, *command, '--help')
+        assert process.returncode == 0, process.stderr
+        unknown = {option for option in options
+                   if not re.search(option + r'\b', process.stdout)}
+        assert not unknown, f'{script} {command}: {unknown}'
 
 
 @pytest.mark.parametrize('page', [
