@@ -10,11 +10,11 @@ from mmengine.evaluator import DumpResults
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..models.backbones.layer_attention_mixin import LayerAttentionMixin
+from ..models.backbones.resnet import ResNetAttentionMixin
 from .host import Explained, Host, class_name
 
 
-class _MMDetMixin(LayerAttentionMixin):
+class _MMDetMixin(ResNetAttentionMixin):
 
     def _stage_channels(self, kwargs: dict) -> int:
         return kwargs['planes'] * self.block.expansion

@@ -18,11 +18,11 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from ..errors import UsageError
-from ..models.backbones.layer_attention_mixin import LayerAttentionMixin
+from ..models.backbones.resnet import ResNetAttentionMixin
 from .host import Classifier, Host
 
 
-class _MMPretrainMixin(LayerAttentionMixin):
+class _MMPretrainMixin(ResNetAttentionMixin):
 
     def _stage_channels(self, kwargs: dict) -> int:
         return kwargs['out_channels']
