@@ -17,7 +17,7 @@ class Scheme:
     the weight exists.
 
     Attributes:
-        batches (int): Batches whose mean gradient :meth:`start` looks at.
+        batches (int): Batches whose gradients :meth:`start` looks at.
         interval (int): Iterations between two updates; 0 for masks that stay.
     """
     batches = 0
@@ -32,8 +32,8 @@ class Scheme:
             density (float): The share of all of them that is to exist, in
                 (0, 1].
             generator (torch.Generator): Of the CPU, for what is random.
-            gradients (Dict[str, Tensor]): Of the loss, on ``batches``
-                batches; empty if that is 0.
+            gradients (Dict[str, Tensor]): Of the loss, summed over
+                ``batches`` batches; empty if that is 0.
 
         Returns:
             Dict[str, Tensor]: The masks; each keeps at least one weight.

@@ -14,8 +14,8 @@ class SNIP(Scheme):
     layer without weights cuts the network in two.
 
     Args:
-        batches (int): Batches whose mean gradient counts. Defaults to 1, the
-            paper's.
+        batches (int): Batches whose summed gradient counts. Defaults to 1,
+            the paper's.
 
     Raises:
         UsageError: On fewer than 1.

@@ -1,0 +1,259 @@
+"""CKA-SR while a Runner runs: the loss that gives layers an identity."""
+import logging
+from typing import Dict, Optional, Sequence, Set
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop
+from torch import Tensor, nn
+
+from ...compat.compiling import disable
+from ...errors import UsageError
+from ...sparsity.cka import MIN_SAMPLES, aug_cka_sr, cka_sr, pooled
+from ...sparsity.stages import Stages, find_stages
+from ..lifetime import when_over
+
+LOSS = 'loss_cka'
+# Of each variant: the function, and whether its HSIC is the unbiased one.
+VARIANTS = {'CKA-SR': (cka_sr, True), 'AugCKA-SR': (aug_cka_sr, False)}
+
+
+@HOOKS.register_module()
+class CKARegularizationHook(Hook):
+    """Adds the similarity of a backbone's blocks to the model's losses.
+
+    While the model trains, the hook sees what its blocks return, and the
+    dictionary of losses gains ``loss_cka``, which is logged, summed and
+    differentiated like every other: in the forward pass that DDP wraps, scaled
+    by gradient accumulation and AMP. It is computed in float64 outside of
+    autocast. Blocks that activation checkpointing runs again in the backward
+    pass are seen once. Nothing enters the state dict, and nothing stays in the
+    model when training ends, also by an exception.
+
+    A block's feature is what leaves the block, after its last relu. In a
+    stage with layer attention that is before the attention's term is added:
+    the paper compares residual blocks; and the term is retrieved from the
+    other blocks' outputs, so that the loss would punish attention for what it
+    is for. Blocks that run several times in a step, as in siamese networks,
+    count with the first time.
+
+    Args:
+        weight (float): Of the loss. Defaults to 1e-4, the paper's for
+            CIFAR; 1e-5 for ImageNet. It depends on depth, see
+            :func:`~ela_mm.sparsity.cka.cka_sr`.
+        samples (int): The first so many samples of a batch, on each rank; -1:
+            all. Defaults to 8, the paper's for CIFAR.
+        interval (int): Batches from one that counts to the next; the others
+            have no ``loss_cka``. Defaults to 5, the paper's for CIFAR.
+        variant (str): ``'CKA-SR'``, pairs within stages, or ``'AugCKA-SR'``,
+            all pairs. Defaults to ``'CKA-SR'``.
+        max_features (int): Numbers per sample and block; larger maps are
+            average-pooled first, as those of a detector's 800 x 1333 pixels.
+            Defaults to 2**20, which holds all maps of a ResNet-152 at 224
+            pixels: 8 MiB per sample and block in float64. This project's
+            choice.
+        stages (Sequence[str], optional): Names, in the model, of sequences of
+            blocks. Defaults to None: see
+            :func:`~ela_mm.sparsity.stages.find_stages`.
+
+    Raises:
+        UsageError: On wrong arguments; before training starts, on a model
+            without stages of two blocks, on batches with fewer than 4 samples
+            (``'AugCKA-SR'``: 3), and on a second hook of this type; in its
+            first iteration, on a block whose output is no tensor and on a
+            model whose training step does not call ``forward(mode='loss')``.
+    """
+
+    def __init__(self,
+                 weight: float = 1e-4,
+                 samples: int = 8,
+                 interval: int = 5,
+                 variant: str = 'CKA-SR',
+                 max_features: int = 2**20,
+                 stages: Optional[Sequence[str]] = None) -> None:
+        if variant not in VARIANTS:
+            raise UsageError(f'variant={variant!r}: expected one of '
+                             f'{", ".join(VARIANTS)}')
+        if not 0 < weight < float('inf'):
+            raise UsageError(f'weight={weight}: expected a positive number; '
+                             'leave the hook out to train without it')
+        self.regularizer, unbiased = VARIANTS[variant]
+        self.least = MIN_SAMPLES[unbiased]
+        if samples != -1 and samples < self.least:
+            raise UsageError(f'samples={samples}: {variant} needs at least '
+                             f'{self.least}, or -1 for all of a batch')
+        for name, value in dict(interval=interval,
+                                max_features=max_features).items():
+            if value < 1:
+                raise UsageError(f'{name}={value}: expected at least 1')
+        self.weight = weight
+        self.samples = samples
+        self.interval = interval
+        self.variant = variant
+        self.max_features = max_features
+        self.stages = stages
+        self._blocks: Stages = {}
+        self._handles: list = []
+        self._due = False  # whether this iteration counts
+        self._asked = False  # whether its losses were asked for
+        # Of the forward pass that is running, by block; None: not watching.
+        self._features: Optional[Dict[str, Tensor]] = None
+        self._said: Set[str] = set()
+
+    # --- around the training -------------------------------------------------
+
+    def before_run(self, runner) -> None:
+        """Check model and batches."""
+        if not isinstance(runner._train_loop, BaseLoop):
+            return  # validation or test only
+        if sum(isinstance(hook, type(self)) for hook in runner.hooks) > 1:
+            raise UsageError('two CKARegularizationHooks: expected one, whose '
+                             'loss is weighted by its weight')
+        self._check_batches(runner.train_dataloader)
+        model = _model_of(runner)
+        stages = find_stages(model, self.stages)
+        if self.variant == 'AugCKA-SR':  # knows no stages
+            every = {k: v for blocks in stages.values()
+                     for k, v in blocks.items()}
+            stages = {'the network': every}
+        single = [name for name, blocks in stages.items() if len(blocks) < 2]
+        for name in single:
+            del stages[name]
+        if not stages:
+            raise UsageError(
+                f'{type(model).__name__} has no stage of two blocks '
+                f'({", ".join(single)} have one each): nothing to compare')
+        self._blocks = stages
+        described = ', '.join(f'{name} ({len(blocks)})'
+                              for name, blocks in stages.items())
+        runner.logger.info(
+            f'{self.variant} compares the blocks of {described}' +
+            (f'; left out, with a single block: {", ".join(single)}'
+             if single else ''))
+        when_over(runner.train_loop, self._remove)
+
+    def _check_batches(self, loader) -> None:
+        sampler = getattr(loader, 'batch_sampler', None)
+        size = getattr(sampler, 'batch_size', None)
+        if size is not None and size < self.least:
+            raise UsageError(
+                f'train_dataloader.batch_size={size}: {self.variant} compares '
+                f'at least {self.least} samples of one process; raise it to '
+                f'{self.least}' + (", or to 3 with variant='AugCKA-SR'"
+                                   if self.least == 4 else ''))
+
+    def before_train(self, runner) -> None:
+        """Watch the model, which others have copied by now if they do."""
+        # Functions, which a copy of the model shares: of a method it would
+        # copy this object as well.
+        def watch(name):
+            return lambda block, args, output: self._see(name, output)
+
+        for blocks in self._blocks.values():
+            for name, block in blocks.items():
+                self._handles.append(block.register_forward_hook(watch(name)))
+        model = _model_of(runner)
+        self._handles += [
+            model.register_forward_pre_hook(
+                lambda model, args, kwargs: self._begin(kwargs),
+                with_kwargs=True),
+            model.register_forward_hook(
+                lambda model, args, kwargs, losses: self._end(kwargs, losses),
+                with_kwargs=True)
+        ]
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._due, self._features = False, None
+
+    # --- around an iteration -------------------------------------------------
+
+    def before_train_iter(self,
+                          runner,
+                          batch_idx: int,
+                          data_batch=None) -> None:
+        """See whether this batch counts."""
+        self._due = runner.iter % self.interval == 0
+        self._asked = False
+
+    def after_train_iter(self,
+                         runner,
+                         batch_idx: int,
+                         data_batch=None,
+                         outputs: Optional[dict] = None) -> None:
+        """Check that the model was asked for its losses."""
+        if self._due and not self._asked:
+            raise UsageError(
+                f'the training step of {type(_model_of(runner)).__name__} '
+                "does not call forward(mode='loss'), as mmengine's BaseModel "
+                'does: CKARegularizationHook has no losses to add to')
+        self._due = False
+
+    # --- within the model's forward pass -------------------------------------
+
+    def _begin(self, kwargs: dict) -> None:
+        if self._due and kwargs.get('mode') == 'loss':
+            self._asked = True
+            self._features = {}
+
+    def _see(self, name: str, output: Tensor) -> None:
+        if self._features is None or name in self._features:
+            return
+        if not isinstance(output, Tensor):
+            raise UsageError(
+                f'block {name} returns a {type(output).__name__}: expected a '
+                'tensor; name the sequences of blocks by stages=[...]')
+        samples = len(output) if self.samples == -1 else self.samples
+        self._features[name] = output[:samples]
+
+    def _end(self, kwargs: dict, losses: dict) -> Optional[dict]:
+        if self._features is None or kwargs.get('mode') != 'loss':
+            return None
+        features, self._features = self._features, None
+        loss = self._loss(features)
+        return losses if loss is None else {**losses, LOSS: loss}
+
+    @disable
+    def _loss(self, seen: Dict[str, Tensor]) -> Optional[Tensor]:
+        """The weighted regulariser; None, and why, if it cannot be computed."""
+        stages = []
+        for stage, blocks in self._blocks.items():
+            features = [seen[name] for name in blocks if name in seen]
+            if any(feature.requires_grad for feature in features):
+                stages.append(features)
+            elif torch.is_grad_enabled():
+                self._say(f'{stage}, whose features carry no gradient: frozen, '
+                          'or recomputed by a reentrant checkpoint around it')
+        features = [feature for stage in stages for feature in stage]
+        if not features:
+            return None
+        if len(features[0]) < self.least:
+            self._say(f'batches of {len(features[0])} samples, fewer than '
+                      f'{self.least}')
+            return None
+        finite = torch.stack([x.isfinite().all() for x in features]).all()
+        if not finite:
+            bad = next(n for n, x in seen.items() if not x.isfinite().all())
+            self._say(f'iterations with NaN or infinite features (in {bad})')
+            return None
+        with torch.autocast(features[0].device.type, enabled=False):
+            similarity = self.regularizer([[
+                pooled(x, self.max_features) for x in stage
+            ] for stage in stages])
+        return (self.weight * similarity).float()
+
+    def _say(self, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            print_log(f'{LOSS} leaves out {what}', 'current',
+                      logging.WARNING)
+
+
+def _model_of(runner) -> nn.Module:
+    model = runner.model
+    return model.module if is_model_wrapper(model) else model
