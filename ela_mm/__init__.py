@@ -8,7 +8,7 @@ from . import compat
 
 compat.install()  # before anything imports mmcv.ops
 
-from .engine import ELAPruneHook  # noqa: E402
+from .engine import ELAPruneHook, ReseedHook  # noqa: E402
 from .hosts.registration import register  # noqa: E402
 from .models import LayerAttention, LayerMemory  # noqa: E402
 from .pruning import adjacent_kl, ebqm  # noqa: E402
@@ -17,6 +17,6 @@ from .version import __version__  # noqa: E402
 register()
 
 __all__ = [
-    'ELAPruneHook', 'LayerAttention', 'LayerMemory', '__version__',
-    'adjacent_kl', 'ebqm'
+    'ELAPruneHook', 'LayerAttention', 'LayerMemory', 'ReseedHook',
+    '__version__', 'adjacent_kl', 'ebqm'
 ]

@@ -24,6 +24,7 @@ import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.apis.data import check_data, prepare_config
 from ela_mm.apis.launch import UsageError, build_runner, run
 from ela_mm.engine.checkpoints import resume_latest
+from ela_mm.engine.hooks.reseed_hook import ensure_reseeding
 from ela_mm.engine.journal.record import FILE_NAME, read_record, write_whole
 from ela_mm.experiments.grid import Cell, apply_overrides, cells, read_grid
 
@@ -72,6 +73,7 @@ def train_cell(folder: str) -> None:
     resume_latest(cfg)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     runner = build_runner(cfg)
+    ensure_reseeding(runner)
     runner.train()
     # Evaluated here: of a run that was killed after its last checkpoint, the
     # last evaluation may be missing.

@@ -16,7 +16,7 @@ import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.analysis.report.report import write_report
 from ela_mm.apis.launch import build_runner, run
 from ela_mm.engine.gain import StepTimer
-from ela_mm.engine.journal.record import FILE_NAME, read_record
+from ela_mm.engine.journal.record import FILE_NAME, decisions_of, read_record
 from ela_mm.models.backbones.layer_attention_mixin import with_all_layers
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
@@ -66,17 +66,15 @@ def summarize(work_dir: str, metrics: dict, minutes: float,
     Returns:
         str: The summary.
     """
-    record = read_record(work_dir)
     lines = [f'Trained in {minutes:.1f} minutes.']
-    for decision in record['decisions']:
-        before, after = (decision[f'step_time_{when}']
-                         for when in ('before', 'after'))
+    for decision in decisions_of(read_record(work_dir)):
+        before, after = decision.times.before, decision.times.after
         gain = ''
         if before and after:
             gain = f'; median step {before:.3f} s -> {after:.3f} s'
-        pruned = ', '.join(decision['skipped']) or 'none'
-        lines.append(f'After epoch {decision["epoch"]} pruned {pruned}: '
-                     f'{decision["active"]} of {decision["total"]} attention '
+        pruned = ', '.join(decision.skipped) or 'none'
+        lines.append(f'After epoch {decision.epoch} pruned {pruned}: '
+                     f'{decision.active} of {decision.total} attention '
                      f'layers active{gain}')
     full, pruned = side_by_side
     lines.append(f'Side by side on one batch: {full:.3f} s per step with all '

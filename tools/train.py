@@ -20,6 +20,7 @@ from ela_mm.apis.launch import (
 )
 from ela_mm.engine import ValidateResumedHook
 from ela_mm.engine.checkpoints import resume_latest, warn_of_single_checkpoint
+from ela_mm.engine.hooks.reseed_hook import ensure_reseeding
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,6 +68,7 @@ def main() -> None:
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     set_up_distributed(cfg)
     runner = build_runner(cfg)
+    ensure_reseeding(runner)
     if args.resume is not None:
         runner.register_hook(ValidateResumedHook())
     runner.train()

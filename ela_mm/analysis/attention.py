@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..apis.data import network_inputs
 from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import LayerAttentionMixin, find_backbone
+from ..models.backbones.stages import AttentionLayerInfo
 from ..pruning import KLStatistics, LayerKL
 
 
@@ -83,8 +84,9 @@ def measure(model: nn.Module, batches: Iterable[dict]) -> Measured:
     model.eval()
     statistics, sums = KLStatistics(), {}
     handles = [
-        module.register_forward_hook(_watch(sums.setdefault(name, _Sums())))
-        for name, module in _active_modules(backbone)
+        layer.module.register_forward_hook(
+            _watch(sums.setdefault(layer.name, _Sums())))
+        for layer in backbone.attention_layers if layer.active
     ]
     backbone.observe(statistics.update)
     images = 0
@@ -100,19 +102,14 @@ def measure(model: nn.Module, batches: Iterable[dict]) -> Measured:
     if not images:
         raise UsageError('no picture to look at: the dataset is empty')
     layers = backbone.attention_layers
-    stages = {layer.name: layer.stage for layer in layers}
+    active = [layer for layer in layers if layer.active]
     rows = [
-        AttentionRow(name, stages[name], _sources(backbone, name), x.mean(),
-                     x.std()) for name, x in sums.items()
+        AttentionRow(layer.name, layer.stage, _sources(backbone, layer),
+                     sums[layer.name].mean(), sums[layer.name].std())
+        for layer in active
     ]
-    active = [layer.name for layer in layers if layer.active]
-    return Measured(images, layers, rows, statistics.reduce(active))
-
-
-def _active_modules(backbone: LayerAttentionMixin) -> list:
-    return [(layer.name, getattr(backbone,
-                                 f'layer{layer.stage}').attention[layer.index])
-            for layer in backbone.attention_layers if layer.active]
+    kl = statistics.reduce([layer.name for layer in active])
+    return Measured(images, layers, rows, kl)
 
 
 def _watch(sums: _Sums):
@@ -123,8 +120,12 @@ def _watch(sums: _Sums):
     return hook
 
 
-def _sources(backbone: LayerAttentionMixin, name: str) -> List[str]:
+def _sources(backbone: LayerAttentionMixin,
+             layer: AttentionLayerInfo) -> List[str]:
     """Layers in memory when this one attends."""
-    stage_name, index = name.split('.')
-    visible = getattr(backbone, stage_name).visible
-    return [f'{stage_name}.{i}' for i in range(int(index) + 1) if visible[i]]
+    visible = backbone.attention_stages[layer.stage - 1].visible
+    return [
+        other.name for other in backbone.attention_layers
+        if other.stage == layer.stage and other.index <= layer.index
+        and visible[other.index]
+    ]

@@ -24,7 +24,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..apis.data import picture_shape
-from ..models.backbones.layer_attention_mixin import LayerAttentionMixin, find_backbone
+from ..models.backbones.layer_attention_mixin import find_backbone
 from ..models.backbones.stages import AttentionStage
 from ..timing import ratio, time_in_turns
 from .complexity import count_by_module
@@ -43,12 +43,14 @@ class LayerCost(NamedTuple):
             active, its weighted sum included.
         seconds (float): What a step of all layers takes longer than one
             without it; 0 where that is below the noise.
+        stage (str): Name of its stage.
     """
     name: str
     active: bool
     parameters: int
     macs: int
     seconds: float
+    stage: str = ''
 
 
 class StageCost(NamedTuple):
@@ -122,7 +124,7 @@ class Cost(NamedTuple):
         for stage in self.stages:
             layers = [
                 layer for layer in self.layers
-                if layer.name.split('.')[0] == stage.name
+                if layer.stage == stage.name
             ]
             left = [layer for layer in layers if layer.name in active]
             # A layer of T takes part in T of the pairs.
@@ -188,16 +190,16 @@ def measure_cost(model: nn.Module,
     backbone = deepcopy(original)
     masks = {
         stage.name: (list(stage.active), list(stage.visible))
-        for stage in backbone._stages()
+        for stage in backbone.attention_stages
     }
     macs_after = count_by_module(backbone, (3, *shape))
-    _activate_all(backbone)
+    backbone.restore_layers()
     macs_before = count_by_module(backbone, (3, *shape))
     backbone.train(training)
     inputs = _stage_inputs(backbone,
                            torch.randn(batch, 3, *shape, device=device))
     stages, layers = [], []
-    for stage in progress(backbone._stages()):
+    for stage in progress(backbone.attention_stages):
         mask = masks[stage.name]
         x, learns = inputs[stage.name]
         seconds = _time_stage(stage, x, learns, training, mask, rounds)
@@ -206,7 +208,7 @@ def measure_cost(model: nn.Module,
             sum(p.numel() for p in layer.parameters())
             for layer in stage.attention
         ]
-        before, after = (_attention_macs(macs, stage.name)
+        before, after = (_attention_macs(macs, stage)
                          for macs in (macs_before, macs_after))
         stages.append(
             StageCost(stage.name,
@@ -217,7 +219,8 @@ def measure_cost(model: nn.Module,
         layers += [
             LayerCost(f'{stage.name}.{i}', mask[0][i], attention[i],
                       macs_before.get(f'{stage.name}.attention.{i}', 0),
-                      per_layer[i]) for i in range(len(stage))
+                      per_layer[i], stage.name)
+            for i in range(len(stage))
         ]
     unused = original.state_dict()
     names = {n for names in original.unused_state().values() for n in names}
@@ -244,11 +247,6 @@ def _conditions(device: torch.device, batch: int, shape: Sequence[int],
             'rounds')
 
 
-def _activate_all(backbone: LayerAttentionMixin) -> None:
-    for stage in backbone._stages():
-        _set_mask(stage, _everything(stage))
-
-
 def _everything(stage: AttentionStage) -> Mask:
     return [True] * len(stage), [True] * len(stage)
 
@@ -257,12 +255,10 @@ def _set_mask(stage: AttentionStage, mask: Mask) -> None:
     stage.active, stage.visible = (list(part) for part in mask)
 
 
-def _attention_macs(macs: Dict[str, int], stage: str) -> int:
+def _attention_macs(macs: Dict[str, int], stage: AttentionStage) -> int:
     """Of a stage without its blocks: skipped layers may leave keys there."""
-    blocks = sum(number for name, number in macs.items()
-                 if name.startswith(f'{stage}.') and name.count('.') == 1
-                 and name.split('.')[1].isdigit())
-    return macs[stage] - blocks
+    return macs[stage.name] - sum(
+        macs.get(f'{stage.name}.{i}', 0) for i in range(len(stage)))
 
 
 @torch.no_grad()
@@ -272,7 +268,7 @@ def _stage_inputs(backbone: nn.Module, images: Tensor) -> dict:
     handles = [
         stage.register_forward_pre_hook(
             lambda module, args: inputs.setdefault(module.name, args[0]))
-        for stage in backbone._stages()
+        for stage in backbone.attention_stages
     ]
     was_training = backbone.training
     backbone.eval()
@@ -280,7 +276,7 @@ def _stage_inputs(backbone: nn.Module, images: Tensor) -> dict:
     backbone.train(was_training)
     for handle in handles:
         handle.remove()
-    stages = [stage.name for stage in backbone._stages()]
+    stages = [stage.name for stage in backbone.attention_stages]
     for name, module in backbone.named_children():
         if name in stages:
             inputs[name] = (inputs[name], learns)

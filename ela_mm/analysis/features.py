@@ -177,9 +177,10 @@ def _seen(model: nn.Module, inputs: Tensor) -> np.ndarray:
 @contextlib.contextmanager
 def _tap(model: nn.Module, name: str):
     """A module through which the features that leave a layer pass."""
-    stage_name, index = name.split('.')
-    stage = getattr(find_backbone(model), stage_name)
-    tap, following = nn.Identity(), int(index) + 1
+    backbone = find_backbone(model)
+    layer = next(x for x in backbone.attention_layers if x.name == name)
+    stage = backbone.attention_stages[layer.stage - 1]
+    tap, following = nn.Identity(), layer.index + 1
     if following < len(stage):
         handle = stage[following].register_forward_pre_hook(
             lambda module, args: (tap(args[0]), *args[1:]))

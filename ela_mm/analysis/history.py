@@ -8,9 +8,10 @@ from collections import defaultdict
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from ..engine.checkpoints import latest_intact
-from ..engine.journal.record import FILE_NAME, FORMAT, read_record
+from ..engine.journal.record import decisions_of, read_record
 from ..errors import UsageError
 from ..hosts.registration import installed
+from ..pruning.decision import Decision
 
 Points = List[Tuple[float, float]]
 
@@ -40,9 +41,9 @@ class Run(NamedTuple):
     metrics: Points
 
     @property
-    def decisions(self) -> List[Dict[str, Any]]:
+    def decisions(self) -> List[Decision]:
         """One per window that has ended."""
-        return self.record['decisions']
+        return decisions_of(self.record)
 
     @property
     def active(self) -> List[Tuple[float, int]]:
@@ -51,9 +52,10 @@ class Run(NamedTuple):
         # What was skipped before training, fresh in frozen stages, is no
         # decision; the first window finds it gone.
         start = (
-            decided[0]['active'] + len(decided[0]['skipped'])
+            decided[0].active + len(decided[0].skipped)
             if decided else len(self.record['active']))
-        return [(0, start)] + [(d['window'][1], d['active']) for d in decided]
+        return [(0, start)] + [
+            (d.window[1], d.active) for d in decided]
 
 
 def read_run(work_dir: str) -> Run:
@@ -76,17 +78,6 @@ def read_run(work_dir: str) -> Run:
         record = read_record(work_dir)
     except FileNotFoundError as error:
         raise UsageError(str(error)) from None
-    except json.JSONDecodeError as error:
-        raise UsageError(
-            f'{osp.join(work_dir, FILE_NAME)!r} is no JSON ({error}): it was '
-            'changed or damaged; a resumed run writes it anew from its '
-            'checkpoint') from None
-    number = record.get('format') if isinstance(record, dict) else None
-    if number != FORMAT or 'decisions' not in record:
-        raise UsageError(
-            f'{osp.join(work_dir, FILE_NAME)!r} has format {number!r}, this '
-            f'version of ela_mm reads {FORMAT}: install the version that wrote '
-            'it')
     by_epoch = record['by_epoch']
     unit = 'epoch' if by_epoch else 'iter'
     logs = _read_logs(work_dir)
@@ -102,7 +93,7 @@ def read_run(work_dir: str) -> Run:
         metrics=metrics)
 
 
-def decided(run: Run) -> List[Dict[str, Any]]:
+def decided(run: Run) -> List[Decision]:
     """The decisions of a run.
 
     Raises:

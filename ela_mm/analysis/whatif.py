@@ -4,7 +4,7 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 import numpy as np
 
 from ..errors import UsageError
-from ..pruning import LayerKL, ebqm
+from ..pruning import Decision, LayerKL, ebqm
 from ..pruning.build import build_criterion
 from ..pruning.criteria import Criterion
 from ..pruning.windows import window_name
@@ -40,6 +40,7 @@ class Window(NamedTuple):
         step_time (float | None): Seconds of a step before the decision.
         step_time_after (float | None): And after it.
         iterations (int | None): Measured, recorded one by one or not.
+        short (Dict[str, str]): Names in few letters, by name.
     """
     label: str
     names: List[str]
@@ -51,6 +52,7 @@ class Window(NamedTuple):
     step_time: Optional[float] = None
     step_time_after: Optional[float] = None
     iterations: Optional[int] = None
+    short: Mapping[str, str] = {}
 
 
 class Stability(NamedTuple):
@@ -84,36 +86,35 @@ class Outcome(NamedTuple):
     note: Optional[str] = None
 
 
-def recorded_window(decision: Mapping[str, Any], unit: str = 'epoch') -> Window:
-    """A window from the decisions record.
+def recorded_window(decision: Decision, unit: str = 'epoch') -> Window:
+    """Take a window from a run's decisions.
 
     Args:
-        decision (Mapping[str, Any]): An entry of ``decisions``.
+        decision (Decision): Taken, or read back from a record.
         unit (str): What it counts. Defaults to ``'epoch'``.
 
     Returns:
         Window: Without layers whose KL divergence is unknown.
     """
-    layers = [layer for layer in decision['layers'] if layer['kl'] is not None]
-    # Records of earlier versions have no single iterations.
-    series = [layer.get('kl_iterations') or [] for layer in layers]
+    layers = [layer for layer in decision.layers if layer.kl is not None]
+    series = [layer.kl_iterations for layer in layers]
     lengths = {len(values) for values in series}
     complete = len(lengths) == 1 and min(lengths) > 1 and not any(
         value is None for values in series for value in values)
     return Window(
-        label=window_name(decision['window'], unit),
-        names=[layer['name'] for layer in layers],
-        kl=np.array([layer['kl'] for layer in layers]),
+        label=window_name(decision.window, unit),
+        names=[layer.name for layer in layers],
+        kl=np.array([layer.kl for layer in layers]),
         series=np.array(series).T if complete else None,
         active=[
-            layer['name'] for layer in decision['layers']
-            if layer['status'] != 'skipped before'
+            layer.name for layer in decision.layers if layer.was_active
         ],
-        skipped=decision['skipped'],
-        criterion=decision['criterion'],
-        step_time=decision['step_time_before'],
-        step_time_after=decision['step_time_after'],
-        iterations=decision.get('iterations'))
+        skipped=decision.skipped,
+        criterion=decision.criterion,
+        step_time=decision.times.before,
+        step_time_after=decision.times.after,
+        iterations=decision.iterations,
+        short={layer.name: layer.short for layer in layers})
 
 
 def measured_window(kl: Mapping[str, LayerKL], active: Sequence[str],

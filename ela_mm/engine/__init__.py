@@ -1,3 +1,3 @@
-from .hooks import ELAPruneHook, ValidateResumedHook
+from .hooks import ELAPruneHook, ReseedHook, ValidateResumedHook
 
-__all__ = ['ELAPruneHook', 'ValidateResumedHook']
+__all__ = ['ELAPruneHook', 'ReseedHook', 'ValidateResumedHook']

@@ -12,6 +12,7 @@ import zipfile
 from typing import List, Optional, Tuple
 
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 
 # In the meta of a deploy checkpoint: it has no state to resume from.
 DEPLOY_KEY = 'ela_deploy'
@@ -52,6 +53,22 @@ def is_within_epoch(checkpoint: dict) -> bool:
     """
     hub = checkpoint.get('message_hub', {}).get('runtime_info', {})
     return hub.get('epoch') == checkpoint['meta']['epoch']
+
+
+def saves_after_step(runner) -> bool:
+    """Whether a checkpoint follows the iteration that has just ended.
+
+    Args:
+        runner (Runner): While it trains.
+
+    Returns:
+        bool: As its CheckpointHooks say.
+    """
+    return any(
+        isinstance(hook, CheckpointHook) and not hook.by_epoch and
+        (hook.every_n_train_iters(runner, hook.interval, hook.save_begin) or
+         (hook.save_last and hook.is_last_train_iter(runner)))
+        for hook in runner.hooks)
 
 
 def latest_intact(work_dir: str) -> Tuple[Optional[str], List[str]]:

@@ -12,12 +12,8 @@ from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from ..errors import UsageError
-from .ebqm import (
-    as_candidates,
-    check_shapes,
-    check_threshold,
-    normalize_below_quantile,
-)
+from .ebqm import as_candidates, check_shapes, normalize_below_quantile
+from .thresholded import Thresholded
 
 # --- table 4: KL itself ------------------------------------------------------
 
@@ -268,74 +264,15 @@ def exponential_quantile_map(kl: ArrayLike,
     return quantile_map(kl, stats.expon, gamma, given)
 
 
-# --- mapped, then thresholded ------------------------------------------------
+# --- the criteria ------------------------------------------------------------
 # Each takes its mapping's parameters and ``mu``, a threshold in [0, 1] on the
 # mapped value, and returns (L, ) bool, True = skip; errors as the mapping's.
 
-
-def normal(kl: ArrayLike,
-           gamma: float = 0.75,
-           alpha: float = 2.0,
-           beta: float = 5.0,
-           mu: float = 0.2) -> np.ndarray:
-    """EBQM with a normal distribution: :func:`normal_map` < mu."""
-    check_threshold(mu)
-    return normal_map(kl, gamma, alpha, beta) < mu
-
-
-def gamma(kl: ArrayLike,
-          gamma: float = 0.75,
-          alpha: float = 2.0,
-          beta: float = 5.0,
-          mu: float = 0.2) -> np.ndarray:
-    """EBQM with a Gamma distribution: :func:`gamma_map` < mu."""
-    check_threshold(mu)
-    return gamma_map(kl, gamma, alpha, beta) < mu
-
-
-def softmax(kl: ArrayLike, gamma: float = 0.75, mu: float = 0.2) -> np.ndarray:
-    """EBQM with a softmax: :func:`softmax_map` < mu."""
-    check_threshold(mu)
-    return softmax_map(kl, gamma) < mu
-
-
-def sigmoid(kl: ArrayLike, gamma: float = 0.75, mu: float = 0.2) -> np.ndarray:
-    """EBQM with a sigmoid: :func:`sigmoid_map` < mu."""
-    check_threshold(mu)
-    return sigmoid_map(kl, gamma) < mu
-
-
-def gqm(kl: ArrayLike,
-        gamma: float = 0.75,
-        shape: Optional[float] = None,
-        scale: Optional[float] = None,
-        mu: float = 0.2) -> np.ndarray:
-    """Gamma quantile mapping: :func:`gamma_quantile_map` < mu."""
-    check_threshold(mu)
-    return gamma_quantile_map(kl, gamma, shape, scale) < mu
-
-
-def eqm(kl: ArrayLike,
-        gamma: float = 0.75,
-        rate: Optional[float] = None,
-        mu: float = 0.2) -> np.ndarray:
-    """Exponential quantile mapping: :func:`exponential_quantile_map` < mu.
-
-    The exponential distributions are one family of scale, which normalising
-    cancels: the fit changes the mapped values' unit and not the decision.
-    """
-    check_threshold(mu)
-    return exponential_quantile_map(kl, gamma, rate) < mu
-
-
-# What tables and pictures show beside the decision.
-_MAPPINGS: dict = {
-    normal: normal_map,
-    gamma: gamma_map,
-    softmax: softmax_map,
-    sigmoid: sigmoid_map,
-    gqm: gamma_quantile_map,
-    eqm: exponential_quantile_map,
-}
-for _criterion, _mapping in _MAPPINGS.items():
-    _criterion.mapping = _mapping
+normal = Thresholded(normal_map)
+gamma = Thresholded(gamma_map)
+softmax = Thresholded(softmax_map)
+sigmoid = Thresholded(sigmoid_map)
+gqm = Thresholded(gamma_quantile_map)
+# The exponential distributions are one family of scale, which normalising
+# cancels: a fit changes the mapped values' unit and not the decision.
+eqm = Thresholded(exponential_quantile_map)

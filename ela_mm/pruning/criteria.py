@@ -1,8 +1,10 @@
 """Pruning criteria: which layers to skip, given their KL divergences.
 
-A criterion is a function ``(kl, **parameters) -> (L, ) bool``, True = skip. It
-may carry a function ``mapping``, ``(kl, **some of the parameters) -> (L, )``:
-the value that it compares with its threshold, shown in tables and pictures.
+A criterion is a function ``(kl, **parameters) -> skip``, (L, ) bool, True =
+skip. It may return a pair ``(skip, score)`` instead: (L, ) float, what it has
+compared with its threshold, for tables and pictures. The paper's are a score
+and a threshold (:class:`~ela_mm.pruning.thresholded.Thresholded`), evaluated
+once.
 """
 import inspect
 from typing import Any, Callable, Dict, Tuple
@@ -12,11 +14,12 @@ from numpy.typing import ArrayLike
 
 from ..errors import UsageError
 from .ablations import eqm, fixed, gamma, gqm, normal, sigmoid, softmax, threshold
-from .ebqm import as_candidates, ebqm
+from .ebqm import as_candidates, beta_quantile_map
+from .thresholded import Thresholded
 
 # By the name that a config gives as ``criterion=dict(type=name)``.
 CRITERIA: Dict[str, Callable[..., np.ndarray]] = dict(
-    EBQM=ebqm,
+    EBQM=Thresholded(beta_quantile_map),  # ela_mm.ebqm
     threshold=threshold,
     fixed=fixed,
     normal=normal,
@@ -72,23 +75,33 @@ class Criterion:
             kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
 
         Returns:
-            tuple: (L, ) bool, True = skip, and (L, ) float64, the mapped
-            values (the KL divergences where the criterion maps nothing).
+            tuple: (L, ) bool, True = skip, and (L, ) float64, the scores (the
+            KL divergences where the criterion has none).
 
         Raises:
             UsageError: If ``kl`` is empty or not finite.
         """
         kl = as_candidates(kl)
-        skip = np.asarray(self.function(kl, **self.parameters))
+        skip, score = self._evaluate(kl)
         if skip.shape != kl.shape or skip.dtype != bool:
             raise UsageError(
                 f'returned {skip.dtype} of shape {skip.shape}, expected bool '
                 f'of shape {kl.shape}')
+        return skip, score
+
+    def _evaluate(self, kl: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        if isinstance(self.function, Thresholded):
+            return self.function.evaluate(kl, **self.parameters)
+        verdict = self.function(kl, **self.parameters)
+        if isinstance(verdict, tuple):
+            skip, score = verdict
+            return np.asarray(skip), np.asarray(score, dtype=np.float64)
+        # A function hung on the criterion, as was the way once.
         mapping = getattr(self.function, 'mapping', None)
         if mapping is None:
-            return skip, kl
+            return np.asarray(verdict), kl
         accepted = inspect.signature(mapping).parameters
-        return skip, mapping(
+        return np.asarray(verdict), mapping(
             kl, **{
                 name: value
                 for name, value in self.parameters.items() if name in accepted

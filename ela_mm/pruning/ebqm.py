@@ -123,7 +123,3 @@ def ebqm(kl: ArrayLike,
     check_threshold(mu)
     # NaN compares false: out of reach, or nothing to rank.
     return beta_quantile_map(kl, gamma, alpha, beta) < mu
-
-
-# What tables and pictures show beside the decision.
-ebqm.mapping = beta_quantile_map

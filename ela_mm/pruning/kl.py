@@ -1,4 +1,6 @@
 """Redundancy of neighbouring attention layers (equation 11)."""
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,3 +40,19 @@ def adjacent_kl(prev: Tensor, curr: Tensor, eps: float = 1e-8) -> Tensor:
     p = p.clamp(min=eps)  # (B, h, m)
     p_next = curr.float().clamp(min=eps)  # (B, h, m)
     return (p * (p / p_next).log()).sum(-1).mean()
+
+
+def uniform_kl(before: int, now: int) -> float:
+    """KL divergence of two neighbours that weigh all layers alike.
+
+    Equation 11 compares distributions of different length: it is
+    log(now / before), 0.693, 0.405, 0.288 and so on, by position alone.
+
+    Args:
+        before (int): n, layers in memory when the earlier one attends.
+        now (int): m, when the later one does.
+
+    Returns:
+        float: Nats.
+    """
+    return math.log(now / before)

@@ -1,5 +1,5 @@
 """Averages a window's KL divergences over samples, iterations and ranks."""
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -51,13 +51,13 @@ class _Layer:
 
     def __init__(self, device, state: Optional[Dict[str, Any]] = None) -> None:
         state = state or dict()
-        self.sums = state.get('sums', torch.zeros(3)).to(device, torch.float64)
+        self.sums = state.get('sums', torch.zeros(3)).to(device, _widest(device))
         self.samples = state.get('samples', 0)
         self.iterations = state.get('iterations', 0)
         self.seen = state.get('seen', 0)
         kept = state.get('values', torch.zeros(0))
         self.values = torch.zeros(
-            ITERATIONS_KEPT, dtype=torch.float64, device=device)
+            ITERATIONS_KEPT, dtype=_widest(device), device=device)
         self.values[:len(kept)] = kept.to(device)
         self.batches = list(state.get('batches', []))
 
@@ -94,13 +94,11 @@ class _Layer:
 
     def to_row(self) -> Tensor:
         """All numbers but ``seen`` as (5 + 2 * ITERATIONS_KEPT, ) float64."""
-        batches = torch.zeros(ITERATIONS_KEPT, dtype=torch.float64)
-        batches[:len(self.batches)] = torch.tensor(
-            self.batches, dtype=torch.float64)
+        batches = self.sums.new_zeros(ITERATIONS_KEPT)
+        batches[:len(self.batches)] = self.sums.new_tensor(self.batches)
         counts = self.sums.new_tensor([self.samples, self.iterations])
         return torch.cat(
-            [self.sums, counts, self.values,
-             batches.to(self.sums.device)])
+            [self.sums, counts, self.values, batches])
 
     def from_row(self, row: Tensor) -> None:
         self.sums, counts, self.values, batches = row.split(
@@ -128,6 +126,35 @@ class KLStatistics:
 
     def __init__(self) -> None:
         self._layers: Dict[str, _Layer] = {}
+        # Of the step that is running: it counts once it has ended.
+        self._pending: List[Tuple[str, Tensor, int]] = []
+        self.window: Optional[Tuple[int, int]] = None
+        self._moved = True
+
+    def begin_step(self, window: Tuple[int, int]) -> None:
+        """Begin a training step; one that an error has cut off is forgotten.
+
+        Args:
+            window (Tuple[int, int]): That the statistics are of.
+        """
+        self.window = window
+        self._pending.clear()
+
+    def observe(self, layer: str, prev: Tensor, curr: Tensor) -> None:
+        """See one layer within a step; arguments as :meth:`update`'s."""
+        if not _recomputing():
+            self._pending.append((layer, adjacent_kl(prev, curr), len(curr)))
+
+    def end_step(self) -> None:
+        """Add what the step has shown."""
+        for layer, kl, batch in self._pending:
+            self._add(layer, kl, batch)
+        self._pending.clear()
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether other ranks hold sums that the first one lacks."""
+        return _distributed() and not self._moved
 
     def update(self, layer: str, prev: Tensor, curr: Tensor) -> None:
         """Add one iteration of one layer.
@@ -142,9 +169,13 @@ class KLStatistics:
         """
         if _recomputing():
             return
+        self._add(layer, adjacent_kl(prev, curr), len(curr))
+
+    def _add(self, layer: str, kl: Tensor, batch: int) -> None:
         if layer not in self._layers:
-            self._layers[layer] = _Layer(curr.device)
-        self._layers[layer].add(adjacent_kl(prev, curr).double(), len(curr))
+            self._layers[layer] = _Layer(kl.device)
+        self._layers[layer].add(kl.to(_widest(kl.device)), batch)
+        self._moved = False
 
     def _total(self, layers: List[str]) -> Tensor:
         """Rows of all layers, summed over ranks: the same bits on each."""
@@ -205,10 +236,14 @@ class KLStatistics:
                 self._layers[name].from_row(row)
             else:
                 self._layers[name].forget_values()
+        self._moved = True
 
     def reset(self) -> None:
         """Forget everything, for the next window."""
         self._layers.clear()
+        self._pending.clear()
+        self.window = None
+        self._moved = True
 
     def state_dict(self) -> Dict[str, Dict[str, Any]]:
         """Per layer, numbers, lists and tensors on the CPU."""
@@ -225,7 +260,9 @@ class KLStatistics:
                 holds what :meth:`move_to_rank_0` moved there.
             device (torch.device): Where the weights are.
         """
+        window = self.window
         self.reset()
+        self.window = window
         for name, layer in state.items():
             if isinstance(layer, Tensor):  # sums alone, as once was saved
                 layer = dict(
@@ -234,6 +271,12 @@ class KLStatistics:
             self._layers[name] = _Layer(device, layer)
             if _distributed() and dist.get_rank() != 0:
                 self._layers[name].forget_values()
+
+
+def _widest(device) -> torch.dtype:
+    """float64, but on devices that have none (Apple's MPS)."""
+    mps = torch.device(device).type == 'mps'
+    return torch.float32 if mps else torch.float64
 
 
 def _recomputing() -> bool:

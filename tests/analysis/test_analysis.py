@@ -38,7 +38,13 @@ from ela_mm.analysis.whatif import (
     stability,
 )
 from ela_mm.apis.data import picture_shape
-from ela_mm.engine.journal.record import FILE_NAME, read_record, write_record
+from ela_mm.engine.journal.record import (
+    FILE_NAME,
+    decision_from_json,
+    decision_to_json,
+    read_record,
+    write_record,
+)
 from ela_mm.errors import UsageError
 from ela_mm.hosts.mmpretrain import ELAResNet
 from ela_mm.models.backbones.stages import AttentionStage
@@ -68,7 +74,7 @@ def random_weights(model):
 def naive_weights(backbone, images):
     """P of equation 4 from the blocks' outputs, layer by layer."""
     outputs, handles = {}, []
-    for stage in backbone._stages():
+    for stage in backbone.attention_stages:
         for i, block in enumerate(stage):
             handles.append(block.register_forward_hook(
                 lambda m, a, out, key=(stage.name, i): outputs.update(
@@ -77,7 +83,7 @@ def naive_weights(backbone, images):
     for handle in handles:
         handle.remove()
     weights = {}
-    for stage in backbone._stages():
+    for stage in backbone.attention_stages:
         keys = []
         for i, layer in enumerate(stage.attention):
             if not stage.visible[i]:
@@ -278,21 +284,21 @@ def test_a_recorded_window_is_the_decisions(run_dir):
     run = read_run(str(run_dir))
     decision = run.decisions[0]
     found = recorded_window(decision)
-    ranked = [x for x in decision['layers'] if x['kl'] is not None]
-    assert found.names == [x['name'] for x in ranked]
+    ranked = [x for x in decision.layers if x.kl is not None]
+    assert found.names == [x.name for x in ranked]
     assert found.series.shape == (4, len(ranked))
     # 6 digits are kept of single iterations.
     np.testing.assert_allclose(found.series.mean(0), found.kl, rtol=1e-5)
-    assert found.active == [x['name'] for x in decision['layers']]
+    assert found.active == [x.name for x in decision.layers]
     later = recorded_window(run.decisions[1])
     assert later.active == [
-        n for n in found.active if n not in decision['skipped']]
+        n for n in found.active if n not in decision.skipped]
     again = outcome(found, found.criterion)
-    assert again.skipped == decision['skipped']
-    old = json.loads(json.dumps(decision))
+    assert again.skipped == decision.skipped
+    old = decision_to_json(decision)
     for layer in old['layers']:
         del layer['kl_iterations']
-    assert recorded_window(old).series is None
+    assert recorded_window(decision_from_json(old)).series is None
 
 
 def log(folder, time, *entries):
@@ -435,7 +441,7 @@ def test_cost_before_and_after():
 def test_attention_is_a_fixed_part_and_pairs():
     """Seconds of a stage made up from both, and found again for any mask."""
     fixed, pair = [1., 2., 3., 4.], .25
-    layers = [LayerCost(f'layer1.{i}', True, 0, 0, x + 4 * pair)
+    layers = [LayerCost(f'layer1.{i}', True, 0, 0, x + 4 * pair, 'layer1')
               for i, x in enumerate(fixed)]
     stage = StageCost('layer1', 0, 0, 0, 0, 0, 0., 0., 0., pair)
     cost = Cost('', 0, 0, 0, 0, [stage], layers)

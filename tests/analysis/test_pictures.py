@@ -24,7 +24,7 @@ from ela_mm.analysis.report.whatif import counts_picture, stability_picture
 from ela_mm.analysis.whatif import Stability, Window
 from ela_mm.engine.journal import picture as journal_picture
 from ela_mm.engine.journal.picture import decision_picture
-from ela_mm.engine.journal.record import read_record
+from ela_mm.engine.journal.record import decision_from_json, read_record
 from ela_mm.models.backbones.stages import AttentionLayerInfo
 from ela_mm.plotting import KEPT, SKIPPED, save, to_array, to_png, to_svg
 
@@ -38,7 +38,7 @@ def layer(name, kl, mapped, status):
 
 
 DECISION = dict(
-    window=[1, 2], samples=64, criterion=EBQM,
+    window=[1, 2], epoch=2, iter=8, samples=64, criterion=EBQM,
     layers=[
         layer('layer1.0', None, None, 'kept (first of its stage)'),
         layer('layer1.1', .1, 0., 'skipped'),
@@ -48,6 +48,10 @@ DECISION = dict(
     ],
     skipped=['layer1.1'], active=4, total=5, note=None,
     step_time_before=2., step_time_after=1.5)
+
+
+def decision(**changes):
+    return decision_from_json({**DECISION, **changes})
 
 
 def points(axes, colour, marker):
@@ -60,7 +64,7 @@ def points(axes, colour, marker):
 
 
 def test_a_decision_shows_every_layers_kl_and_fate():
-    picture = decision_picture(DECISION)
+    picture = decision_picture(decision())
     above, below = picture.figure.axes
     assert points(above, SKIPPED, 'X') == [(.1, 1.)]
     assert points(above, KEPT, 'o') == [(.6, 2.), (1.1, 3.), (7., 4.)]
@@ -80,8 +84,8 @@ def test_a_decision_shows_every_layers_kl_and_fate():
 
 
 def test_a_threshold_shows_itself_and_no_curve():
-    picture = decision_picture({
-        **DECISION, 'criterion': dict(type='threshold', t=.3)})
+    picture = decision_picture(
+        decision(criterion=dict(type='threshold', t=.3)))
     (axes, ) = picture.figure.axes
     assert any(line.get_label() == 't = 0.3' for line in axes.lines)
 
@@ -89,17 +93,15 @@ def test_a_threshold_shows_itself_and_no_curve():
 def test_a_window_without_measurements_is_drawn():
     layers = [layer('layer1.0', None, None, 'kept (first of its stage)'),
               layer('layer1.1', None, None, 'kept (not measured)')]
-    picture = decision_picture({
-        **DECISION, 'layers': layers, 'skipped': [], 'active': 2,
-        'note': 'no iteration was measured in this window'})
+    picture = decision_picture(decision(
+        layers=layers, note='no iteration was measured in this window'))
     assert 'no KL divergence was measured' in picture.alt
     to_png(picture.figure)
 
 
 def test_equal_and_zero_divergences_are_drawn():
     layers = [layer(f'layer1.{i}', 0., None, 'kept') for i in range(3)]
-    to_png(decision_picture({**DECISION, 'layers': layers,
-                             'skipped': []}).figure)
+    to_png(decision_picture(decision(layers=layers)).figure)
 
 
 def run_of(**kwargs):
@@ -219,20 +221,20 @@ def test_pictures_are_the_same_every_time_and_touch_no_settings(tmp_path):
     plt.rcParams.update(own)  # a user's, which no earlier test has touched
     before = dict(plt.rcParams)
     figures = plt.get_fignums()
-    first, second = (to_svg(decision_picture(DECISION).figure)
+    first, second = (to_svg(decision_picture(decision()).figure)
                      for _ in range(2))
     assert first == second
     assert dict(plt.rcParams) == before
     assert plt.get_fignums() == figures
-    array = to_array(decision_picture(DECISION).figure)
+    array = to_array(decision_picture(decision()).figure)
     assert array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8
     plt.rcdefaults()
-    path = save(decision_picture(DECISION), str(tmp_path / 'new'))
+    path = save(decision_picture(decision()), str(tmp_path / 'new'))
     assert plt.imread(path).shape[2] in (3, 4)
 
 
 def test_a_page_needs_nothing_else():
-    picture = decision_picture(DECISION)
+    picture = decision_picture(decision())
     text = render('A <title>', ['said & done'], [
         Section('One: part', ['a < b'],
                 [Table('cells', ['x'], [['<i>']])], [picture]),

@@ -78,8 +78,9 @@ def test_tables_are_text_in_jupyter(monkeypatch, capsys):
     import rich.console
 
     from ela_mm.engine.journal.table import prune_table
+    from ela_mm.pruning import LayerDecision, Outcome
     monkeypatch.setattr(rich.console, '_is_jupyter', lambda: True)
-    layer = dict(name='layer1.1', stage=1, kl=0.1, mapped=0., status='skipped')
+    layer = LayerDecision('layer1.1', 1, 1, Outcome.SKIPPED, .1, mapped=0.)
     assert 'layer1.1' in prune_table([layer])
 
 

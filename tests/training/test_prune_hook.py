@@ -302,19 +302,6 @@ def test_nan_prunes_nothing_and_says_so(tmp_path):
             in log_of(tmp_path))
 
 
-def test_equal_values_prune_nothing(tmp_path):
-    runner = toy_runner(tmp_path, max_epochs=1)
-    with torch.no_grad():
-        for name, parameter in runner.model.named_parameters():
-            if name.endswith('query.weight'):
-                parameter.zero_()  # all layers then weigh all layers equally
-    hook = prune_hook(runner)
-    assert hook._apply_criterion({
-        f'layer3.{i}': type('LayerKL', (), dict(mean=0.5)) for i in range(3)
-    })[0] == []
-    assert hook._apply_criterion({})[2].startswith('0 layers were measured')
-
-
 def test_a_criterion_that_fails_does_not_end_the_training(tmp_path):
 
     @FUNCTIONS.register_module(force=True)

@@ -273,7 +273,7 @@ def test_half_precision_decides_as_float32(tmp_path):
         priority = 'LOWEST'  # after ELAPruneHook has set its observer
 
         def before_train_iter(self, runner, batch_idx, data_batch=None):
-            for stage in runner.model.backbone._stages():
+            for stage in runner.model.backbone.attention_stages:
                 observer = stage.observer
 
                 def both(name, prev, curr, observer=observer):

@@ -27,14 +27,13 @@ def attention_pictures(measured: Measured) -> List[Picture]:
 
 def _stage_picture(measured: Measured, stage: int) -> Picture:
     layers = [layer for layer in measured.layers if layer.stage == stage]
-    names = [layer.name for layer in layers]
     rows = [row for row in measured.rows if row.stage == stage]
-    side = min(max(2.6, .42 * len(names) + 1.2), 9.)
+    side = min(max(2.6, .42 * len(layers) + 1.2), 9.)
     with style():
         figure = new_figure(max(WIDTH, side + 1.3), 2 * side + .6)
         above, below = figure.subplots(2, 1)
-        _heat_map(above, names, rows, 'mean')
-        _heat_map(below, names, rows, 'std')
+        _heat_map(above, layers, rows, 'mean')
+        _heat_map(below, layers, rows, 'std')
         figure.suptitle(
             f'Stage {stage}: attention weights over {measured.images} '
             'pictures, all heads',
@@ -42,8 +41,9 @@ def _stage_picture(measured: Measured, stage: int) -> Picture:
     return Picture(f'attention_stage{stage}', figure, _alt(stage, layers, rows))
 
 
-def _heat_map(axes, names: List[str], rows: List[AttentionRow],
+def _heat_map(axes, layers: list, rows: List[AttentionRow],
               field: str) -> None:
+    names = [layer.name for layer in layers]
     values = np.full((len(names), len(names)), np.nan)
     for row in rows:
         columns = [names.index(source) for source in row.sources]
@@ -70,7 +70,7 @@ def _heat_map(axes, names: List[str], rows: List[AttentionRow],
                 fontsize=7, color=colour)
     axes.set_title(
         'Mean' if field == 'mean' else 'Standard deviation')
-    axes.set_xticks(range(len(names)), [n.split('.')[1] for n in names])
+    axes.set_xticks(range(len(names)), [layer.index for layer in layers])
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel('attends to block')
     axes.set_ylabel('layer')
@@ -96,9 +96,10 @@ def attention_section(measured: Measured, source: str) -> Section:
     Returns:
         Section: A heat map per stage.
     """
+    blocks = {layer.name: layer.index for layer in measured.layers}
     rows = [[
         row.name,
-        ', '.join(f'{s.split(".")[1]}: {m:.2f} ± {d:.2f}'
+        ', '.join(f'{blocks[s]}: {m:.2f} ± {d:.2f}'
                   for s, m, d in zip(row.sources, row.mean, row.std)),
         f'{measured.kl[row.name].mean:.4g}' if row.name in measured.kl else '-'
     ] for row in measured.rows]

@@ -1,10 +1,11 @@
-"""What each analysis says: text, tables and pictures, for screen and page."""
+"""What was measured and decided in each window, and over the training."""
 from typing import Any, Dict, List, Optional
 
 import numpy as np
 
 from ...engine.journal.picture import decision_picture
 from ...plotting import KEPT, SKIPPED, WIDTH, Picture, new_figure, style
+from ...pruning.decision import Decision, LayerDecision, Outcome
 from ...pruning.windows import window_name
 from ..cost import Cost
 from ..history import Run
@@ -21,17 +22,14 @@ def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
     Returns:
         List[str]: One sentence or two each.
     """
-    skipped = [name for d in run.decisions for name in d['skipped']]
+    skipped = [name for d in run.decisions for name in d.skipped]
     total = len(run.record['layers'])
     if skipped:
         lines = [
             f'{len(skipped)} of {total} attention layers were pruned while '
             f'training ({", ".join(skipped)}); {len(run.record["active"])} are '
             'active.',
-            'They went because their attention weights repeat those of the '
-            'layer before more than other layers\' do: the criterion '
-            f'({run.record["criterion"]["type"]}) found the KL divergence '
-            'between the two small beside the others\'.'
+            _why(run),
         ]
         if len(run.record['active']) + len(skipped) < total:
             lines[0] += (' The others were skipped before, since they could '
@@ -39,7 +37,7 @@ def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
     elif run.decisions:
         lines = [
             'Nothing was pruned: ' + '; '.join(
-                f'{_span(run, d)}: {d["note"]}' for d in run.decisions) + '.'
+                f'{_span(run, d)}: {d.note}' for d in run.decisions) + '.'
         ]
     else:
         lines = ['No window has ended yet: nothing has been decided.']
@@ -60,13 +58,26 @@ def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
     return lines
 
 
+def _why(run: Run) -> str:
+    by_position = [d for d in run.decisions if d.skipped and d.by_position]
+    if not by_position:
+        return ('They went because their attention weights repeat those of '
+                'the layer before more than other layers\' do: the criterion '
+                f'({run.record["criterion"]["type"]}) found the KL divergence '
+                'between the two small beside the others\'.')
+    spans = ', '.join(_span(run, d) for d in by_position)
+    return (f'In {spans} attention was still near uniform: the layers went by '
+            'their position in the stage, not because attention had learned '
+            'to repeat. Measure later or longer, or after the warm-up.')
+
+
 def _gain(run: Run) -> List[str]:
     timed = [
         d for d in run.decisions
-        if d['skipped'] and d['step_time_before'] and d['step_time_after']
+        if d.skipped and d.times.before and d.times.after
     ]
     said = [
-        f'{d["step_time_before"]:.3g} s to {d["step_time_after"]:.3g} s after '
+        f'{d.times.before:.3g} s to {d.times.after:.3g} s after '
         f'{_span(run, d)}' for d in timed
     ]
     if not said:
@@ -78,8 +89,8 @@ def _gain(run: Run) -> List[str]:
     ]
 
 
-def _span(run: Run, decision: Dict[str, Any]) -> str:
-    return window_name(decision['window'], run.unit)
+def _span(run: Run, decision: Decision) -> str:
+    return window_name(decision.window, run.unit)
 
 
 def timeline_section(run: Run) -> Section:
@@ -93,20 +104,25 @@ def timeline_section(run: Run) -> Section:
     return Section('Over the training', text, pictures=[timeline_picture(run)])
 
 
-def window_section(run: Run, decision: Dict[str, Any]) -> Section:
+def window_section(run: Run, decision: Decision) -> Section:
     """One window: what was measured, and what was decided on it."""
-    criterion = dict(decision['criterion'])
+    criterion = dict(decision.criterion)
     name = criterion.pop('type')
     parameters = ', '.join(f'{k} = {v}' for k, v in criterion.items())
     text = [
-        f'{decision["samples"]} samples were measured in {_span(run, decision)}. '
+        f'{decision.samples} samples were measured in {_span(run, decision)}. '
         f'A small KL divergence (in nats) says that a layer\'s attention '
         'weights repeat those of the active layer before. '
         f'The criterion {name} ({parameters}) ' +
-        (f'skipped {", ".join(decision["skipped"])}; {decision["active"]} of '
-         f'{decision["total"]} layers remain.' if decision['skipped'] else
-         f'skipped nothing: {decision["note"]}.')
+        (f'skipped {", ".join(decision.skipped)}; {decision.active} of '
+         f'{decision.total} layers remain.' if decision.skipped else
+         f'skipped nothing: {decision.note}.')
     ]
+    if decision.by_position:
+        text.append(
+            'Most of these KL divergences are those of layers that weigh all '
+            'others alike, log(m / n) by the number of layers in memory: '
+            'attention was still near uniform, and the ranking is by position.')
     if name == 'EBQM':
         text.append(
             'Layers whose KL divergence lies above the quantile gamma are out '
@@ -115,26 +131,27 @@ def window_section(run: Run, decision: Dict[str, Any]) -> Section:
             'the result is below mu.')
     number = '{:.4g}'.format
     rows = [[
-        layer['name'],
-        *('-' if layer[key] is None else number(layer[key])
-          for key in ('kl', 'kl_std', 'mapped')), _fate(layer, criterion)
-    ] for layer in decision['layers']]
+        layer.name,
+        *('-' if value is None else number(value)
+          for value in (layer.kl, layer.kl_std, layer.mapped)),
+        _fate(layer, criterion)
+    ] for layer in decision.layers]
     table = Table(
         'Layers; std is between iterations',
         ['layer', 'KL', 'std', 'mapped', 'decision'], rows,
         [['layer', 'kl', 'kl_std', 'mapped', 'decision']] + [[
-            layer['name'], layer['kl'], layer['kl_std'], layer['mapped'],
-            layer['status']
-        ] for layer in decision['layers']])
+            layer.name, layer.kl, layer.kl_std, layer.mapped,
+            layer.outcome.value
+        ] for layer in decision.layers])
     return Section(f'Window: {_span(run, decision)}', text, [table],
                    [decision_picture(decision, run.unit)])
 
 
-def _fate(layer: Dict[str, Any], criterion: Dict[str, Any]) -> str:
+def _fate(layer: LayerDecision, criterion: Dict[str, Any]) -> str:
     out = (
-        layer['status'] == 'kept' and layer['mapped'] is None
+        layer.outcome is Outcome.KEPT and layer.mapped is None
         and 'gamma' in criterion)
-    return 'kept (out of reach)' if out else layer['status']
+    return 'kept (out of reach)' if out else layer.outcome.value
 
 
 def timeline_picture(run: Run) -> Picture:
@@ -167,14 +184,14 @@ def timeline_picture(run: Run) -> Picture:
                     ax.set_ylim(0, 1.15 * max(y))
             ax.set_title(label)
             for decision in run.decisions:
-                if decision['skipped']:
-                    ax.axvline(decision['window'][1], color=SKIPPED,
+                if decision.skipped:
+                    ax.axvline(decision.window[1], color=SKIPPED,
                                linestyle='--', linewidth=1)
         for decision in run.decisions:
-            if decision['skipped']:
+            if decision.skipped:
                 axes[0].annotate(
-                    f'−{len(decision["skipped"])}',
-                    (decision['window'][1], decision['active']),
+                    f'−{len(decision.skipped)}',
+                    (decision.window[1], decision.active),
                     xytext=(4, 2), textcoords='offset points', fontsize=8,
                     color=SKIPPED)
         axes[-1].set_xlabel(f'{run.unit} (dashed: a pruning)')

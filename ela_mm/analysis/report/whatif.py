@@ -165,7 +165,7 @@ def whatif_section(window: Window, outcomes: Sequence[Outcome],
              'were timed afterwards.' if window.step_time_after else ''))
     rows = [[
         o.label, '-' if o.note else str(len(o.skipped)), o.note or ', '.join(
-            name.replace('layer', '') for name in o.skipped),
+            window.short.get(name, name) for name in o.skipped),
         '-' if o.stability is None else f'{o.stability.same:.0%}',
         '-' if o.step_time is None else f'{o.step_time:.3g}', ', '.join(
             f'{k}={v:g}' if isinstance(v, (int, float)) else f'{k}={v}'

@@ -1,4 +1,5 @@
 from .ela_prune_hook import ELAPruneHook
+from .reseed_hook import ReseedHook
 from .validate_resumed_hook import ValidateResumedHook
 
-__all__ = ['ELAPruneHook', 'ValidateResumedHook']
+__all__ = ['ELAPruneHook', 'ReseedHook', 'ValidateResumedHook']

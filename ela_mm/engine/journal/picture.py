@@ -6,30 +6,31 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from scipy.stats import beta as beta_distribution
 
 from ...plotting import KEPT, MARKERS, OUT, SKIPPED, WIDTH, Picture, new_figure, style
+from ...pruning.decision import Decision, LayerDecision, Outcome
 from ...pruning.windows import window_name
 
 # KL divergences down to rounding are drawn here, on the logarithmic axis.
 SMALLEST = 1e-4
 
 
-def decision_picture(decision: Dict[str, Any], unit: str = 'epoch') -> Picture:
-    """Draw one decision of a record: every layer's KL, and what became of it.
+def decision_picture(decision: Decision, unit: str = 'epoch') -> Picture:
+    """Draw one decision: every layer's KL, and what became of it.
 
     Above, the KL divergence of each layer with the standard deviation between
     iterations. Below, what the criterion compared with its threshold: for
     EBQM the curve of the Beta distribution with mu.
 
     Args:
-        decision (Dict[str, Any]): An entry of the record's ``decisions``.
+        decision (Decision): Taken, or read back from a record.
         unit (str): What its window counts. Defaults to ``'epoch'``.
 
     Returns:
         Picture: Named ``window_<first>_<last>``.
     """
-    layers = decision['layers']
-    ranked = [layer for layer in layers if layer['kl'] is not None]
-    mapped = [layer for layer in ranked if layer['mapped'] is not None]
-    draws_map = bool(mapped) and 'mu' in decision['criterion']
+    layers = decision.layers
+    ranked = [layer for layer in layers if layer.kl is not None]
+    mapped = [layer for layer in ranked if layer.mapped is not None]
+    draws_map = bool(mapped) and 'mu' in decision.criterion
     heights = [.19 * len(layers) + .9, 3.] if draws_map else [
         .19 * len(layers) + .9]
     with style():
@@ -37,30 +38,30 @@ def decision_picture(decision: Dict[str, Any], unit: str = 'epoch') -> Picture:
         axes = np.ravel(
             figure.subplots(
                 len(heights), 1, gridspec_kw=dict(height_ratios=heights)))
-        _kl_panel(axes[0], layers, decision['criterion'])
+        _kl_panel(axes[0], layers, decision.criterion)
         if draws_map:
-            _map_panel(axes[1], ranked, decision['criterion'])
-        first, last = decision['window']
-        span = window_name(decision['window'], unit)
+            _map_panel(axes[1], ranked, decision.criterion)
+        first, last = decision.window
+        span = window_name(decision.window, unit)
         figure.suptitle(
-            f'{span.capitalize()}: {len(decision["skipped"])} of '
-            f'{decision["active"] + len(decision["skipped"])} active layers '
+            f'{span.capitalize()}: {len(decision.skipped)} of '
+            f'{decision.active + len(decision.skipped)} active layers '
             'skipped',
             fontsize=10)
     return Picture(f'window_{first}_{last}', figure, _alt(decision, span))
 
 
-def _is_skipped(layer: Dict[str, Any]) -> bool:
-    return layer['status'] == 'skipped'
+def _is_skipped(layer: LayerDecision) -> bool:
+    return layer.outcome is Outcome.SKIPPED
 
 
-def _kl_panel(axes, layers: List[dict], criterion: Dict[str, Any]) -> None:
-    ranked = [layer for layer in layers if layer['kl'] is not None]
+def _kl_panel(axes, layers: List[LayerDecision], criterion: Dict[str, Any]) -> None:
+    ranked = [layer for layer in layers if layer.kl is not None]
     for y, layer in enumerate(layers):
-        kl = layer['kl']
+        kl = layer.kl
         if kl is None:
             axes.text(
-                .01, y, layer['status'], va='center', fontsize=7, color=OUT,
+                .01, y, layer.outcome.value, va='center', fontsize=7, color=OUT,
                 transform=axes.get_yaxis_transform())
             continue
         skipped = _is_skipped(layer)
@@ -69,15 +70,15 @@ def _kl_panel(axes, layers: List[dict], criterion: Dict[str, Any]) -> None:
         axes.hlines(y, .1 * SMALLEST, x, color=colour, linewidth=1,
                     linestyle=':' if skipped else '-')
         axes.errorbar(
-            x, y, xerr=[[min(layer['kl_std'], x - SMALLEST)],
-                        [layer['kl_std']]], color=colour, capsize=2,
+            x, y, xerr=[[min(layer.kl_std, x - SMALLEST)],
+                        [layer.kl_std]], color=colour, capsize=2,
             linewidth=.8, marker=MARKERS['skipped' if skipped else 'kept'],
             markersize=6)
     for label, colour in (('kept', KEPT), ('skipped', SKIPPED)):
         axes.plot([], [], color=colour, marker=MARKERS[label], linestyle='',
                   label=label)
     if len(ranked) > 1:
-        _thresholds(axes, [layer['kl'] for layer in ranked], criterion)
+        _thresholds(axes, [layer.kl for layer in ranked], criterion)
     axes.set_xscale('log')
     low, high = _limits(ranked)
     axes.set_xlim(low, high)
@@ -86,16 +87,16 @@ def _kl_panel(axes, layers: List[dict], criterion: Dict[str, Any]) -> None:
     axes.xaxis.set_major_formatter(FormatStrFormatter('%g'))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(
-        range(len(layers)), [layer['name'] for layer in layers], fontsize=7)
+        range(len(layers)), [layer.name for layer in layers], fontsize=7)
     axes.set_ylim(len(layers) - .4, -.6)
     axes.set_xlabel('KL to the layer before, nats (bars: between iterations)')
     axes.set_title('Redundancy')
     _legend(axes)
 
 
-def _limits(ranked: List[dict]) -> tuple:
+def _limits(ranked: List[LayerDecision]) -> tuple:
     """Of the logarithmic axis; names of what has no KL stand at its start."""
-    values = [max(layer['kl'], SMALLEST) for layer in ranked] or [1.]
+    values = [max(layer.kl, SMALLEST) for layer in ranked] or [1.]
     return .3 * min(values), 2 * max(values)
 
 
@@ -111,10 +112,10 @@ def _thresholds(axes, kl: List[float], criterion: Dict[str, Any]) -> None:
             label=f't = {criterion["t"]:g}')
 
 
-def _map_panel(axes, ranked: List[dict], criterion: Dict[str, Any]) -> None:
-    kl = np.array([layer['kl'] for layer in ranked])
+def _map_panel(axes, ranked: List[LayerDecision], criterion: Dict[str, Any]) -> None:
+    kl = np.array([layer.kl for layer in ranked])
     mapped = np.array([
-        np.nan if layer['mapped'] is None else layer['mapped']
+        np.nan if layer.mapped is None else layer.mapped
         for layer in ranked
     ])
     reached = ~np.isnan(mapped)
@@ -138,8 +139,8 @@ def _map_panel(axes, ranked: List[dict], criterion: Dict[str, Any]) -> None:
             kl[i], mapped[i], color=SKIPPED if skipped else KEPT,
             marker=MARKERS['skipped' if skipped else 'kept'], markersize=7)
     _name_points(axes, kl[reached], mapped[reached],
-                 [ranked[i]['name'] for i in np.flatnonzero(reached)])
-    out = [ranked[i]['name'] for i in np.flatnonzero(~reached)]
+                 [ranked[i].short for i in np.flatnonzero(reached)])
+    out = [ranked[i].name for i in np.flatnonzero(~reached)]
     axes.set_ylim(-.06, 1.12)
     margin = .06 * (high - low)
     axes.set_xlim(low - margin, high + 3 * margin)
@@ -166,7 +167,7 @@ def _name_points(axes, x: np.ndarray, y: np.ndarray,
             height += 1
         taken.append((x[i], height))
         axes.annotate(
-            names[i].replace('layer', ''), (x[i], y[i]),
+            names[i], (x[i], y[i]),
             xytext=(0, 8 + 9 * height), textcoords='offset points',
             ha='center', fontsize=7,
             bbox=dict(facecolor='white', edgecolor='none', pad=.3))
@@ -179,15 +180,15 @@ def _legend(axes) -> None:
         borderaxespad=0.2, handletextpad=.4, columnspacing=1.2)
 
 
-def _alt(decision: Dict[str, Any], span: str) -> str:
+def _alt(decision: Decision, span: str) -> str:
     values = [
-        f'{layer["name"]} {layer["kl"]:.3g} ({layer["status"]})'
-        for layer in decision['layers'] if layer['kl'] is not None
+        f'{layer.name} {layer.kl:.3g} ({layer.outcome.value})'
+        for layer in decision.layers if layer.kl is not None
     ]
     if not values:
         return f'{span.capitalize()}: no KL divergence was measured.'
     return (f'KL divergences in nats of {span}: {", ".join(values)}. '
-            f'Skipped: {", ".join(decision["skipped"]) or "none"}.')
+            f'Skipped: {", ".join(decision.skipped) or "none"}.')
 
 
 __all__ = ['decision_picture']

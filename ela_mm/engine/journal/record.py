@@ -1,12 +1,26 @@
-"""The machine-readable record of every decision of a run."""
+"""The machine-readable record of every decision of a run.
+
+The one place where a decision becomes JSON, and where it is read back.
+"""
 import json
 import os
 import os.path as osp
 import re
 import tempfile
+from typing import Any, Dict, List
+
+from ...errors import UsageError
+from ...pruning.decision import Decision, LayerDecision, Outcome, StepTimes
 
 FILE_NAME = 'ela_decisions.json'
 FORMAT = 1
+
+
+def _umask() -> int:
+    """What the user wants others not to do with new files."""
+    mask = os.umask(0o077)  # there is no way to read it but to set it
+    os.umask(mask)
+    return mask
 
 
 def write_whole(text: str, path: str) -> None:
@@ -15,9 +29,9 @@ def write_whole(text: str, path: str) -> None:
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, suffix='.tmp')
     try:
-        with os.fdopen(handle, 'w') as file:
+        with os.fdopen(handle, 'w', encoding='utf-8') as file:
             file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp keeps it to its owner
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp keeps it to its owner
         os.replace(temporary, path)
     except OSError:  # such as a full disk
         os.remove(temporary)
@@ -46,15 +60,150 @@ def read_record(folder: str) -> dict:
 
     Returns:
         dict: ``layers``, ``windows``, ``criterion``, ``skip`` and
-        ``decisions``, one per window so far; see docs/record.md.
+        ``decisions``, one per window so far; see docs/record.md. Its
+        decisions as a type: :func:`decisions_of`.
 
     Raises:
         FileNotFoundError: If the run has no record.
+        UsageError: If it is none that this version can read.
     """
     path = osp.join(folder, FILE_NAME)
     if not osp.isfile(path):
         raise FileNotFoundError(
             f'no {FILE_NAME} in {folder!r}: expected the work dir of a run '
             'that was trained with ELAPruneHook')
-    with open(path) as file:
-        return json.load(file)
+    try:
+        with open(path, encoding='utf-8') as file:
+            record = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f'{path!r} is no JSON ({error}): it was changed or damaged; a '
+            'resumed run writes it anew from its checkpoint') from None
+    number = record.get('format') if isinstance(record, dict) else None
+    if number != FORMAT:
+        raise UsageError(
+            f'{path!r} has format {number!r}, this version of ela_mm reads '
+            f'{FORMAT}: install the version that wrote it')
+    try:
+        for key, kind in _RECORD.items():
+            _expect(record[key], kind, key)
+        decisions_of(record)
+    except (KeyError, TypeError, ValueError) as error:
+        what = f'lacks {error}' if isinstance(error, KeyError) else error
+        raise UsageError(
+            f'{path!r} is no record of decisions ({what}): it was changed or '
+            'damaged; a resumed run writes it anew from its checkpoint'
+        ) from None
+    return record
+
+
+def decisions_of(record: Dict[str, Any]) -> List[Decision]:
+    """Read the decisions of a record.
+
+    Args:
+        record (Dict[str, Any]): From :func:`read_record`.
+
+    Returns:
+        List[Decision]: One per window that has ended.
+    """
+    return [decision_from_json(d) for d in record['decisions']]
+
+
+# --- one decision ------------------------------------------------------------
+
+_NUMBER = (int, float, type(None))
+_TEXT = (str, type(None))
+_RECORD = dict(by_epoch=bool, windows=list, criterion=dict, skip=str,
+               layers=list, active=list, decisions=list)
+_DECISION = dict(window=list, epoch=int, iter=int, criterion=dict, layers=list,
+                 note=_TEXT, step_time_before=_NUMBER, step_time_after=_NUMBER)
+_LAYER = dict(name=str, stage=int, index=int, kl=_NUMBER, kl_std=_NUMBER,
+              mapped=_NUMBER, status=str)
+
+
+def _expect(value: Any, kind: Any, key: str) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f'{key} is a {type(value).__name__}')
+    return value
+
+
+def decision_to_json(decision: Decision) -> Dict[str, Any]:
+    """Turn a decision into what a record and a checkpoint hold of it."""
+    entry = dict(
+        window=list(decision.window),
+        epoch=decision.epoch,
+        iter=decision.iter,
+        samples=decision.samples,
+        iterations=decision.iterations,
+        criterion=decision.criterion,
+        skip=decision.skip_mode,
+        layers=[
+            dict(
+                name=layer.name,
+                stage=layer.stage,
+                index=layer.index,
+                kl=layer.kl,
+                kl_std=layer.kl_std,
+                bad_iterations=layer.bad_iterations,
+                kl_iterations=layer.kl_iterations,
+                mapped=layer.mapped,
+                status=layer.outcome.value) for layer in decision.layers
+        ],
+        skipped=decision.skipped,
+        active=decision.active,
+        total=decision.total,
+        note=decision.note,
+        step_time_before=decision.times.before,
+        step_time_after=decision.times.after,
+        steps_timed=list(decision.times.steps))
+    if decision.by_position:
+        entry['by_position'] = True
+    return entry
+
+
+def decision_from_json(entry: Dict[str, Any]) -> Decision:
+    """Read a decision back, also one of an earlier version.
+
+    Args:
+        entry (Dict[str, Any]): From :func:`decision_to_json`.
+
+    Returns:
+        Decision: The same.
+
+    Raises:
+        KeyError: If something is missing.
+        TypeError: If something is of another type.
+        ValueError: On an unknown status.
+    """
+    for key, kind in _DECISION.items():
+        _expect(_expect(entry, dict, 'a decision')[key], kind, key)
+    first, last = entry['window']
+    layers = []
+    for layer in entry['layers']:
+        for key, kind in _LAYER.items():
+            _expect(_expect(layer, dict, 'a layer')[key], kind, key)
+        layers.append(
+            LayerDecision(
+                layer['name'],
+                layer['stage'],
+                layer['index'],
+                Outcome(layer['status']),
+                kl=layer['kl'],
+                kl_std=layer['kl_std'],
+                bad_iterations=layer.get('bad_iterations', 0),
+                # Records of earlier versions have no single iterations.
+                kl_iterations=list(layer.get('kl_iterations') or []),
+                mapped=layer['mapped']))
+    return Decision((first, last),
+                    entry['epoch'],
+                    entry['iter'],
+                    entry['criterion'],
+                    entry.get('skip', 'layer'),
+                    layers,
+                    samples=entry.get('samples'),
+                    iterations=entry.get('iterations'),
+                    note=entry['note'],
+                    by_position=entry.get('by_position', False),
+                    times=StepTimes(
+                        entry['step_time_before'], entry['step_time_after'],
+                        tuple(entry.get('steps_timed', (0, 0)))))

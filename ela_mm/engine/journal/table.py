@@ -1,18 +1,20 @@
 """The table that is logged at each pruning."""
 import io
-from typing import List, Mapping
+from typing import List
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from ...pruning.decision import LayerDecision
 
-def prune_table(layers: List[Mapping]) -> str:
+
+def prune_table(layers: List[LayerDecision]) -> str:
     """Lay out one decision as text.
 
     Args:
-        layers (List[Mapping]): Per attention layer of the network its
-            ``name``, ``stage``, ``kl`` (nats), ``mapped`` and ``status``, as
-            in the decisions record. None is shown as ``-``.
+        layers (List[LayerDecision]): Of the network, in order. What is None
+            is shown as ``-``.
 
     Returns:
         str: A table of one line per layer, without colours.
@@ -23,11 +25,11 @@ def prune_table(layers: List[Mapping]) -> str:
     table.add_column('decision')
     for layer in layers:
         numbers = [
-            '-' if layer[name] is None else f'{layer[name]:.4f}'
-            for name in ('kl', 'mapped')
+            '-' if number is None else f'{number:.4f}'
+            for number in (layer.kl, layer.mapped)
         ]
-        table.add_row(layer['name'], str(layer['stage']), *numbers,
-                      layer['status'])
+        table.add_row(escape(layer.name), str(layer.stage), *numbers,
+                      layer.outcome.value)
     text = io.StringIO()
     # In Jupyter, rich would show the table instead of writing it.
     Console(

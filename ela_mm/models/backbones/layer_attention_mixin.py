@@ -91,7 +91,8 @@ class LayerAttentionMixin:
         """The prunable layers in order; none unless ``attention='base'``."""
         return [
             AttentionLayerInfo(f'{stage.name}.{i}', number, i, active,
-                               stage.name, stage.attention[i])
+                               sum(stage.visible[:i + 1]), stage.name,
+                               stage.attention[i])
             for number, stage in enumerate(self._prunable_stages, start=1)
             for i, active in enumerate(stage.active)
         ]

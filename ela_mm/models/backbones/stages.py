@@ -44,6 +44,8 @@ class AttentionLayerInfo:
         stage (int): Stage, from 1.
         index (int): Block within the stage, from 0.
         active (bool): False where the layer is skipped.
+        sees (int): n, layers in memory when this one attends, itself
+            included.
         stage_name (str): The stage's name in the backbone.
         module (nn.Module | None): The layer itself.
     """
@@ -51,6 +53,7 @@ class AttentionLayerInfo:
     stage: int
     index: int
     active: bool
+    sees: int = field(default=0, compare=False)
     stage_name: str = ''
     module: Optional[nn.Module] = field(
         default=None, compare=False, repr=False)

@@ -1,0 +1,83 @@
+"""The same random numbers in every run of one seed, interrupted or not."""
+from typing import Optional
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import IterBasedTrainLoop
+
+from ..randomness import (
+    EPOCH,
+    VALIDATION,
+    SeededBatches,
+    WorkerSeeds,
+    seed_all,
+    seed_workers,
+)
+
+
+@HOOKS.register_module()
+class ReseedHook(Hook):
+    """Seeds each epoch or batch by the run's seed and its number.
+
+    mmengine seeds once. What a network draws by itself, such as drop path,
+    then shifts all that is drawn after it: runs of one seed that differ in
+    their attention see other crops, and cannot be compared in pairs; a
+    resumed run differs from one without an interruption. Here nothing that
+    was drawn before matters (:mod:`ela_mm.engine.randomness`).
+
+    ``tools/train.py`` and ``tools/ablation.py`` register it for every run,
+    and ``ELAPruneHook`` where nobody has; other tools find it in a config's
+    ``custom_hooks``.
+    """
+
+    # With ELAPruneHook: before all hooks that may draw.
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self) -> None:
+        self._workers: Optional[WorkerSeeds] = None
+        self._trains = False
+
+    def before_train(self, runner) -> None:
+        """Take hold of the data loader, before its workers start."""
+        self._trains = True
+        loop = runner.train_loop
+        if not isinstance(loop, IterBasedTrainLoop):
+            self._workers = seed_workers(loop.dataloader, runner.seed)
+        elif not isinstance(loop.dataloader_iterator, SeededBatches):
+            loop.dataloader_iterator = SeededBatches(loop.dataloader_iterator,
+                                                     runner.seed)
+
+    def before_train_epoch(self, runner) -> None:
+        """Seed the epoch; an iteration-based loop is seeded by batch."""
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            return
+        seed_all(runner.seed, EPOCH, runner.epoch)
+        if self._workers is not None:
+            self._workers.epoch.fill_(runner.epoch)
+
+    def before_train_iter(self,
+                          runner,
+                          batch_idx: int,
+                          data_batch=None) -> None:
+        """Seed once more where a loader has drawn to start its workers."""
+        if batch_idx == 0 and self._workers is not None:
+            # It does so in the first epoch of a process, not in later ones.
+            seed_all(runner.seed, EPOCH, runner.epoch)
+
+    def before_val(self, runner) -> None:
+        """Seed a validation during training, which may be repeated."""
+        if self._trains:
+            seed_all(runner.seed, VALIDATION, runner.iter)
+
+
+def ensure_reseeding(runner) -> None:
+    """Register a :class:`ReseedHook` unless the runner has one.
+
+    Args:
+        runner (Runner): Before it trains.
+    """
+    if not any(isinstance(hook, ReseedHook) for hook in runner.hooks):
+        runner.register_hook(ReseedHook())
+
+
+__all__ = ['ReseedHook', 'ensure_reseeding']

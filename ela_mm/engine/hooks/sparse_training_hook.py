@@ -1,0 +1,400 @@
+"""Sparse training: a share of the weights exists, the others are 0."""
+import json
+import os.path as osp
+import random
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, Optional, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from mmengine.dist import is_distributed, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ...errors import UsageError
+from ...sparsity.build import build_scheme
+from ...sparsity.layers import sparse_layers
+from ...sparsity.scheme import Tensors, check_density
+from ..journal.record import write_whole
+from ..lifetime import when_over
+
+# Where the hook keeps its state in mmengine's checkpoints.
+STATE_KEY = 'sparse_training_hook'
+FILE_NAME = 'sparse_training.json'
+FORMAT = 1
+
+
+@HOOKS.register_module()
+class SparseTrainingHook(Hook):
+    """Trains a network of which only a share of the weights exists.
+
+    A mask says which weights of the convolutions and linear layers exist (see
+    :func:`~ela_mm.sparsity.layers.sparse_layers`). The others are exactly 0
+    before the first step and after every one, also in averaged models, so that
+    any checkpoint holds the sparse network and needs nothing else: to export
+    it is to save it. Gradients are masked before DDP, clipping and the
+    optimiser see them, weights once more after the step, for optimisers that
+    move weights without a gradient. Masks travel in the checkpoint; a resumed
+    run is bit for bit the one that was never interrupted. On several ranks
+    the first one's masks hold.
+
+    torch.nn.utils.prune and parametrisations are not used: they rename
+    ``weight`` to ``weight_orig`` or ``parametrizations.weight.original`` in
+    the state dict, in the optimiser and in every averaged copy. Checkpoints
+    of the dense network would no longer load, nor those of the sparse one
+    elsewhere, and the weights that do not exist would keep values.
+
+    The density per layer is logged and written to ``sparse_training.json`` in
+    the work dir.
+
+    Args:
+        density (float): Share of the masked layers' weights that exists, in
+            (0, 1]; a sparsity of 0.95 is a density of 0.05.
+        scheme (dict, optional): ``type`` and parameters: ``ERK`` or
+            ``uniform``, random masks that stay; ``SNIP``, with ``batches``;
+            ``RigL``, with ``interval``, ``fraction`` and ``until``. Defaults
+            to dict(type='ERK').
+        leave_out (Sequence[str]): Names of modules that stay dense, such as
+            ``'head.fc'``. Defaults to ().
+        seed (int, optional): Of random masks. Defaults to None: the run's.
+
+    Raises:
+        UsageError: On wrong arguments; before training starts, on a model
+            with nothing to mask, on a second hook of this type, on a model
+            wrapper other than DistributedDataParallel, on a checkpoint of a
+            run with other settings, and on gradients by which SNIP cannot
+            rank.
+    """
+
+    # Before EMAHook (NORMAL) and CheckpointHook, after ELAPruneHook.
+    priority = 45
+
+    def __init__(self,
+                 density: float,
+                 scheme: Optional[dict] = None,
+                 leave_out: Sequence[str] = (),
+                 seed: Optional[int] = None) -> None:
+        self.density = check_density(density)
+        self.scheme_config = dict(scheme or dict(type='ERK'))
+        self.scheme = build_scheme(self.scheme_config)
+        self.leave_out = leave_out
+        self.seed = seed
+        self.masks: Tensors = {}
+        self.updates: List[dict] = []
+        self._weights: Dict[str, nn.Parameter] = {}
+        self._dense: Dict[str, str] = {}
+        self._absent: Tensors = {}  # the masks' opposite
+        self._handles: list = []
+        self._resumed_state: Optional[dict] = None
+        # Of the iteration that is running, all of it; None: not wanted.
+        self._gradients: Optional[Tensors] = None
+
+    # --- before training -----------------------------------------------------
+
+    def before_run(self, runner) -> None:
+        """Check the model and find what is to be masked."""
+        if not isinstance(runner._train_loop, BaseLoop):
+            return  # validation or test only
+        if sum(isinstance(hook, type(self)) for hook in runner.hooks) > 1:
+            raise UsageError('two SparseTrainingHooks: expected one, with one '
+                             'density for the whole network')
+        model = runner.model
+        if is_model_wrapper(model) and not isinstance(
+                model, DistributedDataParallel):
+            raise UsageError(
+                f'SparseTrainingHook cannot mask what {type(model).__name__} '
+                'shards: expected no model wrapper or '
+                'MMDistributedDataParallel')
+        self._weights, self._dense = sparse_layers(_model_of(runner),
+                                                   self.leave_out)
+        when_over(runner.train_loop, self._remove)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Keep the state for before_train; the weights are not loaded yet."""
+        if runner._resume:
+            self._resumed_state = checkpoint.get(STATE_KEY, {})
+
+    def before_train(self, runner) -> None:
+        """Choose the masks, or take up those of a resumed run."""
+        state, self._resumed_state = self._resumed_state, None
+        if state:
+            self._check_state(state)
+            self.masks = {
+                name: state['masks'][name].to(weight.device)
+                for name, weight in self._weights.items()
+            }
+            self.updates = state['updates']
+        else:
+            if state is not None:
+                runner.logger.warning(
+                    'the checkpoint is of a run without SparseTrainingHook: '
+                    'masks are chosen now')
+            self.masks = self._choose(runner)
+        for mask in self.masks.values():
+            _from_main_rank(mask)
+        self._absent = {name: ~mask for name, mask in self.masks.items()}
+        self._apply(runner)
+        for name, weight in self._weights.items():
+            if weight.requires_grad:  # not of a layer skipped by now
+                self._handles.append(weight.register_hook(self._masking(name)))
+        runner.logger.info(
+            f'{self.scheme_config["type"]}: {self._summary()}\n{self._table()}')
+        self._write_record(runner)
+
+    def _check_state(self, state: dict) -> None:
+        ours = dict(
+            density=self.density,
+            scheme=self.scheme_config,
+            layers={n: tuple(w.shape) for n, w in self._weights.items()})
+        theirs = dict(
+            density=state['density'],
+            scheme=state['scheme'],
+            layers={n: tuple(m.shape) for n, m in state['masks'].items()})
+        for name in ours:
+            if ours[name] != theirs[name]:
+                raise UsageError(
+                    f'the checkpoint to resume is of a run with another {name} '
+                    f'of SparseTrainingHook: {_short(theirs[name])}, now '
+                    f'{_short(ours[name])}. Resume with the settings that it '
+                    'was begun with, or start anew from its weights '
+                    '(load_from without resume)')
+
+    def _choose(self, runner) -> Tensors:
+        gradients = {}
+        if self.scheme.batches:
+            with _undisturbed(_model_of(runner)):
+                gradients = self._first_gradients(runner)
+        seed = runner.seed if self.seed is None else self.seed
+        return self.scheme.start(self._weights, self.density,
+                                 torch.Generator().manual_seed(seed), gradients)
+
+    def _first_gradients(self, runner) -> Tensors:
+        """Gradients of the loss on a few of the run's batches, all ranks'."""
+        # Another loader, where the run has its config: samplers of
+        # iteration-based loops go on where they stopped.
+        loader = runner.cfg.get('train_dataloader')
+        if isinstance(loader, dict):
+            loader = runner.build_dataloader(loader, seed=runner.seed)
+        else:
+            loader = runner.train_dataloader
+        model = _model_of(runner)
+        model.train()
+        model.zero_grad()
+        for _, data in zip(range(self.scheme.batches), loader):
+            data = model.data_preprocessor(data, True)
+            losses = model._run_forward(data, mode='loss')
+            model.parse_losses(losses)[0].backward()
+        gradients = {
+            name: torch.zeros_like(weight)
+            if weight.grad is None else weight.grad.clone()
+            for name, weight in self._weights.items()
+        }
+        model.zero_grad(set_to_none=True)
+        _mean_over_ranks(gradients)
+        return gradients
+
+    # --- while training ------------------------------------------------------
+
+    def _masking(self, name: str):
+
+        def mask_gradient(gradient: Tensor) -> Tensor:
+            if self._gradients is not None:
+                before = self._gradients.get(name, 0)
+                self._gradients[name] = before + gradient.detach()
+            return gradient.masked_fill(self._absent[name], 0)
+
+        return mask_gradient
+
+    def before_train_iter(self,
+                          runner,
+                          batch_idx: int,
+                          data_batch=None) -> None:
+        """Keep the whole gradients if this iteration ends with an update."""
+        self._gradients = {} if self._fraction(runner) else None
+
+    def after_train_iter(self,
+                         runner,
+                         batch_idx: int,
+                         data_batch=None,
+                         outputs: Optional[dict] = None) -> None:
+        """Set what does not exist to 0; exchange weights if it is time."""
+        for name, weight in self._weights.items():
+            weight.data.masked_fill_(self._absent[name], 0)
+        gradients, self._gradients = self._gradients, None
+        if gradients is not None:
+            self._update(runner, gradients)
+
+    def _fraction(self, runner) -> float:
+        """The share that this iteration exchanges; mostly 0."""
+        interval, done = self.scheme.interval, runner.iter + 1
+        if not interval or done % interval:
+            return 0.
+        return self.scheme.fraction(done / runner.max_iters)
+
+    def _update(self, runner, gradients: Tensors) -> None:
+        gradients = {  # skipped layers have none
+            name: gradients.get(name, torch.zeros_like(weight))
+            for name, weight in self._weights.items()
+        }
+        _mean_over_ranks(gradients)
+        if not all(g.isfinite().all() for g in gradients.values()):
+            runner.logger.warning(
+                f'masks stay as they are in iteration {runner.iter + 1}: '
+                'gradients are not finite')
+            return
+        fraction, exchanged = self._fraction(runner), 0
+        for name, weight in self._weights.items():
+            if not gradients[name].any():
+                continue
+            mask = self.masks[name]
+            new = self.scheme.update(weight, gradients[name], mask, fraction)
+            _from_main_rank(new)
+            exchanged += int((new & ~mask).sum())
+            mask.copy_(new)
+            self._absent[name].copy_(~new)
+        self._apply(runner)
+        self.updates.append(
+            dict(iter=runner.iter + 1, fraction=fraction, exchanged=exchanged))
+        runner.logger.info(f'{self.scheme_config["type"]}: exchanged '
+                           f'{exchanged} weights, {fraction:.3g} of each layer')
+        self._write_record(runner)
+
+    def _apply(self, runner) -> None:
+        """Set what does not exist to 0, also in averages and momenta."""
+        networks = [_model_of(runner)]
+        for hook in runner.hooks:
+            averaged = getattr(hook, 'ema_model', None)
+            if averaged is not None:
+                networks.append(averaged.module)
+        wrappers = runner.optim_wrapper
+        wrappers = wrappers.values() if hasattr(wrappers,
+                                                'values') else [wrappers]
+        state = {}
+        for wrapper in wrappers:
+            state.update(wrapper.optimizer.state)
+        for name, absent in self._absent.items():
+            tensors = [net.get_parameter(name) for net in networks]
+            tensors += state.get(self._weights[name], {}).values()
+            for tensor in tensors:
+                if isinstance(tensor, Tensor) and tensor.shape == absent.shape:
+                    tensor.data.masked_fill_(absent, 0)
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._gradients = None
+
+    # --- reporting -----------------------------------------------------------
+
+    def _counts(self) -> Dict[str, int]:
+        return {name: int(mask.sum()) for name, mask in self.masks.items()}
+
+    def _summary(self) -> str:
+        total = sum(mask.numel() for mask in self.masks.values())
+        exist = sum(self._counts().values())
+        text = (f'{exist} of {total} weights of {len(self.masks)} layers '
+                f'exist, a density of {exist / total:.4g}')
+        full = [name for name, count in self._counts().items()
+                if count == self.masks[name].numel()]
+        if full and self.density < 1:
+            text += (f'; {len(full)} of them are dense, as they cannot have '
+                     'fewer')
+        for reason in sorted(set(self._dense.values())):
+            count = list(self._dense.values()).count(reason)
+            text += f'; {count} layers are not masked ({reason})'
+        return text
+
+    def _table(self) -> str:
+        width = max(map(len, self.masks))
+        rows = [f'{"layer":{width}}  {"weights":>10}  {"exist":>10}  density']
+        rows += [
+            f'{name:{width}}  {self.masks[name].numel():10}  {count:10}  '
+            f'{count / self.masks[name].numel():.4f}'
+            for name, count in self._counts().items()
+        ]
+        return '\n'.join(rows)
+
+    def _write_record(self, runner) -> None:
+        if not is_main_process():
+            return
+        counts = self._counts()
+        sizes = {name: mask.numel() for name, mask in self.masks.items()}
+        record = dict(
+            format=FORMAT,
+            scheme=self.scheme_config,
+            density=self.density,
+            density_reached=sum(counts.values()) / sum(sizes.values()),
+            layers=[
+                dict(
+                    name=name,
+                    weights=sizes[name],
+                    exist=counts[name],
+                    density=counts[name] / sizes[name]) for name in counts
+            ],
+            dense=self._dense,
+            updates=self.updates)
+        try:
+            write_whole(
+                json.dumps(record, indent=1, allow_nan=False),
+                osp.join(runner.work_dir, FILE_NAME))
+        except OSError as error:  # the checkpoints hold the masks, too
+            runner.logger.warning(
+                f'the record of sparse training was not written: {error}')
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Add the masks."""
+        if not self.masks:
+            return  # saved without training
+        checkpoint[STATE_KEY] = dict(
+            density=self.density,
+            scheme=self.scheme_config,
+            masks={name: mask.cpu() for name, mask in self.masks.items()},
+            updates=self.updates)
+
+
+def _model_of(runner) -> nn.Module:
+    model = runner.model
+    return model.module if is_model_wrapper(model) else model
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) < 200 else f'{text[:200]} ...'
+
+
+def _from_main_rank(mask: Tensor) -> None:
+    """Give every rank the first one's mask."""
+    if is_distributed():
+        numbers = mask.to(torch.uint8)  # gloo has not always known bool
+        dist.broadcast(numbers, src=0)
+        mask.copy_(numbers)
+
+
+def _mean_over_ranks(tensors: Tensors) -> None:
+    if is_distributed():
+        for tensor in tensors.values():
+            dist.all_reduce(tensor)
+            tensor /= dist.get_world_size()
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Leave a model's buffers and all random numbers as they were."""
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    states = random.getstate(), np.random.get_state()
+    device = next(model.parameters()).device
+    devices = [device] if device.type == 'cuda' else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])

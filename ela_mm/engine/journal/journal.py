@@ -1,0 +1,119 @@
+"""Tells of decisions: log, scalars, picture, and the record in the work dir."""
+from typing import Any, Dict, List
+
+from mmengine.dist import is_main_process
+
+from ...pruning.decision import Decision
+from ...pruning.windows import Windows
+from .record import FORMAT, decision_to_json, write_record
+from .table import prune_table
+
+
+class Journal:
+    """What a run has decided so far, and everybody who is told.
+
+    Args:
+        windows (Windows): Of the run.
+        criterion (dict): ``type`` and every parameter.
+        skip (str): How layers are skipped.
+        picture (bool): Whether a picture of each window goes to the
+            Visualizer, as ``ela_redundancy``.
+
+    Attributes:
+        decisions (List[Decision]): One per window that has ended.
+    """
+
+    def __init__(self, windows: Windows, criterion: Dict[str, Any], skip: str,
+                 picture: bool) -> None:
+        self.windows = windows
+        self.criterion = criterion
+        self.skip = skip
+        self.picture = picture
+        self.decisions: List[Decision] = []
+
+    def tell(self, runner, layers: List, decision: Decision) -> None:
+        """Add a decision and tell of it.
+
+        Args:
+            runner (Runner): While it trains.
+            layers (List[AttentionLayerInfo]): As they are after it.
+            decision (Decision): Taken and applied.
+        """
+        self.decisions.append(decision)
+        first, last = decision.window
+        span = f'{self.windows.unit}s {first} to {last}'
+        runner.logger.info(f'redundancy of the attention layers, {span}, '
+                           f'criterion {decision.criterion}:\n'
+                           f'{prune_table(decision.layers)}')
+        if decision.by_position:
+            runner.logger.warning(
+                f'{span}: attention is still near uniform, so this ranking is '
+                'by position in the stage, not by what attention has learned; '
+                'measure later or longer, or after the warm-up')
+        if decision.skipped:
+            runner.logger.info(
+                f'{_pruned(decision)}: {", ".join(decision.skipped)}')
+        else:
+            # With the window in it: mmengine drops a warning that it repeats.
+            runner.logger.warning(f'nothing pruned on {span}: {decision.note}')
+        scalars = {
+            f'ela/kl/{layer.name}': layer.kl
+            for layer in decision.layers if layer.kl is not None
+        }
+        scalars['ela/active'] = decision.active
+        runner.visualizer.add_scalars(scalars, step=decision.iter)
+        if self.picture and is_main_process():
+            self._show(runner, decision)
+        self.write(runner, layers)
+
+    def tell_gain(self, runner, layers: List, decision: Decision) -> None:
+        """Say what a pruning bought, once its steps are timed."""
+        times = decision.times
+        runner.logger.info(
+            f'{_pruned(decision)}; step {_seconds(times.before)} -> '
+            f'{_seconds(times.after)} (medians of {times.steps[0]} and '
+            f'{times.steps[1]} steps)')
+        self.write(runner, layers)
+
+    def write(self, runner, layers: List) -> None:
+        """Replace the record; a full disk is no reason to end a training."""
+        if not is_main_process():
+            return
+        record = dict(
+            format=FORMAT,
+            windows=[list(window) for window in self.windows.spans],
+            by_epoch=self.windows.by_epoch,
+            criterion=self.criterion,
+            skip=self.skip,
+            layers=[layer.name for layer in layers],
+            active=[layer.name for layer in layers if layer.active],
+            decisions=[decision_to_json(d) for d in self.decisions])
+        try:
+            write_record(record, runner.work_dir)
+        except OSError as error:  # the checkpoints hold all of it, too
+            runner.logger.warning(
+                f'the decisions record was not written: {error}')
+
+    def _show(self, runner, decision: Decision) -> None:
+        """Send the window's picture to TensorBoard, WandB and the like."""
+        try:
+            # Not at the top: a broken matplotlib must not stop a training.
+            from ...plotting import to_array
+            from .picture import decision_picture
+            picture = decision_picture(decision, self.windows.unit)
+            runner.visualizer.add_image(
+                'ela_redundancy',
+                to_array(picture.figure),
+                step=decision.iter)
+        except Exception as error:
+            runner.logger.warning('no picture of the redundancy: '
+                                  f'{type(error).__name__}: {error}')
+
+
+def _seconds(value) -> str:
+    return 'not timed' if value is None else f'{value:.3g} s'
+
+
+def _pruned(decision: Decision) -> str:
+    return (f'pruned {len(decision.skipped)} of {decision.total} attention '
+            f'layers, {decision.active} active')

@@ -1,0 +1,279 @@
+"""What a window's measurements decide: a type, and a pure function."""
+import enum
+import math
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from .kl import uniform_kl
+from .statistics import LayerKL
+from .windows import Window
+
+# From (L, ) KL divergences in nats to (L, ) bool and (L, ) scores.
+Decider = Callable[[Sequence[float]], Tuple[np.ndarray, np.ndarray]]
+# A value this near to the uniform layer's, as a share of it, says no more than
+# the position does, however small the noise: this project's choice.
+UNIFORM = .05
+
+
+class Outcome(enum.Enum):
+    """What becomes of a layer; the values are what the record says."""
+    FIRST = 'kept (first of its stage)'
+    NOT_MEASURED = 'kept (not measured)'
+    KEPT = 'kept'
+    SKIPPED = 'skipped'
+    SKIPPED_BEFORE = 'skipped before'
+
+    @property
+    def stays(self) -> bool:
+        """Whether the layer is active afterwards."""
+        return self not in (Outcome.SKIPPED, Outcome.SKIPPED_BEFORE)
+
+
+@dataclass
+class LayerDecision:
+    """One layer in a decision.
+
+    Attributes:
+        name (str): ``layer<stage>.<index>``.
+        stage (int): From 1.
+        index (int): Of its block within the stage, from 0.
+        outcome (Outcome): What becomes of it.
+        kl (float | None): Mean KL divergence in nats; None where it was not
+            measured or not finite.
+        kl_std (float | None): Standard deviation between iterations.
+        bad_iterations (int): Those whose value was not finite.
+        kl_iterations (List[float | None]): Of single iterations, in order.
+        mapped (float | None): What the criterion compared with its threshold;
+            None where the layer was out of reach.
+    """
+    name: str
+    stage: int
+    index: int
+    outcome: Outcome
+    kl: Optional[float] = None
+    kl_std: Optional[float] = None
+    bad_iterations: int = 0
+    kl_iterations: List[Optional[float]] = field(default_factory=list)
+    mapped: Optional[float] = None
+
+    @property
+    def was_active(self) -> bool:
+        """Whether the layer attended while the window was measured."""
+        return self.outcome is not Outcome.SKIPPED_BEFORE
+
+    @property
+    def short(self) -> str:
+        """``<stage>.<index>``, for pictures and tables."""
+        return f'{self.stage}.{self.index}'
+
+
+@dataclass
+class StepTimes:
+    """Median seconds of a training step, before and after a pruning.
+
+    Attributes:
+        before (float | None): At the window's end, measuring included.
+        after (float | None): Right after it; None until timed.
+        steps (Tuple[int, int]): Steps behind the two medians.
+    """
+    before: Optional[float] = None
+    after: Optional[float] = None
+    steps: Tuple[int, int] = (0, 0)
+
+
+@dataclass
+class Decision:
+    """The decision at the end of a window.
+
+    Attributes:
+        window (Window): First and last epoch or iteration, inclusive.
+        epoch (int): When it was taken, from 1.
+        iter (int): Iterations done by then.
+        criterion (dict): ``type`` and every parameter of what decided.
+        skip_mode (str): ``'layer'`` or ``'retrieval'``.
+        layers (List[LayerDecision]): All of the network, in order.
+        samples (int): That the statistics rest on, of all ranks.
+        iterations (int): That they rest on, every rank's counted.
+        note (str | None): Why nothing is skipped.
+        by_position (bool): Whether the measured values are those of layers
+            that weigh all others alike: the ranking is by position then.
+        times (StepTimes): What the pruning gained, once it is timed.
+    """
+    window: Window
+    epoch: int
+    iter: int
+    criterion: Dict[str, Any]
+    skip_mode: str
+    layers: List[LayerDecision]
+    samples: Optional[int] = None
+    iterations: Optional[int] = None
+    note: Optional[str] = None
+    by_position: bool = False
+    times: StepTimes = field(default_factory=StepTimes)
+
+    @property
+    def skipped(self) -> List[str]:
+        """Names of the layers that this decision skips."""
+        return [x.name for x in self.layers if x.outcome is Outcome.SKIPPED]
+
+    @property
+    def active(self) -> int:
+        """Number of layers that remain."""
+        return sum(x.outcome.stays for x in self.layers)
+
+    @property
+    def total(self) -> int:
+        """Number of layers of the network."""
+        return len(self.layers)
+
+
+class Moment(NamedTuple):
+    """When a decision is taken, and on which window.
+
+    Attributes:
+        window (Window): That has ended.
+        epoch (int): From 1.
+        iter (int): Iterations done.
+    """
+    window: Window
+    epoch: int
+    iter: int
+
+
+def decide(layers: Sequence,
+           measured: Dict[str, LayerKL],
+           criterion: Decider,
+           config: Dict[str, Any],
+           moment: Moment,
+           skip_mode: str = 'layer',
+           diverged: Optional[str] = None) -> Decision:
+    """Decide which layers to skip.
+
+    Args:
+        layers (Sequence[AttentionLayerInfo]): All of the network, in order.
+        measured (Dict[str, LayerKL]): Of the candidates, by name.
+        criterion (Callable): From KL divergences to a verdict and scores.
+        config (Dict[str, Any]): The criterion's, for the record.
+        moment (Moment): Of the decision.
+        skip_mode (str): How layers are skipped. Defaults to ``'layer'``.
+        diverged (str, optional): Name of a parameter of the network that is
+            not finite.
+
+    Returns:
+        Decision: It skips nothing, and says why, where the measurements
+        cannot be trusted or the criterion cannot rank them.
+    """
+    note = _why_not(layers, measured, diverged)
+    skipped, scores = [], {}
+    if note is None:
+        skipped, scores, note = _apply(criterion, measured)
+    firsts = _firsts(layers)
+    return Decision(
+        *moment,
+        criterion=config,
+        skip_mode=skip_mode,
+        layers=[
+            LayerDecision(
+                layer.name,
+                layer.stage,
+                layer.index,
+                _outcome(layer, firsts, measured, skipped),
+                mapped=scores.get(layer.name),
+                **_numbers(measured.get(layer.name))) for layer in layers
+        ],
+        samples=max((kl.samples for kl in measured.values()), default=0),
+        iterations=max((kl.iterations for kl in measured.values()), default=0),
+        note=note,
+        by_position=_is_by_position(layers, measured))
+
+
+def _why_not(layers: Sequence, measured: Dict[str, LayerKL],
+             diverged: Optional[str]) -> Optional[str]:
+    """Why nothing may be decided on what was measured, else None."""
+    stages = [layer.stage for layer in layers if layer.active]
+    if not measured and len(set(stages)) < len(stages):
+        return 'no iteration was measured in this window'
+    bad = [(name, kl) for name, kl in measured.items() if kl.bad_iterations]
+    if bad:
+        return 'KL divergences are not finite: ' + ', '.join(
+            f'{name} in {kl.bad_iterations} of {kl.iterations} iterations'
+            for name, kl in bad)
+    if diverged is not None:
+        return f'the training has diverged: {diverged} is not finite'
+    if len(measured) < 2:
+        return (f'{len(measured)} layers were measured; ranking needs at '
+                'least 2')
+    return None
+
+
+def _apply(
+    criterion: Decider, measured: Dict[str, LayerKL]
+) -> Tuple[List[str], Dict[str, Optional[float]], Optional[str]]:
+    """Names to skip, scores by name, and why nothing is skipped."""
+    try:
+        skip, scores = criterion([kl.mean for kl in measured.values()])
+    except ValueError as error:
+        return [], {}, str(error)
+    except Exception as error:  # a failing fit must not end a training
+        return [], {}, f'{type(error).__name__}: {error}'
+    skipped = [name for name, gone in zip(measured, skip) if gone]
+    note = None if skipped else 'the criterion found no layer redundant'
+    return skipped, dict(zip(measured, map(_finite, scores))), note
+
+
+def _firsts(layers: Sequence) -> Dict[int, str]:
+    """The first active layer of every stage, which has no predecessor."""
+    firsts: Dict[int, str] = {}
+    for layer in layers:
+        if layer.active:
+            firsts.setdefault(layer.stage, layer.name)
+    return firsts
+
+
+def _outcome(layer, firsts: Dict[int, str], measured: Dict[str, LayerKL],
+             skipped: List[str]) -> Outcome:
+    if not layer.active:
+        return Outcome.SKIPPED_BEFORE
+    if layer.name in skipped:
+        return Outcome.SKIPPED
+    if layer.name in measured:
+        return Outcome.KEPT
+    return (Outcome.FIRST if firsts[layer.stage] == layer.name else
+            Outcome.NOT_MEASURED)
+
+
+def _numbers(kl: Optional[LayerKL]) -> Dict[str, Any]:
+    if kl is None:
+        return {}
+    return dict(
+        kl=_finite(kl.mean),
+        kl_std=_finite(kl.std),
+        bad_iterations=kl.bad_iterations,
+        kl_iterations=[_finite(float(f'{value:.6g}')) for value in kl.series])
+
+
+def _finite(value: float) -> Optional[float]:
+    return float(value) if math.isfinite(value) else None
+
+
+def _is_by_position(layers: Sequence, measured: Dict[str, LayerKL]) -> bool:
+    """Whether most layers measure what a layer of uniform weights would.
+
+    Within the window's own noise (the standard deviation between iterations),
+    or within ``UNIFORM`` of it.
+    """
+    previous: Dict[int, int] = {}  # layers in memory, by stage
+    near = []
+    for layer in layers:
+        if not layer.active:
+            continue
+        kl = measured.get(layer.name)
+        before = previous.get(layer.stage)
+        if kl is not None and before and math.isfinite(kl.mean):
+            expected = uniform_kl(before, layer.sees)
+            near.append(
+                abs(kl.mean - expected) <= max(kl.std, UNIFORM * expected))
+        previous[layer.stage] = layer.sees
+    return bool(near) and sum(near) > len(near) / 2
