@@ -617,6 +617,12 @@ def test_conv2_is_exchanged_only_where_there_is_one():
         'SEAttention', 'after_conv1'), augmented, reader=None)
     assert isinstance(net.layer2[0].conv2, AugmentedConv2d)
     assert net.layer2[0].conv2.conv.bias is None
+    # A plugin before it, named first, still runs where hooks run it.
+    net = plugged(small(), plugin('SEAttention', 'after_conv1'), augmented)
+    block, x = net.layer2[1], torch.randn(2, 128, 4, 4)
+    before = block(x)
+    block.se_attention = nn.Identity()
+    assert not torch.equal(block(x), before)
     with pytest.raises(UsageError, match='no plain second convolution'):
         plugged(small(mmdet_backbones.ResNeSt), augmented, reader=None)
 
