@@ -3,18 +3,20 @@
 Imported for its effect by :mod:`ela_mm`, before any host package:
 
 - :mod:`.mmcv_ops` lets ``mmcv-lite`` stand in for the compiled ``mmcv``;
-- :mod:`.checkpoints` lets mmengine's checkpoints load under ``weights_only``.
+- :mod:`.checkpoints` lets mmengine's checkpoints load under ``weights_only``;
+- :mod:`.moved` keeps the earlier names of this package's modules.
 
-Both step aside where they are not needed, and both may be installed twice.
+They step aside where they are not needed, and may be installed twice.
 :mod:`.compiling` is imported where torch 2.0 lacks a name.
 """
-from . import checkpoints, mmcv_ops
+from . import checkpoints, mmcv_ops, moved
 
 
 def install() -> None:
     """Install every compatibility measure; repeated calls change nothing."""
     mmcv_ops.install()
     checkpoints.install()
+    moved.install()
 
 
 __all__ = ['install']
