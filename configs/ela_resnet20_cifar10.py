@@ -47,5 +47,6 @@ custom_hooks = [
     dict(
         type='ELAPruneHook',
         windows=[(1, 3), (45, 48), (91, 93)],
-        criterion=dict(type='EBQM', gamma=0.75, alpha=5.0, beta=1.0, mu=0.3))
+        criterion=dict(type='EBQM', gamma=0.75, alpha=5.0, beta=1.0, mu=0.3)),
+    dict(type='ReseedHook')  # runs of one seed see the same batches
 ]

@@ -31,5 +31,6 @@ custom_hooks = [
     dict(
         type='ELAPruneHook',
         windows=[(1, 3), (51, 53)],
-        criterion=dict(type='EBQM', gamma=0.75, alpha=2.0, beta=5.0, mu=0.25))
+        criterion=dict(type='EBQM', gamma=0.75, alpha=2.0, beta=5.0, mu=0.25)),
+    dict(type='ReseedHook')  # runs of one seed see the same batches
 ]

@@ -24,6 +24,14 @@ def depth_of(path) -> int:
     return int(re.search(r'(?:_r|resnet)(\d+)', path.stem).group(1))
 
 
+def pruning(cfg):
+    """The prune hook, first in every config: users override custom_hooks.0."""
+    hook, reseeding = cfg.custom_hooks
+    assert hook.type == 'ELAPruneHook'
+    assert reseeding == dict(type='ReseedHook')
+    return hook
+
+
 @pytest.mark.parametrize('path', CONFIGS, ids=ids)
 def test_builds(path):
     cfg = Config.fromfile(path)
@@ -35,13 +43,13 @@ def test_builds(path):
         assert model.with_mask == ('mask' in path.stem)
     for hook in cfg.custom_hooks:
         HOOKS.build(hook)
-        assert hook.windows[-1][-1] <= cfg.train_cfg.max_epochs
+    assert pruning(cfg).windows[-1][-1] <= cfg.train_cfg.max_epochs
 
 
 @pytest.mark.parametrize('path', IMAGENET, ids=ids)
 def test_imagenet_follows_section_4_1(path):
     cfg = Config.fromfile(path)
-    (hook, ) = cfg.custom_hooks
+    hook = pruning(cfg)
     assert hook.windows == [(1, 3), (51, 53)]
     assert hook.criterion == dict(
         type='EBQM', gamma=0.75, alpha=2.0, beta=5.0, mu=0.25)
@@ -59,7 +67,7 @@ def test_imagenet_follows_section_4_1(path):
 @pytest.mark.parametrize('path', CIFAR, ids=ids)
 def test_cifar_follows_section_4_1(path):
     cfg = Config.fromfile(path)
-    (hook, ) = cfg.custom_hooks
+    hook = pruning(cfg)
     assert hook.windows == [(1, 3), (45, 48), (91, 93)]
     assert hook.criterion == dict(
         type='EBQM', gamma=0.75, alpha=5.0, beta=1.0, mu=0.3)
@@ -82,7 +90,7 @@ def test_cifar_follows_section_4_1(path):
 @pytest.mark.parametrize('path', COCO, ids=ids)
 def test_coco_follows_section_4_2(path):
     cfg = Config.fromfile(path)
-    backbone, (hook, ) = cfg.model.backbone, cfg.custom_hooks
+    backbone, hook = cfg.model.backbone, pruning(cfg)
     assert backbone.frozen_stages == 1 and backbone.norm_eval
     assert backbone.zero_init_attention
     assert backbone.init_cfg.checkpoint.startswith('torchvision://resnet')

@@ -120,7 +120,8 @@ def test_presets_lead_somewhere(path):
         cfg = Config.fromfile(cell.config)
         apply_overrides(cfg, cell.overrides)
         for hook in cfg.custom_hooks:
-            build_criterion(hook.criterion)
+            if hook.type == 'ELAPruneHook':
+                build_criterion(hook.criterion)
     for variant, numbers in grid.get('paper', {}).items():
         assert variant in grid['variants']
         assert set(numbers) <= set(grid['depths'])
