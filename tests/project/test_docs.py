@@ -127,20 +127,31 @@ def test_commands_are_understood():
         assert not unknown, f'{script} {command}: {unknown}'
 
 
+def a_record():
+    """Of a run that has measured three layers of one stage."""
+    layers = [
+        dict(name=f'layer3.{i}', stage=3, index=i, kl=kl, kl_std=None,
+             mapped=None, status='kept')
+        for i, kl in enumerate([None, 0.3, 0.2, 0.1])
+    ]
+    names = [layer['name'] for layer in layers]
+    decision = dict(
+        window=[1, 1], epoch=1, iter=4, criterion=dict(type='EBQM'),
+        layers=layers, note=None, step_time_before=None, step_time_after=None)
+    return dict(
+        format=1, windows=[[1, 1]], by_epoch=True, criterion=dict(type='EBQM'),
+        skip='layer', layers=names, active=names, decisions=[decision])
+
+
 @pytest.mark.parametrize('page', [
     page for page in [ROOT / 'README.md', *PAGES]
     if CODE.search(page.read_text())
 ], ids=name_of)
 def test_code_of_a_page_runs(page, tmp_path, monkeypatch):
     """From top to bottom; a block that begins with a path is that file."""
-    decision = dict(layers=[
-        dict(name=f'layer3.{i}', kl=kl)
-        for i, kl in enumerate([None, 0.3, 0.2, 0.1])
-    ])
     run = tmp_path / 'work_dirs' / 'my_run'
     run.mkdir(parents=True)
-    (run / 'ela_decisions.json').write_text(
-        json.dumps(dict(decisions=[decision])))
+    (run / 'ela_decisions.json').write_text(json.dumps(a_record()))
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     (tmp_path / 'mine').mkdir()
     monkeypatch.chdir(tmp_path)
