@@ -31,19 +31,27 @@ class SNIP(Scheme):
         """Rank and keep; see :meth:`Scheme.start`.
 
         Raises:
-            UsageError: If a gradient is not finite, or all are 0.
+            UsageError: If gradients are not finite, or all 0 in a layer.
         """
         scores = {
             name: (weight.detach() * gradients[name]).abs().float()
             for name, weight in weights.items()
         }
-        flat = torch.cat([score.flatten() for score in scores.values()])
-        if not flat.isfinite().all() or not flat.any():
-            state = 'all 0' if flat.isfinite().all() else 'not finite'
+        for name, score in scores.items():
+            if not score.isfinite().all():
+                raise UsageError(
+                    f'SNIP: the gradients of the first {self.batches} batches '
+                    f'are not finite in {name}: check the data, or start from '
+                    'weights that train')
+        hidden = [name for name, score in scores.items() if not score.any()]
+        if hidden:
             raise UsageError(
                 f'SNIP: the gradients of the first {self.batches} batches are '
-                f'{state}: nothing can be ranked; check the data, or start '
-                'from weights that train')
+                f'0 in {len(hidden)} layers, which it would remove '
+                f'({hidden[0]}, ...). Norms that start at 0 hide the layers '
+                'before them: set zero_init_residual=False in the backbone, or '
+                'name the layers in leave_out')
+        flat = torch.cat([score.flatten() for score in scores.values()])
         kept = top_mask(flat, max(round(density * flat.numel()), 1))
         parts = kept.split([score.numel() for score in scores.values()])
         return {

@@ -265,7 +265,10 @@ class SparseTrainingHook(Hook):
         self._write_record(runner)
 
     def _apply(self, runner) -> None:
-        """Set what does not exist to 0, also in averages and momenta."""
+        """Set what does not exist to 0, also in averages and momenta.
+
+        And in gradients that are still being accumulated.
+        """
         networks = [_model_of(runner)]
         for hook in runner.hooks:
             averaged = getattr(hook, 'ema_model', None)
@@ -280,6 +283,7 @@ class SparseTrainingHook(Hook):
         for name, absent in self._absent.items():
             tensors = [net.get_parameter(name) for net in networks]
             tensors += state.get(self._weights[name], {}).values()
+            tensors.append(self._weights[name].grad)
             for tensor in tensors:
                 if isinstance(tensor, Tensor) and tensor.shape == absent.shape:
                     tensor.data.masked_fill_(absent, 0)
