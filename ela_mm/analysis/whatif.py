@@ -66,7 +66,7 @@ class Stability(NamedTuple):
     skipped: Dict[str, float]
 
 
-class Outcome(NamedTuple):
+class Proposal(NamedTuple):
     """What one criterion would do in one window.
 
     Attributes:
@@ -200,7 +200,7 @@ def outcome(window: Window,
             config: Dict[str, Any],
             label: Optional[str] = None,
             seconds: Optional[Seconds] = None,
-            draws: int = DRAWS) -> Outcome:
+            draws: int = DRAWS) -> Proposal:
     """What a criterion would do in a window.
 
     Args:
@@ -213,7 +213,7 @@ def outcome(window: Window,
         draws (int): See :func:`stability`.
 
     Returns:
-        Outcome: Ready for a table.
+        Proposal: Ready for a table.
 
     Raises:
         UsageError: On a wrong type or parameter.
@@ -221,12 +221,12 @@ def outcome(window: Window,
     criterion = build_criterion(config)
     label = label or criterion.config['type']
     if len(window.names) < 2:
-        return Outcome(label, criterion.config, [], None, window.step_time,
+        return Proposal(label, criterion.config, [], None, window.step_time,
                        f'{len(window.names)} candidates; ranking needs 2')
     try:
         skip, _ = criterion(window.kl)
     except Exception as error:  # a fit that fails
-        return Outcome(label, criterion.config, [], None, window.step_time,
+        return Proposal(label, criterion.config, [], None, window.step_time,
                        f'{type(error).__name__}: {error}')
     skipped = [n for n, gone in zip(window.names, skip) if gone]
     step_time = None
@@ -234,7 +234,7 @@ def outcome(window: Window,
         left = [name for name in window.active if name not in skipped]
         step_time = max(
             0., window.step_time - seconds(window.active) + seconds(left))
-    return Outcome(label, criterion.config, skipped,
+    return Proposal(label, criterion.config, skipped,
                    stability(window, criterion, draws), step_time)
 
 
@@ -275,7 +275,7 @@ def candidates(window: Window) -> Dict[str, Dict[str, Any]]:
 def compare(window: Window,
             seconds: Optional[Seconds] = None,
             more: Sequence[Dict[str, Any]] = (),
-            draws: int = DRAWS) -> List[Outcome]:
+            draws: int = DRAWS) -> List[Proposal]:
     """What each of the :func:`candidates` would do, and what more is asked.
 
     Args:
@@ -285,7 +285,7 @@ def compare(window: Window,
         draws (int): See :func:`stability`.
 
     Returns:
-        List[Outcome]: The run's own first.
+        List[Proposal]: The run's own first.
     """
     configs = candidates(window)
     for config in more:
@@ -300,7 +300,7 @@ def compare(window: Window,
             outcomes.append(outcome(window, config, label, seconds, draws))
         except UsageError as error:  # a user's own, which is not registered
             outcomes.append(
-                Outcome(label, config, window.skipped or [], None, None,
+                Proposal(label, config, window.skipped or [], None, None,
                         str(error)))
     return outcomes
 

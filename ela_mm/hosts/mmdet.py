@@ -25,8 +25,8 @@ class ELAResNet(_MMDetMixin, ResNet):
     """mmdet's ResNet (18, 34, 50, 101, 152) with layer attention.
 
     Takes the arguments of :class:`mmdet.models.backbones.ResNet` and those of
-    :class:`~ela_mm.models.backbones.LayerAttentionMixin`. Returns
-    a tuple of (B, C, H, W), one per entry of ``out_indices``.
+    :class:`~ela_mm.models.backbones.layer_attention_mixin.LayerAttentionMixin`.
+    Returns a tuple of (B, C, H, W), one per entry of ``out_indices``.
     """
 
 

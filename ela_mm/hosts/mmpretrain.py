@@ -49,8 +49,8 @@ class _MMPretrainMixin(ResNetAttentionMixin):
 class ELAResNet(_MMPretrainMixin, ResNet):
     """mmpretrain's ResNet (18, 34, 50, 101, 152) with layer attention.
 
-    Takes the arguments of :class:`mmpretrain.models.backbones.ResNet` and
-    those of :class:`~ela_mm.models.backbones.LayerAttentionMixin`;
+    Takes the arguments of :class:`mmpretrain.models.backbones.ResNet` and those of
+    :class:`~ela_mm.models.backbones.layer_attention_mixin.LayerAttentionMixin`;
     ``drop_path_rate`` also drops the attention's terms. Returns a tuple of
     (B, C, H, W), one per entry of ``out_indices``.
     """

@@ -62,7 +62,7 @@ class _Random(Scheme):
 
     def start(self, weights: Tensors, density: float,
               generator: torch.Generator, gradients: Tensors) -> Tensors:
-        """Draw masks; see :meth:`Scheme.start`.
+        """Draw masks; see :meth:`~ela_mm.sparsity.scheme.Scheme.start`.
 
         A layer keeps its density's number of weights, rounded, where the
         released code draws each weight for itself: this project's choice, so

@@ -47,14 +47,14 @@ class RigL(ERK):
         self.until = until
 
     def fraction(self, done: float) -> float:
-        """Anneal by a cosine; see :meth:`Scheme.fraction`."""
+        """Anneal by a cosine; see :meth:`~ela_mm.sparsity.scheme.Scheme.fraction`."""
         if done >= self.until:
             return 0.
         return self._fraction / 2 * (1 + math.cos(math.pi * done / self.until))
 
     def update(self, weight: Tensor, gradient: Tensor, mask: Tensor,
                fraction: float) -> Tensor:
-        """Drop and grow; see :meth:`Scheme.update`."""
+        """Drop and grow; see :meth:`~ela_mm.sparsity.scheme.Scheme.update`."""
         count = int(mask.sum())
         exchanged = min(int(fraction * count), mask.numel() - count)
         kept = top_mask(weight.detach().abs(), count - exchanged, mask)

@@ -6,7 +6,7 @@ from .scheme import Scheme, Tensors, top_mask
 
 
 class SNIP(Scheme):
-    """Masks that keep the weights w with the largest |w dL/dw|.
+    """Masks that keep the weights w with the largest ``|w dL/dw|``.
 
     "SNIP: Single-shot Network Pruning based on Connection Sensitivity" (arXiv
     1810.02340). Weights of all layers are ranked together. Each layer keeps at
@@ -28,7 +28,7 @@ class SNIP(Scheme):
 
     def start(self, weights: Tensors, density: float,
               generator: torch.Generator, gradients: Tensors) -> Tensors:
-        """Rank and keep; see :meth:`Scheme.start`.
+        """Rank and keep; see :meth:`~ela_mm.sparsity.scheme.Scheme.start`.
 
         Raises:
             UsageError: If gradients are not finite, or all 0 in a layer.

@@ -15,7 +15,7 @@ from ...plotting import (
     new_figure,
     style,
 )
-from ..whatif import GAMMAS, MUS, SHAPES, Outcome, Stability, Window, counts
+from ..whatif import GAMMAS, MUS, SHAPES, Proposal, Stability, Window, counts
 from .page import Section, Table
 
 
@@ -121,13 +121,13 @@ def stability_picture(window: Window,
         f'Share of resampled windows that skip each layer: {said}.')
 
 
-def whatif_section(window: Window, outcomes: Sequence[Outcome],
+def whatif_section(window: Window, outcomes: Sequence[Proposal],
                    conditions: Optional[str] = None) -> Section:
     """What other criteria would have done with the same measurements.
 
     Args:
         window (Window): Measured.
-        outcomes (Sequence[Outcome]): From
+        outcomes (Sequence[Proposal]): From
             :func:`ela_mm.analysis.whatif.compare`.
         conditions (str, optional): Of the layers' costs.
 

@@ -29,7 +29,7 @@ class LayerAttentionMixin:
     Put it before the host's class: ``class ELAResNet(LayerAttentionMixin,
     ResNet)``. All arguments of the host stay valid. A family of backbones
     overrides :attr:`attention_stages` and puts stages of
-    :attr:`attention_kind` in place of the host's.
+    ``attention_kind`` in place of the host's.
 
     Args:
         attention (str | None): ``'base'`` for MRLA-base, which ELA prunes,

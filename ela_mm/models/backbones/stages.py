@@ -127,7 +127,7 @@ class Stage(BaseModule):
         Args:
             blocks (nn.Sequential): As the host has built them.
             spec (StageSpec): Of the stage.
-            **options: Of :attr:`options`, those that the user gave.
+            **options: Of ``options``, those that the user gave.
 
         Returns:
             Stage: Of this kind.
@@ -185,7 +185,7 @@ class Stage(BaseModule):
         return list(self)[index]
 
 
-# The kinds of attention, by the name that a config gives.
+#: The kinds of attention, by the name that a config gives.
 ATTENTION: Dict[str, Type[Stage]] = {}
 
 

@@ -109,8 +109,8 @@ class LayerAttention(ScaledAttention):
             :class:`~ela_mm.models.layers.scaled.ScaledAttention`. Defaults to
             False.
         with_cp (bool): Keep less for backward: a norm that the value bank
-            does not form again
-            (:func:`~ela_mm.models.layers.bank.batch_norm.can_be_formed_again`) is
+            does not recompute
+            (:func:`~ela_mm.models.layers.bank.batch_norm.can_be_recomputed`) is
             then checkpointed with what follows it, and runs twice. Defaults
             to False.
 

@@ -14,7 +14,8 @@ values of a stage lie in one buffer, a :class:`ValueBank`, each written once:
   are collected in a buffer like the values', and a value's gradient is one
   batched product over it.
 
-:func:`ela_mm.models.layers.retrieve` says the same in one line per value.
+:func:`ela_mm.models.layers.layer_attention.retrieve` says the same in one line
+per value.
 """
 from typing import Dict, NamedTuple, Optional, Tuple
 
