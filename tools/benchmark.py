@@ -21,10 +21,11 @@ import torch
 from rich.progress import track
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.analysis import count
+from ela_mm.analysis import count_macs
 from ela_mm.apis.launch import UsageError, check_checkpoint, run
 from ela_mm.experiments import benchmark
 from ela_mm.experiments.benchmark import Conditions
+from ela_mm.timing import ratio, time_in_turns
 
 COLUMNS = ('variant', 'active', 'time', 'step, ms', 'kept for backward',
            'peak of memory', 'parameters, M', 'GMACs')
@@ -141,12 +142,12 @@ def measure(conditions: Conditions, variants: List[str],
         v: benchmark.bytes_kept(network, conditions)
         for v, network in networks.items()
     } if conditions.training else {}
-    seconds = benchmark.time_in_turns(
+    seconds = time_in_turns(
         {v: benchmark.make_step(n, conditions)
          for v, n in networks.items()}, args.rounds,
         progress=lambda rounds: track(rounds, conditions.network))
     costs = {
-        v: count(network.cpu(), (3, conditions.size, conditions.size))
+        v: count_macs(network.cpu(), (3, conditions.size, conditions.size))
         for v, network in networks.items()
     }
     active = {
@@ -167,7 +168,7 @@ def measure(conditions: Conditions, variants: List[str],
                 variant=v,
                 active='-' if v in ('plain', 'light') else
                 '{} of {}'.format(*active[v]),
-                time=benchmark.ratio(seconds[v], seconds['plain']),
+                time=ratio(seconds[v], seconds['plain']),
                 step_ms=1e3 * statistics.median(seconds[v]),
                 kept=kept[v] / kept['plain'] if kept else None,
                 kept_mb=kept[v] / 1e6 if kept else None,

@@ -12,6 +12,7 @@ checkpoint, would not fit another number of ranks, and those of persistent
 workers cannot be reached at all.
 """
 import random
+from contextlib import contextmanager
 from typing import Any, Callable, Iterator, List, Optional
 
 import numpy as np
@@ -20,7 +21,7 @@ from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, get_worker_info
 
 # What the seeds are for; no two purposes share a stream.
-EPOCH, BATCH, VALIDATION, WORKER = range(4)
+EPOCH, BATCH, VALIDATION, WORKER, FETCH = range(5)
 
 
 def seed_all(seed: int, *purpose: int) -> None:
@@ -31,11 +32,39 @@ def seed_all(seed: int, *purpose: int) -> None:
             all ranks unless ``randomness=dict(diff_rank_seed=True)``.
         purpose (int): Numbers >= 0 that tell this stream from all others.
     """
-    sequence = np.random.SeedSequence([seed, *purpose])
-    first, second, third = sequence.generate_state(3).tolist()
+    first, second, third = _words(seed, *purpose)
     random.seed(first)
     np.random.seed(second)
     torch.manual_seed(third)
+
+
+def _words(seed: int, *purpose: int) -> List[int]:
+    return np.random.SeedSequence([seed,
+                                   *purpose]).generate_state(3).tolist()
+
+
+@contextmanager
+def own_stream(seed: int, *purpose: int) -> Iterator[None]:
+    """Draw from a stream of its own within this context.
+
+    Afterwards the generators of python, numpy and torch (CPU) go on where
+    they were.
+
+    Args:
+        seed (int): As for :func:`seed_all`.
+        purpose (int): As for :func:`seed_all`.
+    """
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    first, second, third = _words(seed, *purpose)
+    random.seed(first)
+    np.random.seed(second)
+    torch.default_generator.manual_seed(third)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
 
 
 class SeededBatches:
@@ -116,6 +145,37 @@ class WorkerSeeds:
         # torch asks for whole batches through it: no other code of a worker
         # runs between two epochs.
         dataset.__getitems__ = fetch_seeded
+
+
+class FetchSeeds:
+    """Gives what this process loads itself (no workers) a stream of its own.
+
+    Otherwise transforms would draw between the steps of the network, and see
+    how much it has drawn: two networks of one seed would get other crops.
+
+    Args:
+        dataset (Dataset): Of a loader without workers; changed in place.
+        seed (int): The run's.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.seed = seed
+        self.epoch = 0
+        self.number = 0  # of the batch within the epoch
+        fetch = getattr(dataset, '__getitems__', None)
+
+        def fetch_seeded(indices: List[int]) -> List[Any]:
+            with own_stream(self.seed, FETCH, self.epoch, self.number):
+                self.number += 1
+                return fetch(indices) if fetch else [
+                    dataset[i] for i in indices
+                ]
+
+        dataset.__getitems__ = fetch_seeded
+
+    def begin(self, epoch: int) -> None:
+        """Begin an epoch."""
+        self.epoch, self.number = epoch, 0
 
 
 def seed_workers(loader: DataLoader, seed: int) -> Optional[WorkerSeeds]:

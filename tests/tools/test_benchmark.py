@@ -13,6 +13,7 @@ from torch import nn
 from ela_mm.errors import UsageError
 from ela_mm.experiments import benchmark
 from ela_mm.experiments.benchmark import Conditions
+from ela_mm.timing import ratio
 
 SMALL = Conditions('r18', size=32)
 needs_counter = pytest.mark.skipif(
@@ -62,7 +63,7 @@ def test_shares_of_a_resnet50(share):
 
 def test_a_ratio_is_the_median_over_rounds():
     # The machine became twice as slow after the second round.
-    assert benchmark.ratio([3., 3., 6., 60.], [2., 2., 4., 4.]) == 1.5
+    assert ratio([3., 3., 6., 60.], [2., 2., 4., 4.]) == 1.5
 
 
 class Square(nn.Module):

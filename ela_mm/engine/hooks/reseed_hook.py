@@ -4,10 +4,12 @@ from typing import Optional
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..randomness import (
     EPOCH,
     VALIDATION,
+    FetchSeeds,
     SeededBatches,
     WorkerSeeds,
     seed_all,
@@ -35,6 +37,7 @@ class ReseedHook(Hook):
 
     def __init__(self) -> None:
         self._workers: Optional[WorkerSeeds] = None
+        self._fetches: Optional[FetchSeeds] = None
         self._trains = False
 
     def before_train(self, runner) -> None:
@@ -43,6 +46,9 @@ class ReseedHook(Hook):
         loop = runner.train_loop
         if not isinstance(loop, IterBasedTrainLoop):
             self._workers = seed_workers(loop.dataloader, runner.seed)
+            if self._fetches is None and _loads_here(loop.dataloader):
+                self._fetches = FetchSeeds(loop.dataloader.dataset,
+                                           runner.seed)
         elif not isinstance(loop.dataloader_iterator, SeededBatches):
             loop.dataloader_iterator = SeededBatches(loop.dataloader_iterator,
                                                      runner.seed)
@@ -54,6 +60,8 @@ class ReseedHook(Hook):
         seed_all(runner.seed, EPOCH, runner.epoch)
         if self._workers is not None:
             self._workers.epoch.fill_(runner.epoch)
+        if self._fetches is not None:
+            self._fetches.begin(runner.epoch)
 
     def before_train_iter(self,
                           runner,
@@ -68,6 +76,12 @@ class ReseedHook(Hook):
         """Seed a validation during training, which may be repeated."""
         if self._trains:
             seed_all(runner.seed, VALIDATION, runner.iter)
+
+
+def _loads_here(loader: DataLoader) -> bool:
+    """Whether a loader asks its dataset for batches in this process."""
+    return (loader.num_workers == 0 and loader.batch_sampler is not None
+            and not isinstance(loader.dataset, IterableDataset))
 
 
 def ensure_reseeding(runner) -> None:
