@@ -1,4 +1,4 @@
-"""Every config builds, and says what the paper says."""
+"""Every config of ELA builds, and says what the paper says."""
 import re
 import shutil
 
@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from support import ROOT
 
-CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+CONFIGS = sorted((ROOT / 'configs').glob('*ela_r*.py'))
 COCO = [path for path in CONFIGS
         if 'rcnn' in path.stem and 'digits' not in path.stem]
 IMAGENET = [path for path in CONFIGS if 'imagenet' in path.stem]
