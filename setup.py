@@ -37,6 +37,8 @@ DEMO = ['scikit-learn>=1.2']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 # tools/analyze.py: the report's page, and Score-CAM.
 ANALYZE = ['Jinja2>=3', 'grad-cam>=1.5']
+# The attention modules that the paper compares with: SE, ECA, CBAM.
+SYSTEMS = ['timm>=0.9.2']
 DOCS = ['sphinx', 'myst-parser', 'furo']
 NOTEBOOK = ['ipykernel', 'nbclient', 'nbformat']
 
@@ -60,8 +62,9 @@ setup(
         demo=DEMO,
         export=EXPORT,
         analyze=ANALYZE,
+        systems=SYSTEMS,
         docs=DOCS,
-        dev=DEMO + EXPORT + ANALYZE + DOCS + NOTEBOOK +
+        dev=DEMO + EXPORT + ANALYZE + SYSTEMS + DOCS + NOTEBOOK +
         ['hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'tensorboard']),
     classifiers=[
         'Development Status :: 4 - Beta',

@@ -19,6 +19,25 @@ class _MMDetMixin(ResNetAttentionMixin):
     def _stage_channels(self, kwargs: dict) -> int:
         return kwargs['planes'] * self.block.expansion
 
+    def _leave_to_host(self, kwargs: dict) -> dict:
+        """Its bottlenecks take plugins, but for two of our own options."""
+        own = [plugin for plugin in self._plugins
+               if 'blocks' in plugin or plugin['position'] == 'conv2']
+        theirs = [plugin for plugin in self._plugins if plugin not in own]
+        if not theirs:
+            return kwargs
+        self._plugins = own
+        return dict(kwargs, plugins=theirs)
+
+    def make_res_layer(self, **kwargs) -> nn.Module:
+        """Build a stage; blocks of two convolutions take no plugins."""
+        if kwargs.get('plugins') and not hasattr(kwargs['block'],
+                                                 'make_block_plugins'):
+            raise UsageError(
+                f'plugins: {kwargs["block"].__name__} of mmdet takes none; '
+                'take a depth of 50 or more, whose blocks are bottlenecks')
+        return super().make_res_layer(**kwargs)
+
 
 @MODELS.register_module()
 class ELAResNet(_MMDetMixin, ResNet):

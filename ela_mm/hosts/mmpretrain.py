@@ -23,6 +23,7 @@ from .host import Classifier, Host
 
 
 class _MMPretrainMixin(ResNetAttentionMixin):
+    last_norm_reader = 'drop_path'
 
     def _stage_channels(self, kwargs: dict) -> int:
         return kwargs['out_channels']
@@ -88,6 +89,7 @@ class ELASEResNet(_MMPretrainMixin, SEResNet):
     retrieves across blocks; a block's output passes through both. Takes the
     arguments of the host's class and of the mixin.
     """
+    last_norm_reader = 'se_layer'
 
 
 @MODELS.register_module()
@@ -96,6 +98,7 @@ class ELASEResNeXt(_MMPretrainMixin, SEResNeXt):
 
     Takes the arguments of the host's class and of the mixin.
     """
+    last_norm_reader = 'se_layer'
 
 
 # The paper's ResNets for CIFAR: 9 n + 2 layers, three stages of n bottlenecks

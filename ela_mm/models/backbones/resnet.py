@@ -1,13 +1,20 @@
 """The ResNet family: stages come from ``make_res_layer``.
 
-Also what this family's ``norm_eval`` and ``frozen_stages`` mean for attention.
+Also what this family's ``norm_eval`` and ``frozen_stages`` mean for attention,
+and the plugins that a config puts into blocks.
 """
-from typing import Dict, Iterable, List, Optional
+from typing import Dict, Iterable, List, Optional, Sequence
 
 import torch
 from mmengine.logging import print_log
 from torch import nn
 
+from ..compared.plugins import (
+    apply_plugins,
+    check_plugins,
+    init_plugins,
+    plugin_norms,
+)
 from .layer_attention_mixin import LayerAttentionMixin
 from .stages import Stage, StageSpec
 
@@ -18,17 +25,40 @@ _UNDECIDED, _AS_THE_HOST, _FRESH = -1, 0, 1
 class ResNetAttentionMixin(LayerAttentionMixin):
     """Adds layer attention to a ResNet class of a host.
 
-    Takes the arguments of
-    :class:`~ela_mm.models.backbones.layer_attention_mixin.LayerAttentionMixin`.
-    """
+    Args:
+        *args: Of the host's class.
+        plugins (Sequence[dict], optional): Modules to put into the blocks,
+            such as ``[dict(cfg=dict(type='SEAttention'),
+            position='after_conv3', stages=(False, True, True, True))]``; see
+            :func:`~ela_mm.models.compared.plugins.apply_plugins`. Defaults to
+            None.
+        **kwargs: Of the host's class and of
+            :class:`~ela_mm.models.backbones.layer_attention_mixin.LayerAttentionMixin`.
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        if self.attention_kind is not None:
-            total = sum(len(stage) for stage in self.attention_stages)
+    Raises:
+        UsageError: On a plugin that is not well formed.
+    """
+    # Child that reads the last norm of a block which runs no plugins itself.
+    last_norm_reader: Optional[str] = None
+
+    def __init__(self,
+                 *args,
+                 plugins: Optional[Sequence[dict]] = None,
+                 **kwargs) -> None:
+        check_plugins(plugins or (), kwargs.get('num_stages', 4))
+        self._plugins = plugins or ()
+        super().__init__(*args, **self._leave_to_host(kwargs))
+        total = sum(map(len, self._new_norms().values()))
+        if self.attention_kind is not None or total:
             self.register_buffer(
                 'fresh_norm_mask',
-                torch.full((total, ), _UNDECIDED, dtype=torch.int8))
+                torch.full((len(self._new_norms()), ),
+                           _UNDECIDED,
+                           dtype=torch.int8))
+
+    def _leave_to_host(self, kwargs: dict) -> dict:
+        """Hand the host those plugins that it puts into blocks itself."""
+        return kwargs
 
     # --- building ------------------------------------------------------------
 
@@ -41,6 +71,8 @@ class ResNetAttentionMixin(LayerAttentionMixin):
     def make_res_layer(self, **kwargs) -> nn.Module:
         """Build a stage as the host does and add attention to it."""
         blocks = super().make_res_layer(**kwargs)
+        apply_plugins(blocks, self._plugins, len(self.res_layers),
+                      self.last_norm_reader)
         if self.attention_kind is None:
             return blocks
         spec = StageSpec(
@@ -61,6 +93,14 @@ class ResNetAttentionMixin(LayerAttentionMixin):
             return []
         return [getattr(self, name) for name in self.res_layers]
 
+    def init_weights(self) -> None:
+        """Start as the host does; plugins start as they do by themselves."""
+        super().init_weights()
+        if getattr(self, 'init_cfg', None) and not _is_pretrained(
+                self.init_cfg):
+            for name in self.res_layers:
+                init_plugins(getattr(self, name))
+
     # --- norms ---------------------------------------------------------------
 
     @property
@@ -75,12 +115,12 @@ class ResNetAttentionMixin(LayerAttentionMixin):
         weights, to resume or to fine-tune, goes on with it. None: not decided
         yet; setting None decides anew.
         """
-        if self.attention_kind is None:
+        if not hasattr(self, 'fresh_norm_mask'):
             return frozenset()
         states = self.fresh_norm_mask.tolist()
         if _UNDECIDED in states:
             return None
-        names = self._attention_norms()
+        names = self._new_norms()
         return frozenset(
             name for name, state in zip(names, states) if state == _FRESH)
 
@@ -92,25 +132,31 @@ class ResNetAttentionMixin(LayerAttentionMixin):
         names = set(names)
         self.fresh_norm_mask.copy_(torch.tensor(
             [_FRESH if name in names else _AS_THE_HOST
-             for name in self._attention_norms()]))
+             for name in self._new_norms()]))
 
-    def _attention_norms(self) -> Dict[str, List[nn.Module]]:
-        """Attention's norms by the name of the layer."""
-        return {
-            f'{stage.name}.{i}': stage.norms(i)
-            for stage in self.attention_stages for i in range(len(stage))
-        }
+    def _new_norms(self) -> Dict[str, List[nn.Module]]:
+        """By block, the norms that attention and plugins brought along."""
+        norms = {}
+        for name in self.res_layers:
+            stage = getattr(self, name)
+            for i, block in enumerate(stage):
+                norms[f'{name}.{i}'] = plugin_norms(block) + (
+                    stage.norms(i) if isinstance(stage, Stage) else [])
+        return norms
 
     def _find_fresh_norms(self) -> List[str]:
-        """Layers that are active, not frozen, and have not seen a batch."""
+        """Blocks that are not frozen, and whose new norms have seen no batch.
+
+        Those of skipped layers will not see one either.
+        """
+        frozen = self.res_layers[:max(self.frozen_stages, 0)]
         skipped = {x.name for x in self.attention_layers if not x.active}
         return [
-            f'{stage.name}.{i}'
-            for number, stage in enumerate(self.attention_stages, start=1)
-            for i in range(len(stage)) if number > self.frozen_stages
-            and f'{stage.name}.{i}' not in skipped and any(
+            f'{stage}.{i}' for stage in self.res_layers if stage not in frozen
+            for i in range(len(getattr(self, stage)))
+            if f'{stage}.{i}' not in skipped and any(
                 getattr(norm, 'num_batches_tracked', None) == 0
-                for norm in stage.norms(i))
+                for norm in self._new_norms()[f'{stage}.{i}'])
         ]
 
     def train(self, mode: bool = True):
@@ -123,7 +169,7 @@ class ResNetAttentionMixin(LayerAttentionMixin):
             ResNetAttentionMixin: self, where the hosts return None.
         """
         super().train(mode)
-        if not (mode and self.norm_eval and self.attention_stages):
+        if not (mode and self.norm_eval and hasattr(self, 'fresh_norm_mask')):
             return self
         if self.fresh_norms is None:
             self.fresh_norms = self._find_fresh_norms()
@@ -133,7 +179,7 @@ class ResNetAttentionMixin(LayerAttentionMixin):
                     'attention layers have seen no data yet and stay in '
                     'training mode', 'current')
         fresh = self.fresh_norms
-        for name, norms in self._attention_norms().items():
+        for name, norms in self._new_norms().items():
             if name in fresh:
                 for norm in norms:
                     norm.train()
@@ -143,7 +189,7 @@ class ResNetAttentionMixin(LayerAttentionMixin):
                               **kwargs) -> None:
         """Load; weights of a time before the buffer decide anew."""
         name = prefix + 'fresh_norm_mask'
-        if self.attention_kind is not None and any(
+        if hasattr(self, 'fresh_norm_mask') and any(
                 key.startswith(prefix) for key in state_dict):
             undecided = torch.full_like(self.fresh_norm_mask, _UNDECIDED)
             if state_dict.setdefault(name, undecided).shape != (
@@ -163,3 +209,8 @@ class ResNetAttentionMixin(LayerAttentionMixin):
             and layer.stage <= self.frozen_stages
             and not layer.module.scale.weight.any()
         ]
+
+
+def _is_pretrained(init_cfg) -> bool:
+    configs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    return any(config.get('type') == 'Pretrained' for config in configs)

@@ -8,11 +8,11 @@ from .bam import BAMAttention
 from .cbam import CBAMAttention
 from .double_attention import DoubleAttention
 from .eca import ECAAttention
-from .plugins import apply_plugins, check_plugins, init_plugins
+from .plugins import apply_plugins, check_plugins, init_plugins, plugin_norms
 from .se import SEAttention
 
 __all__ = [
     'AugmentedConv2d', 'BAMAttention', 'CBAMAttention', 'DoubleAttention',
     'ECAAttention', 'SEAttention', 'apply_plugins', 'check_plugins',
-    'init_plugins'
+    'init_plugins', 'plugin_norms'
 ]

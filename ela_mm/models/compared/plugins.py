@@ -139,6 +139,25 @@ def init_plugins(blocks: Iterable[nn.Module]) -> None:
                     getattr(layer, start)()
 
 
+def plugin_norms(block: nn.Module) -> List[nn.Module]:
+    """Find the batch norms that plugins have brought into a block.
+
+    Args:
+        block (nn.Module): With plugins or without.
+
+    Returns:
+        List[nn.Module]: Also of plugins that the host runs itself.
+    """
+    names = dict.fromkeys(getattr(block, 'plugin_names', ()))
+    for position in POSITIONS[1:]:
+        names.update(
+            dict.fromkeys(getattr(block, f'{position}_plugin_names', ())))
+    return [
+        module for name in names for module in getattr(block, name).modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+
+
 def _chosen(chosen: Optional[Sequence[int]], total: int,
             stage_index: int) -> Sequence[int]:
     if chosen is None:

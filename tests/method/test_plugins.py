@@ -1,0 +1,105 @@
+"""The option ``plugins`` of the backbones, with and without layer attention."""
+import pytest
+import torch
+from mmdet.models.backbones import ResNet as MMDetResNet
+from torch import nn
+
+from ela_mm.hosts import mmdet, mmpretrain
+
+SE = dict(cfg=dict(type='SEAttention'), position='after_conv3')
+NL = dict(cfg=dict(type='NonLocal2d'), position='after_conv3',
+          stages=(False, False, True, False), blocks=(4, ))
+BAM = dict(cfg=dict(type='BAMAttention'), position='after_conv3',
+           stages=(False, True, False, False))
+BUILD = dict(
+    mmdet=lambda **kw: mmdet.ELAResNet(50, base_channels=16, **kw),
+    mmpretrain=lambda **kw: mmpretrain.ELAResNet(
+        50, stem_channels=16, base_channels=16, **kw))
+
+
+@pytest.mark.parametrize('attention', [None, 'base', 'light'])
+@pytest.mark.parametrize('host', BUILD)
+def test_blocks_have_what_the_option_names(host, attention):
+    net = BUILD[host](attention=attention, plugins=[SE, NL], norm_eval=False)
+    names = {name for name, _ in net.named_modules()}
+    assert sum(n.endswith('.se_attention') for n in names) == 16
+    assert [n for n in names if n.endswith('nonlocal_block')] == [
+        'layer3.4.nonlocal_block']
+    plain = BUILD[host](attention=None)
+    missing, unexpected = net.load_state_dict(plain.state_dict(),
+                                              strict=False)
+    assert not unexpected
+    assert all('.attention.' in n or 'se_attention' in n
+               or 'nonlocal' in n for n in missing)
+    # What they compute reaches the output, and learns.
+    x = torch.randn(2, 3, 64, 64)
+    net.train()
+    sum(out.square().mean() for out in net(x)).backward()
+    learned = [p.grad is not None for n, p in net.named_parameters()
+               if 'se_attention' in n]
+    assert len(learned) == 32 and all(learned)
+
+
+def test_mmdets_own_option_is_left_to_it():
+    """The same names, numbers and order, as seeded runs have them."""
+    option = [dict(cfg=dict(type='ContextBlock', ratio=1. / 4),
+                   stages=(False, True, True, True), position='after_conv3')]
+    networks = []
+    for cls, kwargs in ((MMDetResNet, {}),
+                        (mmdet.ELAResNet, dict(attention=None))):
+        torch.manual_seed(0)
+        networks.append(cls(50, base_channels=16, plugins=option, **kwargs))
+    theirs, ours = (net.state_dict() for net in networks)
+    assert list(theirs) == list(ours)
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+@pytest.mark.parametrize('host', BUILD)
+def test_a_pruned_network_keeps_its_plugins(host):
+    net = BUILD[host](plugins=[SE], norm_eval=False)
+    net.eval()
+    net.skip_layers([layer.name for layer in net.attention_layers])
+    plain = BUILD[host](attention=None, plugins=[SE], norm_eval=False)
+    plain.load_state_dict(net.state_dict(), strict=False)
+    plain.eval()
+    x = torch.randn(1, 3, 64, 64)
+    for ours, theirs in zip(net(x), plain(x)):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize('attention', [None, 'base'])
+def test_norms_of_plugins_have_the_rule_of_fresh_norms(attention):
+    net = BUILD['mmdet'](attention=attention, plugins=[BAM], norm_eval=True)
+    net.train()
+    norms = [m for n, m in net.named_modules()
+             if 'bam' in n and isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(norm.training for norm in norms)
+    assert not net.layer2[0].bn1.training
+    assert len(net.fresh_norms) == (4 if attention is None else 16)
+    net(torch.randn(2, 3, 64, 64))
+    other = BUILD['mmdet'](attention=attention, plugins=[BAM], norm_eval=True)
+    other.load_state_dict(net.state_dict(), strict=True)
+    other.train()
+    assert other.fresh_norms == net.fresh_norms
+
+
+def test_zero_starts_survive_the_hosts_initialisation(caplog):
+    caplog.set_level('ERROR')
+    net = BUILD['mmpretrain'](attention=None, plugins=[NL])
+    net.init_weights()
+    assert not net.layer3[4].nonlocal_block.conv_out.conv.weight.any()
+    assert net.layer3[4].conv1.weight.any()
+
+
+@pytest.mark.parametrize('host, depth, plugins, message', [
+    ('mmdet', 18, [SE], 'BasicBlock of mmdet takes none'),
+    ('mmdet', 50, [dict(SE, position='after_conv4')], "'after_conv4'.*one of"),
+    ('mmpretrain', 50, [dict(SE, cfg=dict(type='ela'))], "type 'ela' is not"),
+    ('mmpretrain', 50, [dict(SE, blocks=(7, ))], r'blocks=\(7,\).*0 to 2'),
+    ('mmpretrain', 50, [dict(SE, stages=(True, ))], 'expected 4 booleans'),
+    ('mmpretrain', 50, [dict(SE, where=1)], "key 'where'"),
+])
+def test_wrong_options_are_explained(host, depth, plugins, message):
+    module = dict(mmdet=mmdet, mmpretrain=mmpretrain)[host]
+    with pytest.raises(ValueError, match=message):
+        module.ELAResNet(depth, plugins=plugins)
