@@ -80,6 +80,13 @@ class LayerAttentionMixin:
         raise NotImplementedError(
             f'{type(self).__name__} must say where its stages are')
 
+    def forward(self, *args, **kwargs) -> Any:
+        """Run the host's network; see there."""
+        if self.attention_kind is None:
+            return super().forward(*args, **kwargs)
+        with self.attention_kind.one_pass():
+            return super().forward(*args, **kwargs)
+
     # --- skipping ------------------------------------------------------------
 
     @property
@@ -304,9 +311,15 @@ def find_backbone(model: nn.Module) -> LayerAttentionMixin:
         if module.attention_layers
     }
     if not found:
+        others = [
+            f'attention={module.attention!r} is not pruned, '
+            for module in ela_backbones(model).values()
+            if module.attention is not None
+        ]
         raise UsageError(
-            f'{type(model).__name__} has no layer attention to prune: expected '
-            "a backbone such as dict(type='ELAResNet', attention='base')")
+            f'{type(model).__name__} has no layer attention to prune: '
+            f'{"".join(others)}expected a backbone such as '
+            "dict(type='ELAResNet', attention='base')")
     if len(found) > 1:
         raise UsageError(
             f'{type(model).__name__} has {len(found)} backbones with layer '

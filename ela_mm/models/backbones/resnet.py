@@ -82,7 +82,9 @@ class ResNetAttentionMixin(LayerAttentionMixin):
             norm_cfg=kwargs['norm_cfg'],
             # mmpretrain has a rate per block, mmdet no stochastic depth.
             drop_path_rates=kwargs.get('drop_path_rate', [0.] * len(blocks)),
-            with_cp=kwargs.get('with_cp', False))
+            with_cp=kwargs.get('with_cp', False),
+            last_norm_reader=self.last_norm_reader,
+            last=len(self.res_layers) + 1 == len(self.stage_blocks))
         return self.attention_kind.build(blocks, spec,
                                          **self.attention_options)
 

@@ -4,11 +4,13 @@
 kind, chosen by name (:data:`ATTENTION`); each kind is one class of stage.
 """
 import warnings
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import (
     Any,
     Callable,
+    ContextManager,
     Dict,
     Iterator,
     List,
@@ -83,12 +85,17 @@ class StageSpec(NamedTuple):
         norm_cfg (dict): The host's, for attention's norms.
         drop_path_rates (Sequence[float]): One per block.
         with_cp (bool): Whether the host checkpoints activations.
+        last_norm_reader (str, optional): Name of the child that reads the last
+            norm of a block; None where a block runs plugins itself.
+        last (bool): Whether no stage follows.
     """
     name: str
     channels: int
     norm_cfg: dict
     drop_path_rates: Sequence[float]
     with_cp: bool = False
+    last_norm_reader: Optional[str] = None
+    last: bool = False
 
 
 class Stage(BaseModule):
@@ -133,6 +140,11 @@ class Stage(BaseModule):
             Stage: Of this kind.
         """
         raise NotImplementedError(f'{cls.__name__}.build')
+
+    @classmethod
+    def one_pass(cls) -> ContextManager[None]:
+        """Hold what one forward pass of a backbone hands from stage to stage."""
+        return nullcontext()
 
     def new_memory(self, x: Tensor) -> Any:
         """Make what one forward pass hands from layer to layer."""

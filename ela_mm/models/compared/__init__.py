@@ -1,18 +1,23 @@
 """The systems that the paper compares with, one file each.
 
 GC and NL are mmcv's ``ContextBlock`` and ``NonLocal2d``. Importing the package
-registers the others.
+registers the others, inside of a block with mmengine, across blocks as kinds of
+``attention``.
 """
 from .augmented import AugmentedConv2d
 from .bam import BAMAttention
 from .cbam import CBAMAttention
+from .dia import DIAStage
+from .dla import DLALightStage, DLAStage
 from .double_attention import DoubleAttention
 from .eca import ECAAttention
 from .plugins import apply_plugins, check_plugins, init_plugins, plugin_norms
+from .rla import RLAConcatStage, RLAStage
 from .se import SEAttention
 
 __all__ = [
-    'AugmentedConv2d', 'BAMAttention', 'CBAMAttention', 'DoubleAttention',
-    'ECAAttention', 'SEAttention', 'apply_plugins', 'check_plugins',
-    'init_plugins', 'plugin_norms'
+    'AugmentedConv2d', 'BAMAttention', 'CBAMAttention', 'DIAStage',
+    'DLALightStage', 'DLAStage', 'DoubleAttention', 'ECAAttention',
+    'RLAConcatStage', 'RLAStage', 'SEAttention', 'apply_plugins',
+    'check_plugins', 'init_plugins', 'plugin_norms'
 ]
