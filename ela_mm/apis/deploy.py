@@ -72,7 +72,7 @@ def write_deploy_checkpoint(model: nn.Module, checkpoint: dict, source: str,
     state = checkpoint['state_dict']
     kept = {k: v for k, v in state.items() if k not in unused}
     meta = {**checkpoint.get('meta', {}), DEPLOY_KEY: True}
-    with _whole_file(target) as file:
+    with whole_file(target) as file:
         torch.save(dict(meta=meta, state_dict=kept), file)
     layers = [x for b in backbones.values() for x in b.attention_layers]
     left_out = [k for k in state if k in unused]
@@ -87,7 +87,7 @@ def write_deploy_checkpoint(model: nn.Module, checkpoint: dict, source: str,
 
 
 @contextmanager
-def _whole_file(path: str) -> Iterator[str]:
+def whole_file(path: str) -> Iterator[str]:
     """A name to write to, in the same folder; takes its place at the end."""
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)

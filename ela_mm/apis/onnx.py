@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..hosts.registration import host_of_model, installed
 from ..models.backbones.layer_attention_mixin import ela_backbones
-from .deploy import _whole_file
+from .deploy import whole_file
 
 # The largest difference to PyTorch's result, absolute and relative.
 PARITY = 1e-4
@@ -115,7 +115,7 @@ def export_onnx(module: nn.Module,
     if not 18 <= opset <= known:
         raise UsageError(f'opset {opset}: expected 18 to {known}')
     images = torch.randn(2, 3, *shape)
-    with _whole_file(target) as file:
+    with whole_file(target) as file:
         try:
             torch.onnx.export(
                 module, (images, ),

@@ -1,0 +1,163 @@
+"""Renames checkpoints of the published MRLA code, and back.
+
+The network is the same: with these names ``ELAResNetV1c`` equals the published
+MRLA-base ResNet, whose stem has three convolutions.
+"""
+import re
+from typing import Dict, List, Tuple
+
+from torch import Tensor
+
+from ..errors import UsageError
+
+_PARTS = dict(query='Wq', key='Wk', value='Wv')
+# Positions of the three convolutions and two norms in the published stem.
+_STEM = {'0': (0, 'conv'), '1': (0, 'bn'), '3': (1, 'conv'), '4': (1, 'bn'),
+         '6': (2, 'conv')}
+
+
+
+
+def recognise(names: List[str]) -> bool:
+    """Tell whether names are those of the published MRLA code.
+
+    Args:
+        names (List[str]): Of a state dict.
+
+    Returns:
+        bool: True if any names attention as that code does.
+    """
+    return any(re.search(r'\.mrla\.mrla\.W[qkv]\.', name) for name in names)
+
+
+def from_mrla(state: Dict[str, Tensor],
+              host: str = 'mmpretrain') -> Dict[str, Tensor]:
+    """Rename a state dict of the published MRLA code.
+
+    Args:
+        state (Dict[str, Tensor]): Of MRLA-base or MRLA-light on ResNet, from
+            the classification code (``stages.0.1.mrla.mrla.Wq.weight``) or
+            from its MMDetection 2 code (``backbone.layer1.1...``).
+        host (str): Whose stem of three convolutions it is to have:
+            ``'mmpretrain'`` or ``'mmdet'``. Defaults to ``'mmpretrain'``.
+
+    Returns:
+        Dict[str, Tensor]: The same tensors under this package's names, with
+        the prefix ``backbone.`` and the classifier as ``head.fc``.
+
+    Raises:
+        UsageError: If the names are not those of that code.
+    """
+    state = {re.sub(r'^module\.', '', name): x for name, x in state.items()}
+    if not recognise(list(state)):
+        raise UsageError(
+            'the checkpoint does not name attention as the published MRLA '
+            "code does ('...mrla.mrla.Wq.weight'): there is nothing to "
+            'convert')
+    deep = any(re.search(r'(^|\.)conv1\.0\.weight$', name) for name in state)
+    detector = any(name.startswith('backbone.') for name in state)
+    converted = {}
+    for name, value in state.items():
+        prefix = 'backbone.' if not detector or name.startswith(
+            'backbone.') else ''
+        inner = re.sub(r'^backbone\.', '', name)
+        if prefix and inner.startswith('fc.'):
+            converted[f'head.{inner}'] = value
+            continue
+        inner, value = _block(inner, value)
+        if deep and prefix:
+            inner = _deep_stem(inner, host)
+        converted[prefix + inner] = value
+    return converted
+
+
+def to_mrla(state: Dict[str, Tensor],
+            host: str = 'mmpretrain') -> Dict[str, Tensor]:
+    """Rename a state dict of this package as the classification code does.
+
+    Args:
+        state (Dict[str, Tensor]): Of a classifier or a backbone with
+            ``attention='base'`` or ``'light'``; the buffers of masks, which
+            that code does not know, are left out.
+        host (str): As in :func:`from_mrla`.
+
+    Returns:
+        Dict[str, Tensor]: ``stages.0.1.mrla.mrla.Wq.weight`` and so on.
+
+    Raises:
+        UsageError: If a layer is skipped or scaled, which that code cannot.
+    """
+    state = {re.sub(r'^(backbone|head)\.', '', name): x
+             for name, x in state.items()}
+    if 'active' in state and not state['active'].all():
+        raise UsageError('attention layers are skipped in this checkpoint; the '
+                         'published code has no such network')
+    published = {}
+    for name, value in state.items():
+        if name in ('active', 'visible', 'fresh_norm_mask'):
+            continue
+        match = re.fullmatch(r'layer(\d+)\.attention\.(\d+)\.(.+)', name)
+        if match is None:
+            name = re.sub(r'^layer(\d+)\.',
+                          lambda m: f'stages.{int(m[1]) - 1}.', name)
+            published[_published_stem(name, host)] = value
+            continue
+        stage, block, part = match.groups()
+        place = f'stages.{int(stage) - 1}.{block}'
+        first, _, rest = part.partition('.')
+        if first in _PARTS:
+            published[f'{place}.mrla.mrla.{_PARTS[first]}.{rest}'] = value
+        elif first == 'mix':
+            published[f'{place}.mrla.lambda_t'] = value.view(-1, 1, 1)
+        elif first == 'norm':
+            published[f'{place}.bn_mrla.{rest}'] = value
+        else:
+            raise UsageError(f'{name!r} has no name in the published code: '
+                             'it trains without zero_init_attention')
+    return published
+
+
+def _block(name: str, value: Tensor) -> Tuple[str, Tensor]:
+    """A name within a stage, and the tensor in the shape it has here."""
+    match = re.fullmatch(r'(?:stages\.(\d+)|layer(\d+))\.(\d+)\.(.+)', name)
+    if match is None:
+        return name, value
+    stage = int(match[1]) + 1 if match[1] is not None else int(match[2])
+    block, part = match[3], match[4]
+    attention = f'layer{stage}.attention.{block}'
+    for ours, theirs in _PARTS.items():
+        if part.startswith(f'mrla.mrla.{theirs}.'):
+            return f'{attention}.{ours}.{part.rpartition(".")[2]}', value
+    if part == 'mrla.lambda_t':
+        return f'{attention}.mix', value.flatten()
+    if part.startswith('bn_mrla.'):
+        return f'{attention}.norm.{part.rpartition(".")[2]}', value
+    return f'layer{stage}.{block}.{part}', value
+
+
+def _deep_stem(name: str, host: str) -> str:
+    """A name of the stem of three convolutions."""
+    match = re.fullmatch(r'conv1\.(\d)\.(\w+)|bn1\.(\w+)', name)
+    if match is None:
+        return name
+    number, kind = _STEM[match[1]] if match[1] else (2, 'bn')
+    rest = match[2] or match[3]
+    if host == 'mmpretrain':
+        return f'stem.{number}.{kind}.{rest}'
+    return f'stem.{3 * number + (kind == "bn")}.{rest}'
+
+
+def _published_stem(name: str, host: str) -> str:
+    pattern = (r'stem\.(\d)\.(conv|bn)\.(\w+)'
+               if host == 'mmpretrain' else r'stem\.(\d)()\.(\w+)')
+    match = re.fullmatch(pattern, name)
+    if match is None:
+        return name
+    number, kind = int(match[1]), match[2]
+    if host != 'mmpretrain':
+        number, norm = divmod(number, 3)
+        kind = 'bn' if norm else 'conv'
+    if (number, kind) == (2, 'bn'):
+        return f'bn1.{match[3]}'
+    place = next(p for p, what in _STEM.items() if what == (number, kind))
+    return f'conv1.{place}.{match[3]}'
