@@ -214,6 +214,23 @@ class AutocastWrapper(OptimWrapper):
         return torch.autocast('cpu', dtype=torch.bfloat16)
 
 
+def test_blocks_that_run_twice_count_with_the_first_time(tmp_path):
+
+    @MODELS.register_module(force=True)
+    class Twice(ToyClassifier):
+
+        def forward(self, inputs, targets=None, mode='tensor'):
+            first = super().forward(inputs, targets, mode)
+            super().forward(inputs.flip(3), targets, mode)
+            return first
+
+    _, spy = train(cka_config(tmp_path, **{'model.type': 'Twice'}))
+    model, batch = spy.before[0], spy.batches[0]
+    model.__class__ = ToyClassifier
+    _, similarity = losses_by_hand(model, batch)
+    assert spy.outputs[0]['loss_cka'] == pytest.approx(.1 * similarity.item())
+
+
 def test_autocast_does_not_reach_it(tmp_path):
     """From the very features that the network computed in 16 bits."""
     seen = {}

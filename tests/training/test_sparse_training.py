@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import MODELS, OPTIMIZERS
 from mmengine.runner import Runner, load_checkpoint
 from support import ROOT
-from support.toy import toy_config, toy_runner
+from support.toy import ToyDataset, toy_config, toy_runner
 from support.training import log_of
 from torch.nn.utils import prune
 
@@ -251,7 +251,15 @@ def test_any_checkpoint_holds_the_sparse_network(tmp_path):
 # --- SNIP ---------------------------------------------------------------------
 
 
-def test_snip_ranks_by_the_runs_first_batches_and_disturbs_nothing(tmp_path):
+def test_snip_ranks_by_the_runs_first_batches_and_disturbs_nothing(
+        tmp_path, monkeypatch):
+    get = ToyDataset.__getitem__
+
+    def draw(self, index):  # as random transforms do
+        return random.random(), np.random.rand(), torch.rand(1), get(self, index)
+
+    monkeypatch.setattr(ToyDataset, '__getitem__',
+                        lambda *args: draw(*args)[-1])
     cfg = sparse_config(tmp_path, scheme=dict(type='SNIP', batches=2),
                         **{'train_dataloader.sampler.shuffle': False})
     runner = Runner.from_cfg(cfg)
@@ -491,6 +499,24 @@ def test_with_ela_and_cka_in_one_run(tmp_path, scheme):
     cfg.resume, cfg.load_from = True, str(tmp_path / 'a' / 'epoch_2.pth')
     resumed, _ = train(cfg)
     assert_equal_states(runner.model.state_dict(), resumed.model.state_dict())
+
+
+@pytest.mark.slow
+def test_compiled_with_cka(tmp_path, caplog):
+    """The same run, compiled once for steps with and once for those without."""
+    outputs = []
+    for name in ('plain', 'compiled'):
+        cfg = sparse_config(
+            tmp_path / name, scheme=RIGL, max_epochs=3, hooks=[
+                dict(type='CKARegularizationHook', weight=.1, interval=2)],
+            **{'model.backbone.attention': None})
+        if name == 'compiled':
+            cfg.compile = dict(backend='eager')
+        runner, spy = train(cfg)
+        assert_sparse(spy)
+        outputs.append(runner.message_hub.get_scalar('train/loss_cka').data[0])
+    assert outputs[0] == pytest.approx(outputs[1], rel=1e-5)
+    assert 'recompile_limit' not in caplog.text
 
 
 def test_two_ranks_share_masks(tmp_path):

@@ -16,6 +16,7 @@ from mmengine.runner import BaseLoop
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ...compat.compiling import disable
 from ...errors import UsageError
 from ...sparsity.build import build_scheme
 from ...sparsity.layers import sparse_layers
@@ -202,6 +203,7 @@ class SparseTrainingHook(Hook):
 
     def _masking(self, name: str):
 
+        @disable  # else compiled once for each weight
         def mask_gradient(gradient: Tensor) -> Tensor:
             if self._gradients is not None:
                 before = self._gradients.get(name, 0)
