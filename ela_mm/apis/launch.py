@@ -77,7 +77,8 @@ def check_checkpoint(path: Optional[str]) -> None:
     if not is_intact(path):
         raise UsageError(
             f'checkpoint {path!r} is damaged, probably cut off while it was '
-            'written: expected a whole one, such as the one before it')
+            'written, or none that torch loads: expected a whole one, such as '
+            'the one before it')
 
 
 def set_up_distributed(cfg: Config) -> None:
