@@ -80,12 +80,19 @@ class LayerAttentionMixin:
         raise NotImplementedError(
             f'{type(self).__name__} must say where its stages are')
 
-    def forward(self, *args, **kwargs) -> Any:
-        """Run the host's network; see there."""
+    def forward(self, x: Tensor) -> Any:
+        """Run the host's network.
+
+        Args:
+            x (Tensor): (B, 3, H, W), normalised pictures.
+
+        Returns:
+            Any: What the host's class returns.
+        """
         if self.attention_kind is None:
-            return super().forward(*args, **kwargs)
+            return super().forward(x)
         with self.attention_kind.one_pass():
-            return super().forward(*args, **kwargs)
+            return super().forward(x)
 
     # --- skipping ------------------------------------------------------------
 
