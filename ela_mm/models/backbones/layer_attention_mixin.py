@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from ...errors import UsageError
 from .stages import AttentionLayerInfo, Observer, Stage, attention_kind
 
+# What attention's state may lack and be whole.
+_OPTIONAL = {'scale.weight', 'norm.num_batches_tracked'}
 SKIP_MODES = ('layer', 'retrieval')
 # How the published code of MRLA and DLA names its attention.
-_PUBLISHED = re.compile(r'(^|\.)(mrla|bn_mrla|dla|bn_dla)\.')
+_PUBLISHED = re.compile(r'(^|\.)(W[qkv]|bn_mrla|bn_layer_attention)\.')
 
 
 class LayerAttentionMixin:
@@ -220,7 +222,7 @@ class LayerAttentionMixin:
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:
         """Load, with the mask of the checkpoint if it says anything of it."""
-        _warn_of_published_names(state_dict)
+        self._warn_of_other_attention(state_dict, prefix)
         concerned = self._prunable_stages and any(
             key.startswith(prefix) for key in state_dict)
         if concerned:
@@ -242,8 +244,8 @@ class LayerAttentionMixin:
                         prefix: str) -> None:
         """Say in a checkpoint what it means by having no mask, or half of it.
 
-        Attention without a mask is of a time before masks: all of it is
-        active. Weights without attention are no decision: the mask stays.
+        Attention without a mask is of a time before masks: it is active. What
+        a checkpoint lacks is no decision: there the mask stays.
         """
         names = [f'{prefix}{name}' for name in ('active', 'visible')]
         for name in names:
@@ -258,12 +260,46 @@ class LayerAttentionMixin:
         if active in state_dict:
             state_dict.setdefault(visible, state_dict[active].clone())
             return
-        attends = any(
-            key.startswith(f'{prefix}{stage.name}.attention.')
-            for stage in self._prunable_stages for key in state_dict)
+        own = {
+            f'{prefix}{layer.prefix}.{name}': i
+            for i, layer in enumerate(self.attention_layers)
+            for name, _ in layer.module.named_parameters()
+        }
+        held = sorted({own[key] for key in state_dict if key in own})
         for name, mask in zip(names, (self.active, self.visible)):
-            state_dict[name] = (
-                torch.ones_like(mask) if attends else mask.clone())
+            state_dict[name] = mask.clone()
+            state_dict[name][held] = True
+
+    def _warn_of_other_attention(self, state_dict: Dict[str, Tensor],
+                                 prefix: str) -> None:
+        """Say that a checkpoint's attention is not this network's."""
+        own, found = set(), set()
+        for stage in self.attention_stages:
+            start = f'{prefix}{stage.name}.attention.'
+            own |= {name.split('.', 1)[1]
+                    for name in stage.attention.state_dict()}
+            found |= {key[len(start):].split('.', 1)[-1]
+                      for key in state_dict if key.startswith(start)}
+        theirs = next((key for key in state_dict if key.startswith(prefix)
+                       and _PUBLISHED.search(key)), None)
+        foreign, lacking = found - own, own - found - _OPTIONAL
+        if not own:
+            return
+        if theirs is not None:
+            print_log(
+                'the checkpoint names attention as the published MRLA or DLA '
+                f'code does ({theirs!r}): none of it is loaded, and the '
+                'attention of this network stays as it is. Convert it first: '
+                'python tools/convert_weights.py IN OUT',
+                'current', logging.WARNING)
+        elif found and (foreign or lacking):
+            print_log(
+                f"the checkpoint's attention is not that of attention="
+                f'{self.attention!r}: it has {_some(foreign)} that this '
+                f'network lacks, and lacks {_some(lacking)} that this network '
+                'has, which stays as it is. Build the network with the '
+                'attention and norm that the checkpoint was trained with',
+                'current', logging.WARNING)
 
     # --- measuring -----------------------------------------------------------
 
@@ -279,16 +315,8 @@ class LayerAttentionMixin:
             stage.observer = observer
 
 
-def _warn_of_published_names(state_dict: Dict[str, Tensor]) -> None:
-    """Say that attention under the names of its authors' code is not loaded."""
-    theirs = next(filter(_PUBLISHED.search, state_dict), None)
-    if theirs is not None:
-        print_log(
-            f'the checkpoint names attention as the published MRLA or DLA code '
-            f'does ({theirs!r}): none of it is loaded, and the attention of '
-            'this network stays as it is. Rename its keys to layer<S>.'
-            'attention.<I>.{query,key,value,norm} first', 'current',
-            logging.WARNING)
+def _some(names: Iterable[str]) -> str:
+    return ', '.join(map(repr, sorted(names)[:3])) or 'nothing'
 
 
 def ela_backbones(model: nn.Module) -> Dict[str, LayerAttentionMixin]:

@@ -173,6 +173,8 @@ class ResNetAttentionMixin(LayerAttentionMixin):
         super().train(mode)
         if not (mode and self.norm_eval and hasattr(self, 'fresh_norm_mask')):
             return self
+        if self.fresh_norm_mask.is_meta:  # which holds nothing to read
+            return self
         if self.fresh_norms is None:
             self.fresh_norms = self._find_fresh_norms()
             if self.fresh_norms:

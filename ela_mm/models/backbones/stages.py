@@ -23,7 +23,7 @@ from typing import (
 )
 
 from mmengine.model import BaseModule
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ...compat.compiling import disable, is_compiling
 from ...errors import UsageError
@@ -302,10 +302,8 @@ class AttentionStage(Stage):
             the layer.
         """
         layer = self.attention[i]
-        used = dict.fromkeys(('query', 'norm', 'scale'), self.active[i])
+        used = {name: self.active[i] for name, _ in layer.named_children()}
         used.update(dict.fromkeys(('key', 'value'), self.visible[i]))
-        if layer.scale is None:
-            del used['scale']
         return used, layer
 
     def withhold_gradients(self) -> None:
@@ -317,7 +315,7 @@ class AttentionStage(Stage):
         for i, withheld in enumerate(self._withheld):
             parts, layer = self.parts(i)
             for name, parameter in layer.named_parameters():
-                if parts.get(name.split('.')[0], self.active[i]):
+                if parts[name.split('.')[0]]:
                     if name in withheld:
                         withheld.discard(name)
                         parameter.requires_grad_(True)
@@ -339,27 +337,23 @@ class AttentionStage(Stage):
     def _warn_of_idle_hooks(self) -> None:
         """Say that who waits for a skipped layer waits in vain."""
         for i, active in enumerate(self.active):
-            if not active and any(map(has_hooks, self.attention[i].modules())):
+            if active:
+                continue
+            parts, layer = self.parts(i)
+            idle = [name for name, used in parts.items()
+                    if not used and has_hooks(getattr(layer, name))]
+            if idle or has_hooks(layer):
+                name = '.'.join([self.name, 'attention', str(i), *idle[:1]])
                 warnings.warn(
-                    f'a hook waits for {self.name}.attention.{i}, whose layer '
-                    'is skipped: it is not called. Choose a module of a block '
-                    f'instead, such as those of {self.name}.{i}',
+                    f'a hook waits for {name}, whose layer is skipped: it is '
+                    'not called. Choose a module of a block instead, such as '
+                    f'those of {self.name}.{i}',
                     stacklevel=2)
 
     def step(self, i: int, x: Tensor,
              memory: LayerMemory) -> Tuple[Tensor, Optional[Tensor]]:
         """Run a block, and its attention as far as it is not skipped."""
-        x = self.block(i)(x)  # (B, C, H, W)
-        layer = self.attention[i]
-        if self.active[i]:
-            if is_watched(layer):  # whose hooks wait for a call
-                term, weights = layer(x, memory), memory.weights
-            else:
-                term, weights = layer.attend(x, memory)
-            return x + term, weights  # (B, C, H, W), (B, h, n)
-        if self.visible[i]:
-            layer.remember(x, memory)
-        return x, None
+        return _attend(self, i, self.block(i)(x), memory)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the blocks and the active layers.
@@ -370,25 +364,52 @@ class AttentionStage(Stage):
         Returns:
             Tensor: (B, C, H, W).
         """
-        memory = self.new_memory(x)
-        previous, neighbours = None, []
+        memory = _remember_nothing(self, x)
+        seen = []
         for i in range(len(self)):
             x, weights = self.step(i, x, memory)  # (B, C, H, W), (B, h, n)
-            if weights is None:
-                continue
-            if self.observer is not None and previous is not None:
-                neighbours.append((f'{self.name}.{i}', previous, weights))
-            previous = weights
-        if neighbours:
-            _show(self.observer, neighbours)
+            seen.append(weights)
+        # A graph of torch.fx is made before a window, and runs in it.
+        if self.observer is not None or isinstance(x, fx.Proxy):
+            _show(self, seen)
         return x
 
 
+# What follows is one node each in a graph of torch.fx, such as mmengine's
+# efficient_conv_bn_eval makes: the decisions of the day hold in it.
+
+
+@fx.wrap
+def _remember_nothing(stage: AttentionStage, x: Tensor) -> LayerMemory:
+    return stage.new_memory(x)
+
+
+@fx.wrap
+def _attend(stage: AttentionStage, i: int, x: Tensor,
+            memory: LayerMemory) -> Tuple[Tensor, Optional[Tensor]]:
+    layer = stage.attention[i]
+    if stage.active[i]:
+        if type(layer) is LayerAttention and not is_watched(layer):
+            term, weights = layer.attend(x, memory)
+        else:  # whose forward, or a hook, waits for a call
+            term, weights = layer(x, memory), memory.weights
+        return x + term, weights  # (B, C, H, W), (B, h, n)
+    if stage.visible[i]:
+        layer.remember(x, memory)
+    return x, None
+
+
 # Observers count in Python. Compiled, that would be another graph every step.
+@fx.wrap
 @disable
-def _show(observer: Observer, neighbours: List[tuple]) -> None:
-    for name, previous, weights in neighbours:
-        observer(name, previous, weights)
+def _show(stage: AttentionStage, seen: List[Optional[Tensor]]) -> None:
+    previous = None
+    for i, weights in enumerate(seen):
+        if weights is None:
+            continue
+        if stage.observer is not None and previous is not None:
+            stage.observer(f'{stage.name}.{i}', previous, weights)
+        previous = weights
 
 
 # What downsamples have computed in the running step. Of this thread alone: the
@@ -440,7 +461,7 @@ class LightAttentionStage(Stage):
     def step(self, i: int, x: Tensor, memory: None) -> Tuple[Tensor, None]:
         """Run a block, and mix its value with its shortcut."""
         x, identity = self._block_and_shortcut(self.block(i), x)
-        return x + self.attention[i](x, identity), None  # (B, C, H, W)
+        return _mix(self, i, x, identity), None  # (B, C, H, W)
 
     @staticmethod
     def _block_and_shortcut(block: nn.Module,
@@ -453,3 +474,9 @@ class LightAttentionStage(Stage):
             return block(x), _SHORTCUTS.get()[0]
         finally:
             _SHORTCUTS.reset(token)
+
+
+@fx.wrap
+def _mix(stage: LightAttentionStage, i: int, x: Tensor,
+         identity: Tensor) -> Tensor:
+    return x + stage.attention[i](x, identity)  # (B, C, H, W)

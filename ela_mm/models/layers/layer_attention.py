@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
+from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import UsageError
 from .bank.batch_norm import apply_norm, can_be_recomputed
-from .bank.keys import average_pool
+from .bank.keys import average_pool, without_autocast
 from .memory import LayerMemory
 from .scaled import ScaledAttention
 from .watched import is_watched
@@ -63,7 +64,7 @@ def retrieve(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
     batch, channels = values[0].shape[:2]
     weights = weights.to(values[0].dtype).repeat_interleave(
         channels // weights.shape[1], dim=1)  # (B, C, n)
-    factors = weights.view(batch, channels, 1, 1, -1).unbind(-1)
+    factors = weights.view(batch, channels, 1, 1, len(values)).unbind(-1)
     retrieved = factors[0] * values[0]  # (B, C, H, W)
     for factor, value in zip(factors[1:], values[1:]):
         # In place: autograd keeps factor and value, never the partial sums.
@@ -79,9 +80,24 @@ class WeightedSum(nn.Module):
         return retrieve(weights, values)
 
 
-def _project(conv: nn.Module, pooled: Tensor) -> Tensor:
+def is_plain(conv: nn.Module) -> bool:
+    """Tell whether a convolution over channels may stand for its weight.
+
+    Args:
+        conv (nn.Module): A query or key, as it was built or exchanged.
+
+    Returns:
+        bool: False where it computes something else, or somebody waits for
+        its call.
+    """
+    return (type(conv) is nn.Conv1d and conv.bias is None
+            and conv.dilation == (1, ) and conv.padding_mode == 'zeros'
+            and not is_watched(conv))
+
+
+def project(conv: nn.Module, pooled: Tensor) -> Tensor:
     """A convolution over channels, (B, 1, C) -> (B, 1, C), in pooled's dtype."""
-    if type(conv) is nn.Conv1d and not is_watched(conv):
+    if is_plain(conv):
         return F.conv1d(
             pooled,
             conv.weight.to(pooled.dtype),
@@ -141,7 +157,8 @@ class LayerAttention(ScaledAttention):
         self.retrieval = WeightedSum()
         norm_cfg = {**(norm_cfg or dict(type='BN')), 'requires_grad': True}
         self.norm = build_norm_layer(norm_cfg, channels)[1]
-        self.act = nn.ReLU(inplace=True) if act else nn.Identity()
+        # Not in place, which a norm with a hook for backward does not stand.
+        self.act = nn.ReLU() if act else nn.Identity()
         self.drop_path = DropPath(
             drop_path_rate) if drop_path_rate else nn.Identity()
         self.add_scale(channels, zero_init)
@@ -188,9 +205,9 @@ class LayerAttention(ScaledAttention):
 
     def can_bank(self) -> bool:
         """Tell whether the buffers may stand in for query, key and sum."""
-        return type(self.query) is type(self.key) is nn.Conv1d and not (
-            is_watched(self.query) or is_watched(self.key)
-            or is_watched(self.retrieval))
+        return is_plain(self.query) and is_plain(self.key) and (
+            type(self.retrieval) is WeightedSum
+            and not is_watched(self.retrieval))
 
     # --- equation 4: the attention weights -----------------------------------
 
@@ -208,13 +225,13 @@ class LayerAttention(ScaledAttention):
                 x, self.key.weight, self.query.weight if attends else None,
                 self.head_dim)
         heads = (x.shape[0], self.num_heads, self.head_dim)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             pooled = average_pool(x).unsqueeze(1)  # (B, 1, C)
-            key = _project(self.key, pooled)  # (B, 1, C)
+            key = project(self.key, pooled)  # (B, 1, C)
             memory.keys.append(key.reshape(heads))  # (B, h, d)
             if not attends:
                 return None
-            query = _project(self.query, pooled)  # (B, 1, C)
+            query = project(self.query, pooled)  # (B, 1, C)
             query = query.reshape(heads).unsqueeze(2)  # (B, h, 1, d)
             logits = (query * torch.stack(memory.keys, 2)).sum(-1)  # (B, h, n)
             return torch.softmax(
@@ -239,7 +256,9 @@ class LayerAttention(ScaledAttention):
         retrieved = (
             self.retrieval(weights, memory.values) if bank is None else
             bank.retrieve(weights))  # (B, C, H, W)
-        if self.with_cp and retrieved.requires_grad:
+        # A batch norm would take in its statistics twice.
+        if (self.with_cp and retrieved.requires_grad
+                and not isinstance(self.norm, nn.BatchNorm2d)):
             return checkpoint(self._finish, retrieved, use_reentrant=False)
         return self._finish(retrieved)
 
@@ -248,7 +267,8 @@ class LayerAttention(ScaledAttention):
         return (can_be_recomputed(self.norm)
                 and type(self.act) in (nn.ReLU, nn.Identity)
                 and not is_watched(self.act)
-                and (self.scale is None or not is_watched(self.scale)))
+                and (self.scale is None or type(self.scale) is LayerScale
+                     and not is_watched(self.scale)))
 
     def _finish(self, retrieved: Tensor) -> Tensor:
         return self.scaled(self.act(apply_norm(self.norm, retrieved)))

@@ -13,8 +13,20 @@ from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
 from .bank.batch_norm import apply_norm
-from .layer_attention import check_head_dim, pooled_kernel_size
+from .bank.keys import at_least_float32, without_autocast
+from .layer_attention import check_head_dim, pooled_kernel_size, project
 from .scaled import ScaledAttention
+
+
+class GatedSum(nn.Module):
+    """Equation 7's sum as a module, where it stands between value and norm."""
+
+    def forward(self, gate: Tensor, value: Tensor, mix: Tensor,
+                identity: Tensor) -> Tensor:
+        """Add gate (B, C) times value and mix (C) times identity, (B, C, H, W)."""
+        own = gate.to(value.dtype)[..., None, None] * value  # (B, C, H, W)
+        return torch.addcmul(own, mix.view(1, -1, 1, 1).to(own.dtype),
+                             identity.to(own.dtype))
 
 
 class LightLayerAttention(ScaledAttention):
@@ -51,6 +63,7 @@ class LightLayerAttention(ScaledAttention):
         self.key = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
         self.value = nn.Conv2d(
             channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.mixing = GatedSum()
         # MRLA starts the shortcut's share at a draw from N(0, 1).
         self.mix = nn.Parameter(torch.randn(channels))  # lambda of eq. 7
         norm_cfg = {**(norm_cfg or dict(type='BN')), 'requires_grad': True}
@@ -70,15 +83,18 @@ class LightLayerAttention(ScaledAttention):
         Returns:
             Tensor: (B, C, H, W), the term to add to ``x``.
         """
-        batch, channels = x.shape[:2]
-        pooled = x.mean((2, 3)).unsqueeze(1)  # (B, 1, C)
-        heads = (batch, self.num_heads, self.head_dim)
-        query = self.query(pooled).view(heads)  # (B, h, d)
-        key = self.key(pooled).view(heads)  # (B, h, d)
-        logits = (query * key).sum(-1) / math.sqrt(self.head_dim)  # (B, h)
-        gate = torch.sigmoid(logits).repeat_interleave(
-            self.head_dim, dim=1)  # (B, C)
-        own = gate.view(batch, channels, 1, 1) * self.value(x)  # (B, C, H, W)
-        mixed = torch.addcmul(own, self.mix.view(1, -1, 1, 1).to(own.dtype),
-                              identity.to(own.dtype))  # (B, C, H, W)
+        mixed = self.mixing(
+            self._gate(x), self.value(x), self.mix, identity)  # (B, C, H, W)
         return self.drop_path(self.scaled(apply_norm(self.norm, mixed)))
+
+    def _gate(self, x: Tensor) -> Tensor:
+        """sigmoid(q k^T / sqrt(d)) per channel, (B, C), float32 at least."""
+        heads = (x.shape[0], self.num_heads, self.head_dim)
+        with without_autocast(x.device):
+            pooled = x.mean(
+                (2, 3), dtype=at_least_float32(x.dtype)).unsqueeze(1)  # (B, 1, C)
+            query = project(self.query, pooled).view(heads)  # (B, h, d)
+            key = project(self.key, pooled).view(heads)  # (B, h, d)
+            logits = (query * key).sum(-1) / math.sqrt(self.head_dim)  # (B, h)
+            return torch.sigmoid(logits).repeat_interleave(
+                self.head_dim, dim=1)

@@ -10,8 +10,11 @@ from torch import nn
 from torch.nn.modules import module as globally
 from torch.nn.modules.batchnorm import _NormBase
 
-_HOOKS = ('forward_hooks', 'forward_pre_hooks', 'backward_hooks',
-          'backward_pre_hooks')
+# Those of all modules. torch fills these dicts and never replaces them.
+_GLOBAL_HOOKS = (globally._global_forward_hooks,
+                 globally._global_forward_pre_hooks,
+                 globally._global_backward_hooks,
+                 globally._global_backward_pre_hooks)
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -26,14 +29,15 @@ def is_watched(module: nn.Module) -> bool:
         its ``forward`` was replaced. ``torch.nn.utils.prune`` and Grad-CAM
         work by hooks; parametrizations and LoRA change the module's type.
     """
-    return has_hooks(module) or any(
-        getattr(globally, f'_global_{kind}') for kind in _HOOKS)
+    return has_hooks(module) or any(_GLOBAL_HOOKS)
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Tell whether somebody waits for this very module to be called."""
-    return 'forward' in module.__dict__ or any(
-        getattr(module, f'_{kind}') for kind in _HOOKS)
+    # Spelled out: it is asked of every module of attention at every step.
+    return bool('forward' in module.__dict__ or module._forward_hooks
+                or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks)
 
 
 class BranchedModule(nn.Module):
@@ -42,7 +46,9 @@ class BranchedModule(nn.Module):
     Tools that fold a norm into the convolution before it, such as
     ``mmcv.cnn.fuse_conv_bn``, take the order of children for the flow of data.
     Here norms are listed first, so that none seems to follow a convolution.
-    The order of parameters, which optimizers save by number, stays.
+    The order of parameters, which optimizers save by number, stays; so does
+    that of ``named_modules``, where a module without parameters therefore
+    stands between each convolution and the norm after it.
     """
 
     def named_children(self) -> Iterator[Tuple[str, nn.Module]]:

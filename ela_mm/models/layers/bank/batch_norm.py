@@ -4,14 +4,16 @@ The value bank keeps no normalised features. It keeps the statistics, and
 recomputes the features in backward. Statistics are in float32 at least: the
 square of a number above 255 is infinite in half precision.
 """
+import copy
 import logging
+from functools import lru_cache
 from typing import Tuple
 
 import torch
-import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ....compat.compiling import is_compiling
 from ..watched import is_watched
 from .keys import at_least_float32
 
@@ -41,10 +43,11 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     Returns:
         Tensor: (B, C, H, W).
     """
-    if (type(norm) is nn.BatchNorm2d and norm.training
+    if (isinstance(norm, nn.BatchNorm2d) and norm.training
             and norm.track_running_stats and _is_single(x)):
-        return F.batch_norm(x, norm.running_mean, norm.running_var,
-                            norm.weight, norm.bias, False, 0., norm.eps)
+        # In another mode than the module, which other threads may be using.
+        norm = copy.copy(norm)
+        norm.training = False
     return norm(x)
 
 
@@ -121,12 +124,17 @@ def normalize_backward(grad: Tensor, x: Tensor, gamma: Tensor, mean: Tensor,
 
 
 def _is_single(x: Tensor) -> bool:
-    """Whether there is one number per channel; said once a shape."""
-    if x.shape[0] * x.shape[2] * x.shape[3] != 1:
-        return False
+    """Whether there is one number per channel, which is said."""
+    single = x.shape[0] * x.shape[2] * x.shape[3] == 1
+    if single and not is_compiling():
+        _say_single(tuple(x.shape))
+    return single
+
+
+@lru_cache(maxsize=None)
+def _say_single(shape: Tuple[int, ...]) -> None:
+    """Say it once a shape."""
     print_log(
-        f'attention norm in training: a map of shape {tuple(x.shape)} has one '
-        'number per channel and so no variance; running statistics are used. '
-        'Larger pictures or batches would update them', 'current',
-        logging.WARNING)
-    return True
+        f'attention norm in training: a map of shape {shape} has one number '
+        'per channel and so no variance; running statistics are used. Larger '
+        'pictures or batches would update them', 'current', logging.WARNING)

@@ -7,7 +7,8 @@ layer's weighing as one function of autograd, with its gradient by hand.
 ``LayerAttention._weigh`` says the same in the framework's operations.
 """
 import math
-from typing import Optional, Tuple
+from contextlib import nullcontext
+from typing import ContextManager, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ class KeyBank:
             self._state = x.new_empty(
                 (self._capacity, x.shape[0], x.shape[1] // head_dim, head_dim),
                 dtype=at_least_float32(x.dtype))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             weights, self._state = _Weigh.apply(self._state, x, key_kernel,
                                                 query_kernel, self._count)
         self._count += 1
@@ -141,6 +142,14 @@ def average_pool(x: Tensor) -> Tensor:
 def _windows(x: Tensor, size: int) -> Tensor:
     """What a convolution over the last dimension sees: (.., C, size)."""
     return F.pad(x, (size // 2, size // 2)).unfold(-1, size, 1)
+
+
+def without_autocast(device: torch.device) -> ContextManager:
+    """Make a context without autocast, also where a device has none."""
+    try:
+        return torch.autocast(device.type, enabled=False)
+    except RuntimeError:  # such as the meta device
+        return nullcontext()
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
