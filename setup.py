@@ -51,7 +51,10 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['ela_mm', 'ela_mm.*']),
-    package_data={'ela_mm.analysis.report': ['page.html']},
+    package_data={
+        'ela_mm.analysis.report': ['page.html'],
+        'ela_mm.experiments': ['published.yaml'],
+    },
     python_requires='>=3.8',
     # torch, torchvision, mmengine and mmcv (or mmcv-lite, or the onedl forks,
     # which have other distribution names) are taken as the user has them.

@@ -1,6 +1,7 @@
-"""Run a grid of criteria or architectures x depths x seeds, and tabulate it.
+"""Run a grid of criteria, architectures or systems x depths x seeds; tabulate it.
 
     tools/ablation.py --preset digits
+    tools/ablation.py --preset table1_cifar10
     tools/ablation.py my_grid.yaml --out work_dirs/my_grid
 
 Each run has its own process and folder. What is finished is not run again, a
@@ -16,25 +17,36 @@ import os.path as osp
 import statistics
 import subprocess
 import sys
-from typing import List, Optional
+from typing import Iterable, List, Optional
 
 from mmengine.config import Config
+from torch import nn
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.apis.data import check_data, prepare_config
+from ela_mm.analysis import count_macs
+from ela_mm.apis.data import check_data, picture_shape, prepare_config
 from ela_mm.apis.launch import UsageError, build_runner, run
 from ela_mm.engine.checkpoints import resume_latest
 from ela_mm.engine.hooks.reseed_hook import ensure_reseeding
 from ela_mm.engine.journal.record import FILE_NAME, read_record, write_whole
-from ela_mm.experiments.grid import Cell, apply_overrides, cells, read_grid
+from ela_mm.experiments.grid import (
+    Cell,
+    apply_overrides,
+    cells,
+    published_number,
+    read_grid,
+    short_name,
+)
+from ela_mm.hosts.registration import host_of_model
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 PRESETS = osp.join(ROOT, 'configs', 'ablations')
-METRIC = 'accuracy/top1'
 CELL = 'cell.json'
 RESULT = 'result.json'
-FIELDS = ('variant', 'depth', 'seed', 'top1', 'skipped', 'skipped_layers',
-          'parameters', 'epoch_seconds', 'last_epoch_seconds')
+# Of results.csv; the metrics follow.
+FIELDS = ('variant', 'network', 'depth', 'seed', 'skipped', 'skipped_layers',
+          'parameters', 'macs', 'epoch_seconds', 'last_epoch_seconds',
+          'step_seconds')
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,7 +79,8 @@ def train_cell(folder: str) -> None:
     cfg = Config.fromfile(cell.config)
     apply_overrides(cfg, cell.overrides)
     prepare_config(cfg)
-    cfg.model.backbone.depth = cell.depth
+    if cell.depth is not None:
+        cfg.model.backbone.depth = cell.depth
     cfg.randomness = dict(seed=cell.seed)
     cfg.work_dir = folder
     resume_latest(cfg)
@@ -77,7 +90,7 @@ def train_cell(folder: str) -> None:
     runner.train()
     # Evaluated here: of a run that was killed after its last checkpoint, the
     # last evaluation may be missing.
-    top1 = float(runner.val()[METRIC])
+    scores = runner.val()
     steps = len(runner.train_dataloader)
     seconds, _ = runner.message_hub.get_scalar('train/time').data
     skipped = []
@@ -85,16 +98,31 @@ def train_cell(folder: str) -> None:
         record = read_record(folder)
         skipped = [n for n in record['layers'] if n not in record['active']]
     result = dict(
+        {short_name(name): float(score) for name, score in scores.items()
+         if isinstance(score, (int, float))},
         variant=cell.variant,
+        network=cell.network,
         depth=cell.depth,
         seed=cell.seed,
-        top1=top1,
         skipped=len(skipped),
         skipped_layers=skipped,
         parameters=sum(p.numel() for p in runner.model.parameters()),
+        macs=classifier_macs(runner.model, cfg),
         epoch_seconds=float(seconds.mean() * steps),
-        last_epoch_seconds=float(seconds[-steps:].mean() * steps))
+        last_epoch_seconds=float(seconds[-steps:].mean() * steps),
+        step_seconds=statistics.median(map(float, seconds)))
     write_whole(json.dumps(result, indent=1), osp.join(folder, RESULT))
+
+
+def classifier_macs(model: nn.Module, cfg: Config) -> Optional[int]:
+    """Multiply-accumulates for a picture; None of a detector."""
+    if host_of_model(model).default_part(model) == 'backbone':
+        return None
+    try:
+        return count_macs(model, (3, *picture_shape(cfg))).macs
+    except UsageError as error:  # an old torch, which is no reason to fail
+        print(error)
+        return None
 
 
 def finished(cell: Cell, folder: str) -> Optional[dict]:
@@ -118,13 +146,12 @@ def finished(cell: Cell, folder: str) -> Optional[dict]:
         return json.load(file)
 
 
-def run_grid(runs: List[Cell], out: str) -> int:
+def run_grid(runs: List[Cell], out: str, metric: str) -> int:
     """Run what is not finished; return the number of failures."""
     failures = 0
     for number, cell in enumerate(runs, start=1):
         folder = osp.join(out, cell.folder)
-        label = (f'[{number}/{len(runs)}] {cell.variant}, depth {cell.depth}, '
-                 f'seed {cell.seed}')
+        label = f'[{number}/{len(runs)}] {cell.label}'
         if finished(cell, folder) is not None:
             print(f'{label}: finished before', flush=True)
             continue
@@ -141,48 +168,90 @@ def run_grid(runs: List[Cell], out: str) -> int:
             failures += 1
             print(f'{label}: failed, see {log}', flush=True)
         else:
-            print(f'{label}: top-1 {result["top1"]:.2f}, '
+            print(f'{label}: {title(metric)} {score(result, metric):.2f}, '
                   f'{result["skipped"]} layers skipped', flush=True)
     return failures
 
 
+def title(metric: str) -> str:
+    """What the tables call a metric."""
+    return dict(top1='top-1', top5='top-5').get(
+        short_name(metric), short_name(metric))
+
+
+def score(result: dict, metric: str) -> Optional[float]:
+    """A metric of a run in percent; None if it was not evaluated."""
+    value = result.get(short_name(metric))
+    if value is not None and metric.startswith('coco/'):  # a fraction
+        value *= 100
+    return value
+
+
 def tabulate(grid: dict, runs: List[Cell], out: str) -> str:
     """Write results.csv and results.md; return the Markdown table."""
-    results = [r for cell in runs
-               if (r := finished(cell, osp.join(out, cell.folder)))]
+    results = {(cell.network, cell.variant, cell.seed): result for cell in runs
+               if (result := finished(cell, osp.join(out, cell.folder)))}
     if not results:
         raise UsageError(f'no finished run below {out}: nothing to tabulate')
     rows = io.StringIO()
-    writer = csv.DictWriter(rows, FIELDS, extrasaction='ignore')
+    writer = csv.DictWriter(
+        rows, (*FIELDS, *map(short_name, grid['metrics'])),
+        extrasaction='ignore')
     writer.writeheader()
-    for result in results:
+    for result in results.values():
         writer.writerow({**result, 'skipped_layers':
                          ' '.join(result['skipped_layers'])})
     write_whole(rows.getvalue(), osp.join(out, 'results.csv'))
+    first = runs[0].variant
+    header = ['variant', 'network' if runs[0].name else 'depth']
+    for metric in grid['metrics']:
+        header += [f'{title(metric)}, %', 'paper']
+    header += ['layers skipped', 's per epoch, last', f'step, to {first}',
+               'parameters', 'GMACs', 'runs']
     lines = [f'# {grid.get("title", "Ablation")}', '',
-             '| variant | depth | top-1, % | paper | layers skipped | '
-             's per epoch, last | parameters | runs |',
-             '| --- | --- | --- | --- | --- | --- | --- | --- |']
-    for depth in grid['depths']:
-        for variant in grid['variants']:
-            group = [r for r in results
-                     if (r['variant'], r['depth']) == (variant, depth)]
-            if group:
-                paper = grid.get('paper', {}).get(variant, {}).get(depth, '-')
-                lines.append(
-                    f'| {variant} | {depth} | {_spread(group, "top1", 2)} | '
-                    f'{paper} | {_spread(group, "skipped", 1)} | '
-                    f'{_spread(group, "last_epoch_seconds", 2)} | '
-                    f'{group[0]["parameters"] / 1e6:.4f} M | '
-                    f'{len(group)} of {len(grid["seeds"])} |')
+             f'| {" | ".join(header)} |', '|' + ' --- |' * len(header)]
+    # In the order of the runs, all seeds together.
+    for network, variant in dict.fromkeys((c.network, c.variant)
+                                          for c in runs):
+        seeds = [c.seed for c in runs
+                 if (c.network, c.variant) == (network, variant)]
+        done = {seed: results[network, variant, seed] for seed in seeds
+                if (network, variant, seed) in results}
+        if not done:
+            continue
+        group = list(done.values())
+        row = [variant, '-' if network is None else str(network)]
+        for metric in grid['metrics']:
+            paper = published_number(grid, variant, network, metric)
+            row += [_spread((score(r, metric) for r in group), 2),
+                    '-' if paper is None else str(paper)]
+        ratios = (_ratio(result, results.get((network, first, seed)))
+                  for seed, result in done.items())
+        macs = group[0].get('macs')
+        row += [_spread((r['skipped'] for r in group), 1),
+                _spread((r['last_epoch_seconds'] for r in group), 2),
+                _spread(ratios, 2),
+                f'{group[0]["parameters"] / 1e6:.4f} M',
+                '-' if macs is None else f'{macs / 1e9:.4f}',
+                f'{len(done)} of {len(seeds)}']
+        lines.append(f'| {" | ".join(row)} |')
     table = '\n'.join(lines) + '\n'
     write_whole(table, osp.join(out, 'results.md'))
     return table
 
 
-def _spread(group: List[dict], key: str, digits: int) -> str:
+def _ratio(result: dict, reference: Optional[dict]) -> Optional[float]:
+    """Median step to that of the first variant, of the same seed."""
+    if 'step_seconds' not in result or 'step_seconds' not in (reference or {}):
+        return None
+    return result['step_seconds'] / reference['step_seconds']
+
+
+def _spread(values: Iterable[Optional[float]], digits: int) -> str:
     """Mean and standard deviation over the seeds."""
-    values = [result[key] for result in group]
+    values = list(values)
+    if None in values:
+        return '-'
     text = f'{statistics.mean(values):.{digits}f}'
     if len(values) > 1:
         text += f' ± {statistics.stdev(values):.{digits}f}'
@@ -205,7 +274,7 @@ def main() -> None:
     name = osp.splitext(osp.basename(path))[0]
     out = args.out or osp.join('work_dirs', f'ablation_{name}')
     runs = cells(grid, ROOT)
-    failures = 0 if args.collect else run_grid(runs, out)
+    failures = 0 if args.collect else run_grid(runs, out, grid['metrics'][0])
     table = tabulate(grid, runs, out)
     print(f'\n{table}\n{out}/results.csv\n{out}/results.md')
     if failures:

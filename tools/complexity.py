@@ -1,83 +1,110 @@
-"""Parameters and GMACs of every network of the paper, beside the paper's.
+"""Parameters and GMACs of every row of the paper's tables, beside the paper's.
+
+    tools/complexity.py
+    tools/complexity.py --tables table5
 
 What the paper calls FLOPs are multiply-accumulates.
 """
 import argparse
+import os.path as osp
 from typing import List, Optional, Tuple
 
-from mmengine.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.analysis import count
+from ela_mm.analysis import Complexity, count_macs
+from ela_mm.apis.data import picture_shape
 from ela_mm.apis.launch import run
+from ela_mm.experiments.grid import Cell, apply_overrides, cells, read_grid
+from ela_mm.experiments.published import Row, read_table
+from ela_mm.hosts.registration import host_of_model
 
-ATTENTION = {'plain': None, 'MRLA-light': 'light', 'MRLA-base': 'base'}
-# (classes, depth, attention) -> parameters in M and GFLOPs of tables 1 and 2.
-# ELA has MRLA-base's parameters: skipped layers stay in the state dict.
-PAPER = {
-    (10, 20): {'plain': (0.22, None), 'MRLA-light': (0.23, None),
-               'MRLA-base': (0.23, None)},
-    (100, 20): {'plain': (0.24, None), 'MRLA-light': (0.25, None),
-                'MRLA-base': (0.25, None)},
-    (10, 56): {'plain': (0.59, None), 'MRLA-light': (0.62, None),
-               'MRLA-base': (0.62, None)},
-    (100, 56): {'plain': (0.61, None), 'MRLA-light': (0.64, None),
-                'MRLA-base': (0.64, None)},
-    (10, 110): {'plain': (1.15, None), 'MRLA-light': (1.21, None),
-                'MRLA-base': (1.21, None)},
-    (100, 110): {'plain': (1.17, None), 'MRLA-light': (1.23, None),
-                 'MRLA-base': (1.23, None)},
-    (1000, 50): {'plain': (25.6, 4.1), 'MRLA-light': (25.7, 4.2),
-                 'MRLA-base': (25.7, 4.6)},
-    (1000, 101): {'plain': (44.5, 7.8), 'MRLA-light': (44.9, 7.9),
-                  'MRLA-base': (44.9, None)},
-}
+ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
+TABLES = ('table1_cifar10', 'table1_cifar100', 'table2', 'table5')
+HEADER = ('network', 'system', 'parameters, M', 'paper', 'equal', 'GMACs',
+          'of it retrieval', 'paper', 'equal', 'note')
 
 
-def build(classes: int, depth: int, attention: Optional[str]) -> nn.Module:
-    """A classifier as the configs build it."""
-    name, channels = (('ELAResNet', 2048) if classes == 1000 else
-                      ('ELAResNet_CIFAR', 256))
-    return MODELS.build(
-        dict(
-            _scope_='mmpretrain',
-            type='ImageClassifier',
-            backbone=dict(type=name, depth=depth, attention=attention),
-            neck=dict(type='GlobalAveragePooling'),
-            head=dict(
-                type='LinearClsHead',
-                num_classes=classes,
-                in_channels=channels)))
+def build(cell: Cell) -> Tuple[nn.Module, Config]:
+    """Build a run's network, without weights; and its config."""
+    cfg = Config.fromfile(cell.config)
+    apply_overrides(cfg, cell.overrides)
+    if cell.depth is not None:
+        cfg.model.backbone.depth = cell.depth
+    # Its scales are this project's, and no part of what the paper counts.
+    cfg.model.backbone.zero_init_attention = False
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model), cfg
 
 
-def rows() -> List[Tuple[str, ...]]:
-    """One row per network: ours and the paper's."""
+def parameters(model: nn.Module, total: bool) -> int:
+    """Count parameters: all, or those that train."""
+    return sum(p.numel() for p in model.parameters()
+               if total or p.requires_grad)
+
+
+def multiply_accumulates(model: nn.Module,
+                         cfg: Config) -> Optional[Complexity]:
+    """Count a classifier's; None of a detector, whose pictures differ."""
+    if host_of_model(model).default_part(model) == 'backbone':
+        return None
+    shape = picture_shape(cfg)
+    # On no device: only shapes matter.
+    return count_macs(model.to('meta'), (3, *shape))
+
+
+def equal(ours: float, theirs: Optional[float], decimals: int) -> str:
+    """Say whether ours, rounded as theirs is, equals it."""
+    if theirs is None:
+        return '-'
+    return 'yes' if round(ours, decimals) == theirs else 'no'
+
+
+def rows(name: str) -> List[Tuple[str, ...]]:
+    """Tabulate one table, in its order.
+
+    Args:
+        name (str): Of :data:`TABLES`: a preset and a published table.
+
+    Returns:
+        List[Tuple[str, ...]]: As ``HEADER`` says.
+    """
+    published = read_table(name)
+    grid = read_grid(osp.join(ROOT, 'configs', 'ablations', f'{name}.yaml'))
     table = []
-    for (classes, depth), published in PAPER.items():
-        data = 'ImageNet' if classes == 1000 else f'CIFAR-{classes}'
-        side = 224 if classes == 1000 else 32
-        for name, attention in ATTENTION.items():
-            cost = count(
-                build(classes, depth, attention), (3, side, side))
-            millions, giga = published[name]
-            table.append(
-                (data, f'ResNet-{depth}', name, f'{cost.parameters / 1e6:.4f}',
-                 f'{millions:.2f}', f'{cost.macs / 1e9:.3f}',
-                 f'{cost.retrieval_macs / 1e9:.3f}',
-                 '-' if giga is None else f'{giga:.1f}'))
+    for cell in cells({**grid, 'seeds': grid['seeds'][:1]}, ROOT):
+        row = published.rows.get((cell.variant, cell.network),
+                                 Row({}, False, ''))
+        model, cfg = build(cell)
+        millions = parameters(model, row.total) / 1e6
+        cost = multiply_accumulates(model, cfg)
+        printed, giga = (row.numbers.get(x) for x in ('parameters', 'macs'))
+        table.append((
+            f'ResNet-{cell.depth}' if cell.depth else cell.name,
+            cell.variant,
+            f'{millions:.4f}',
+            '-' if printed is None else f'{printed:.{published.decimals}f}',
+            equal(millions, printed, published.decimals),
+            '-' if cost is None else f'{cost.macs / 1e9:.3f}',
+            '-' if cost is None else f'{cost.retrieval_macs / 1e9:.3f}',
+            '-' if giga is None else f'{giga:.1f}',
+            '-' if cost is None else equal(cost.macs / 1e9, giga, 1),
+            row.note))
     return table
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__.splitlines()[0]).parse_args()
-    header = ('data', 'network', 'attention', 'parameters, M', 'paper',
-              'GMACs', 'of it retrieval', 'paper')
-    print('| ' + ' | '.join(header) + ' |')
-    print('| ' + ' | '.join('---' for _ in header) + ' |')
-    for row in rows():
-        print('| ' + ' | '.join(row) + ' |')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        '--tables', nargs='+', default=TABLES, choices=TABLES)
+    for name in parser.parse_args().tables:
+        print(f'{read_table(name).title}\n')
+        for line in (HEADER, ['---'] * len(HEADER), *rows(name)):
+            print('| ' + ' | '.join(line) + ' |')
+        print()
 
 
 if __name__ == '__main__':

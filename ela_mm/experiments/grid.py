@@ -5,50 +5,77 @@ import json
 import os.path as osp
 import runpy
 from functools import lru_cache
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Optional, Union
 
 from mmengine.config import Config
 from mmengine.fileio import load
 
 from ..apis.launch import UsageError
+from .published import read_table
+from .systems import overrides as system_overrides
 
-# Keys of a grid file, and the types that they must have.
-KEYS = dict(
-    config=str, depths=list, seeds=list, variants=dict, overrides=dict,
-    paper=dict, title=str)
-REQUIRED = ('config', 'depths', 'seeds', 'variants')
+# Keys of a grid file, and the types that they may have.
+KEYS: Dict[str, tuple] = dict(
+    config=(str, dict), depths=(list, ), seeds=(list, dict), systems=(list, ),
+    variants=(dict, ), overrides=(dict, ), metrics=(list, ),
+    paper=(dict, str), title=(str, ))
+REQUIRED = ('config', 'seeds')
+METRICS = ('accuracy/top1', )
+# By the first part of a metric's name: what evaluates it.
+EVALUATORS = dict(accuracy='Accuracy', coco='CocoMetric')
 
 
 class Cell(NamedTuple):
     """One run of a grid.
 
     Attributes:
-        variant (str): Name of the criterion or architecture.
-        depth (int): Of the backbone.
+        variant (str): Name of the criterion, architecture or system.
+        depth (int, optional): Of the backbone; None: the config's.
         seed (int): Of everything random.
         config (str): Path of the config file.
         overrides (Dict[str, Any]): Dotted keys of the config and the values
             that replace what is there.
+        name (str): Of the config, where a grid has several. Defaults to ''.
     """
     variant: str
-    depth: int
+    depth: Optional[int]
     seed: int
     config: str
     overrides: Dict[str, Any]
+    name: str = ''
+
+    @property
+    def network(self) -> Union[int, str, None]:
+        """What tables call it: the config's name, else the depth."""
+        return self.name or self.depth
+
+    @property
+    def label(self) -> str:
+        """All that distinguishes it, in words."""
+        parts = [self.variant, self.name,
+                 f'depth {self.depth}' if self.depth else '',
+                 f'seed {self.seed}']
+        return ', '.join(filter(None, parts))
 
     @property
     def folder(self) -> str:
         """Where the run's files lie below the grid's."""
-        name = ''.join(c if c.isalnum() or c in '-_' else '_'
-                       for c in self.variant)
-        return osp.join(name, f'depth_{self.depth}', f'seed_{self.seed}')
+        parts = [_file_name(self.variant), _file_name(self.name),
+                 f'depth_{self.depth}' if self.depth else '',
+                 f'seed_{self.seed}']
+        return osp.join(*filter(None, parts))
 
     @property
     def fingerprint(self) -> str:
         """Of all that decides the run's result, the config's content included."""
         decisive = dict(self._asdict(), config=_content(self.config))
+        del decisive['name']
         text = json.dumps(decisive, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _file_name(text: str) -> str:
+    return ''.join(c if c.isalnum() or c in '-_' else '_' for c in text)
 
 
 @lru_cache(maxsize=None)
@@ -61,13 +88,19 @@ def read_grid(path: str) -> dict:
 
     Args:
         path (str): YAML, JSON, or a Python file whose variables are the keys:
-            ``config`` (path from here, else from the repository; may hold
-            ``{depth}``), ``depths``, ``seeds``,
-            ``variants`` (name -> overrides), and, if wanted, ``overrides`` (of
-            every run), ``paper`` (name -> depth -> number) and ``title``.
+            ``config`` (path from here, else from the repository, which may
+            hold ``{depth}``; or several, name -> path), ``seeds`` (or depth ->
+            seeds), ``variants`` (name -> overrides) or ``systems`` (names of
+            :data:`~ela_mm.experiments.systems.SYSTEMS`) or both; and, if
+            wanted, ``depths`` (of the backbone; by default as in the config),
+            ``overrides`` (of every run), ``metrics`` (as the config's
+            evaluator names them; by default ``accuracy/top1``), ``paper``
+            (name -> depth or config's name -> number of the first metric; or
+            the name of a published table, whose systems are then run only for
+            the networks that it has) and ``title``.
 
     Returns:
-        dict: The grid.
+        dict: The grid, with ``metrics``, ``systems`` and ``variants``.
 
     Raises:
         UsageError: Naming the file and what is wrong with it.
@@ -94,20 +127,64 @@ def read_grid(path: str) -> dict:
     for key in REQUIRED:
         if not grid.get(key):
             raise UsageError(f'{path}: {key!r} is missing or empty')
+    if not (grid.get('variants') or grid.get('systems')):
+        raise UsageError(f"{path}: 'variants' is missing or empty, and so is "
+                         "'systems'")
     for key, value in grid.items():
         if not isinstance(value, KEYS[key]):
+            expected = ' or a '.join(kind.__name__ for kind in KEYS[key])
             raise UsageError(f'{path}: {key} is {value!r}, expected a '
-                             f'{KEYS[key].__name__}')
+                             f'{expected}')
+    grid.setdefault('metrics', list(METRICS))
+    grid.setdefault('systems', [])
+    grid.setdefault('variants', {})
     for name, overrides in grid['variants'].items():
         if not isinstance(overrides, dict):
             raise UsageError(f'{path}: variant {name!r} is {overrides!r}, '
                              'expected overrides ({} for none)')
+    if isinstance(grid.get('paper'), str):
+        read_table(grid['paper'])
     # JSON knows no numbers as keys.
-    grid['paper'] = {
-        variant: {int(depth): number for depth, number in numbers.items()}
-        for variant, numbers in grid.get('paper', {}).items()
-    }
+    else:
+        grid['paper'] = {
+            variant: {_network(key): number for key, number in row.items()}
+            for variant, row in grid.get('paper', {}).items()
+        }
+    if isinstance(grid['seeds'], dict):
+        grid['seeds'] = {int(d): list(s) for d, s in grid['seeds'].items()}
     return grid
+
+
+def _network(key: Union[int, str]) -> Union[int, str]:
+    return int(key) if str(key).isdigit() else key
+
+
+def short_name(metric: str) -> str:
+    """Name a metric without its prefix: ``top1``, ``bbox_mAP``."""
+    return metric.split('/')[-1]
+
+
+def published_number(grid: dict, variant: str, network: Union[int, str, None],
+                     metric: str) -> Union[float, str, None]:
+    """Look up what the paper has for a group of runs.
+
+    Args:
+        grid (dict): From :func:`read_grid`.
+        variant (str): Or system.
+        network (int | str, optional): See :attr:`Cell.network`.
+        metric (str): One of the grid's.
+
+    Returns:
+        float | str | None: In percent, possibly with a deviation; None where
+        the paper has no such number.
+    """
+    paper = grid['paper']
+    if isinstance(paper, str):
+        row = read_table(paper).rows.get((variant, network))
+        return row and row.numbers.get(short_name(metric))
+    if metric != grid['metrics'][0]:
+        return None
+    return paper.get(variant, {}).get(network)
 
 
 def cells(grid: dict, root: str) -> List[Cell]:
@@ -119,27 +196,70 @@ def cells(grid: dict, root: str) -> List[Cell]:
             found from the current folder.
 
     Returns:
-        List[Cell]: One per seed, depth and variant.
+        List[Cell]: One per seed, config, depth and variant, systems first.
 
     Raises:
-        UsageError: If a config does not exist or does not evaluate top-1.
+        UsageError: If a config does not exist, does not evaluate the first
+            metric or has no place for a system.
     """
-    runs = []
-    for seed, depth, (variant, overrides) in itertools.product(
-            grid['seeds'], grid['depths'], grid['variants'].items()):
-        config = grid['config'].replace('{depth}', str(depth))
+    configs = grid['config']
+    if isinstance(configs, str):
+        configs = {'': configs}
+    networks = []
+    for (name, config), depth in itertools.product(
+            configs.items(), grid.get('depths') or [None]):
+        config = config.replace('{depth}', str(depth))
         if not osp.isfile(config):
             config = osp.join(root, config)
         if not osp.isfile(config):
             raise UsageError(f'config {config!r} of the grid does not exist')
-        if 'Accuracy' not in str(_content(config).get('val_evaluator')):
-            raise UsageError(f'config {config!r} of the grid does not '
-                             'evaluate top-1: expected a classifier with '
-                             "val_evaluator=dict(type='Accuracy')")
-        runs.append(
-            Cell(variant, depth, seed, config,
-                 {**grid.get('overrides', {}), **overrides}))
-    return runs
+        _check_metric(config, grid['metrics'][0])
+        networks.append((name, config, depth, {
+            **_systems(grid, config, depth, name or depth),
+            **grid['variants']
+        }))
+    seeds = grid['seeds']
+    rounds = seeds
+    if isinstance(seeds, dict):
+        rounds = dict.fromkeys(seed for own in seeds.values() for seed in own)
+    return [
+        Cell(variant, depth, seed, config,
+             {**grid.get('overrides', {}), **overrides}, name)
+        for seed in rounds
+        for name, config, depth, variants in networks
+        if seed in _seeds(seeds, depth)
+        for variant, overrides in variants.items()
+    ]
+
+
+def _seeds(seeds: Union[list, dict], depth: Optional[int]) -> List[int]:
+    return seeds.get(depth, []) if isinstance(seeds, dict) else seeds
+
+
+def _check_metric(config: str, metric: str) -> None:
+    evaluator = EVALUATORS.get(metric.split('/')[0], '')
+    if evaluator not in str(_content(config).get('val_evaluator')):
+        raise UsageError(
+            f'config {config!r} of the grid does not evaluate {metric}: '
+            f"expected one with val_evaluator=dict(type='{evaluator}'), or "
+            'other metrics in the grid')
+
+
+def _systems(grid: dict, config: str, depth: Optional[int],
+             network: Union[int, str, None]) -> Dict[str, Dict[str, Any]]:
+    """Overrides of the grid's systems that a network has, by name."""
+    if not grid['systems']:
+        return {}
+    cfg = Config.fromfile(config)
+    apply_overrides(cfg, grid.get('overrides', {}))
+    if depth is not None:
+        cfg.model.backbone.depth = depth
+    chosen = grid['systems']
+    if isinstance(grid['paper'], str):
+        table = read_table(grid['paper'])
+        chosen = [name for name in chosen
+                  if network in (table.networks_of(name) or [network])]
+    return {name: system_overrides(name, cfg) for name in chosen}
 
 
 def apply_overrides(cfg: Config, overrides: Dict[str, Any]) -> None:

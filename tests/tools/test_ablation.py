@@ -1,15 +1,26 @@
 """The grid runner: from a file of variants to tables."""
+import copy
 import csv
 import json
 import re
+from functools import lru_cache
 
 import pytest
+from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
+from mmpretrain.evaluation import Accuracy
 from support import ROOT
 from support.running import tool
 
 from ela_mm.apis.launch import UsageError
-from ela_mm.experiments.grid import apply_overrides, cells, read_grid
+from ela_mm.experiments.grid import (
+    apply_overrides,
+    cells,
+    published_number,
+    read_grid,
+    short_name,
+)
+from ela_mm.experiments.published import read_table
 from ela_mm.pruning.build import build_criterion
 
 PRESETS = sorted(
@@ -56,14 +67,16 @@ def test_tables_hold_every_run(ran):
                for r in rows)
     assert {round(int(r['parameters']) / 1e6, 4) for r in rows} == {
         .2204, .2303}  # table 1
-    assert all(float(r['last_epoch_seconds']) > 0 for r in rows)
+    assert all(float(r['last_epoch_seconds']) > float(r['step_seconds']) > 0
+               for r in rows)
+    assert int(rows[0]['macs']) < int(rows[1]['macs'])
     table = (folder / 'out' / 'results.md').read_text()
     assert table in output
     plain = next(x for x in table.splitlines() if x.startswith('| plain'))
     mean = sum(float(r['top1']) for r in rows
                if r['variant'] == 'plain') / 2
     assert f'| {mean:.2f} ± ' in plain and '| 91.35 |' in plain
-    assert '2 of 2' in plain
+    assert '| 1.00 ± 0.00 | 0.2204 M | 0.0' in plain and '2 of 2' in plain
 
 
 def test_what_is_finished_is_not_run_again(ran):
@@ -112,19 +125,114 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path):
 def test_presets_lead_somewhere(path):
     grid = read_grid(str(path))
     runs = cells(grid, str(ROOT))
-    assert len(runs) == len(grid['variants']) * len(grid['depths']) * len(
-        grid['seeds'])
     assert len({cell.folder for cell in runs}) == len(runs)
     assert len({cell.fingerprint for cell in runs}) == len(runs)
-    for cell in runs[:len(grid['variants']) * len(grid['depths'])]:
-        cfg = Config.fromfile(cell.config)
+    assert {cell.variant for cell in runs} == {*grid['variants'],
+                                               *grid['systems']}
+    networks = {cell.network for cell in runs}
+    assert networks == set(grid.get('depths') or grid['config'])
+    for cell in runs:
+        if cell.seed != runs[0].seed:
+            continue
+        cfg = Config(copy.deepcopy(content(cell.config)))
         apply_overrides(cfg, cell.overrides)
         for hook in cfg.custom_hooks:
             if hook.type == 'ELAPruneHook':
                 build_criterion(hook.criterion)
-    for variant, numbers in grid.get('paper', {}).items():
-        assert variant in grid['variants']
-        assert set(numbers) <= set(grid['depths'])
+    if isinstance(grid['paper'], str):
+        # Every row of the table, and no run of a row that it lacks.
+        rows = read_table(grid['paper']).rows
+        pairs = {(cell.variant, cell.network) for cell in runs}
+        assert set(rows) <= pairs
+        assert {name for name, _ in pairs - set(rows)} <= {'MRLA-B'}
+        for (name, network), row in rows.items():
+            assert published_number(
+                grid, name, network,
+                grid['metrics'][0]) == row.numbers[short_name(
+                    grid['metrics'][0])]
+    else:
+        for variant, numbers in grid['paper'].items():
+            assert variant in grid['variants']
+            assert set(numbers) <= networks
+
+
+@lru_cache(maxsize=None)
+def content(config):
+    return Config.fromfile(config).to_dict()
+
+
+def test_metrics_of_the_presets_are_evaluated():
+    """Names and spelling as the hosts' evaluators have them."""
+    coco = CocoMetric(metric=['bbox', 'segm'])
+    names = {f'{coco.prefix or coco.default_prefix}/{m}_mAP'
+             for m in coco.metrics}
+    assert set(read_grid(str(ROOT / 'configs/ablations/table5.yaml'))['metrics']
+               ) == names
+    assert set(read_grid(str(ROOT / 'configs/ablations/table2.yaml'))['metrics']
+               ) == {f'{Accuracy.default_prefix}/top{k}' for k in (1, 5)}
+
+
+def test_systems_are_overrides_of_one_config(tmp_path):
+    path = tmp_path / 'grid.yaml'
+    path.write_text("""
+config: configs/ela_resnet20_digits.py
+depths: [20, 56]
+seeds: {20: [0, 1], 56: [0]}
+overrides: {train_dataloader.dataset.size: 8, val_dataloader.dataset.size: 8}
+systems: [ResNet, SE, NL, AA, RLA, ELA]
+variants:
+  ELA, all skipped: {custom_hooks.0.criterion: {type: fixed, n: 99}}
+""")
+    runs = cells(read_grid(str(path)), str(ROOT))
+    assert [(c.depth, c.seed) for c in runs[::7]] == [(20, 0), (56, 0), (20, 1)]
+    assert len(runs) == 21
+    found = {(c.variant, c.depth): c.overrides for c in runs}
+
+    def hooks(variant):
+        cfg = Config.fromfile(str(ROOT / 'configs/ela_resnet20_digits.py'))
+        apply_overrides(cfg, found[variant, 20])
+        return [hook.type for hook in cfg.custom_hooks]
+
+    assert hooks('SE') == hooks('RLA') == ['ReseedHook']
+    assert hooks('ELA') == ['ELAPruneHook', 'ReseedHook']
+    backbone = 'model.backbone.'
+    assert found['ResNet', 20][backbone + 'attention'] is None
+    assert found['ELA', 20][backbone + 'attention'] == 'base'
+    # Before the last block of the second of three stages.
+    assert [found['NL', depth][backbone + 'plugins'][0]['blocks']
+            for depth in (20, 56)] == [(0, ), (4, )]
+    # Maps of 8 x 8 pictures; the head reads the state as well.
+    assert [plugin['cfg']['map_size']
+            for plugin in found['AA', 20][backbone + 'plugins']] == [
+                (4, 4), (2, 2)]
+    assert found['RLA', 20]['model.head.in_channels'] == 256 + 32
+
+
+def test_tables_of_detectors(tmp_path):
+    """Fractions become percent, and networks without a mask have none."""
+    grid = dict(
+        config=dict(faster='configs/faster_rcnn_ela_r50.py',
+                    mask='configs/mask_rcnn_ela_r50.py'),
+        seeds=[0], variants={'ELA': {}},
+        metrics=['coco/bbox_mAP', 'coco/segm_mAP'],
+        paper={'ELA': {'mask': 41.4}})
+    (tmp_path / 'grid.json').write_text(json.dumps(grid))
+    runs = cells(read_grid(str(tmp_path / 'grid.json')), str(ROOT))
+    assert [c.folder for c in runs] == ['ELA/faster/seed_0', 'ELA/mask/seed_0']
+    for cell, scores in zip(runs, (dict(bbox_mAP=.405),
+                                   dict(bbox_mAP=.414, segm_mAP=.373))):
+        folder = tmp_path / 'out' / cell.folder
+        folder.mkdir(parents=True)
+        (folder / 'result.json').write_text(json.dumps(dict(
+            variant='ELA', network=cell.network, depth=None, seed=0, skipped=3,
+            skipped_layers=[], parameters=10**6, macs=None,
+            last_epoch_seconds=2., step_seconds=.5, **scores)))
+    process = tool('ablation.py', tmp_path / 'grid.json', '--out',
+                   tmp_path / 'out', '--collect')
+    assert process.returncode == 0, process.stderr
+    assert ('| ELA | faster | 40.50 | - | - | - | 3.0 | 2.00 | 1.00 | '
+            '1.0000 M | - | 1 of 1 |') in process.stdout
+    assert '| ELA | mask | 41.40 | 41.4 | 37.30 | - | 3.0 |' in process.stdout
 
 
 def test_python_grids_say_the_same(tmp_path):
@@ -145,6 +253,8 @@ def test_python_grids_say_the_same(tmp_path):
     ('config: a\ndepths: [20]\nseeds: [0]', "'variants' is missing"),
     ('config: a\ndepths: 20\nseeds: [0]\nvariants: {a: {}}',
      'depths is 20, expected a list'),
+    ('config: a\nseeds: [0]\nsystems: [SE]\npaper: table9',
+     "no published table 'table9': expected one of table1_cifar10"),
     ('config: a\ndepths: [20]\nseeds: [0]\nvariants: {a: 3}',
      "variant 'a' is 3"),
 ])
@@ -156,14 +266,27 @@ def test_wrong_grids_are_explained(tmp_path, text, message):
 
 
 def test_missing_files_are_named(tmp_path):
+
+    def grid(config, *systems):
+        return dict(config=config, depths=[20], seeds=[0], paper={},
+                    metrics=['accuracy/top1'], systems=list(systems),
+                    variants={'a': {}})
+
+    plain = tmp_path / 'plain'
+    (plain / 'configs').mkdir(parents=True)
+    (plain / 'configs' / 'plain.py').write_text(
+        "_base_ = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'\n"
+        "model = dict(backbone=dict(type='ResNet'))\n")
     with pytest.raises(UsageError, match="grid 'none.yaml' does not exist"):
         read_grid('none.yaml')
-    with pytest.raises(UsageError, match='faster_rcnn.*evaluate top-1'):
-        cells(dict(config='configs/faster_rcnn_ela_r50.py', depths=[50],
-                   seeds=[0], variants={'a': {}}), str(ROOT))
+    with pytest.raises(UsageError, match='faster_rcnn.*not evaluate accuracy/top1'):
+        cells(grid('configs/faster_rcnn_ela_r50.py'), str(ROOT))
     with pytest.raises(UsageError, match='none.py.*of the grid does not'):
-        cells(dict(config='none.py', depths=[20], seeds=[0],
-                   variants={'a': {}}), str(tmp_path))
+        cells(grid('none.py'), str(tmp_path))
+    with pytest.raises(UsageError, match="system 'SEE': expected.* SE, ECA"):
+        cells(grid('configs/ela_resnet20_digits.py', 'SEE'), str(ROOT))
+    with pytest.raises(UsageError, match="'SE' needs a backbone.*'ResNet'"):
+        cells(grid('configs/plain.py', 'SE'), str(plain))
 
 
 def test_overrides_replace_mappings_and_lead_somewhere():

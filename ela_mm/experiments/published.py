@@ -1,0 +1,85 @@
+"""What the paper prints in its tables, from ``published.yaml`` beside this."""
+import os.path as osp
+from functools import lru_cache
+from typing import Dict, List, NamedTuple, Tuple, Union
+
+import yaml
+
+from ..errors import UsageError
+
+#: A depth, or the name that a preset gives a network.
+Network = Union[int, str]
+
+_FILE = osp.join(osp.dirname(__file__), 'published.yaml')
+
+
+class Row(NamedTuple):
+    """One row of a table.
+
+    Attributes:
+        numbers (Dict[str, float]): By column; ``parameters`` in millions,
+            ``macs`` in billions, ``hours`` per epoch, all others in percent.
+        total (bool): Whether frozen parameters are counted, where a table
+            counts those that train.
+        note (str): Why the row cannot match what is counted; mostly empty.
+    """
+    numbers: Dict[str, float]
+    total: bool
+    note: str
+
+
+class Table(NamedTuple):
+    """One table.
+
+    Attributes:
+        title (str): Number and data set.
+        decimals (int): To which parameters are printed.
+        rows (Dict[Tuple[str, Network], Row]): By system and network, in the
+            paper's order.
+    """
+    title: str
+    decimals: int
+    rows: Dict[Tuple[str, Network], Row]
+
+    def networks_of(self, system: str) -> List[Network]:
+        """List the networks for which a system has a row."""
+        return [network for name, network in self.rows if name == system]
+
+
+@lru_cache(maxsize=None)
+def read_tables() -> Dict[str, Table]:
+    """Read all tables.
+
+    Returns:
+        Dict[str, Table]: By name: ``table1_cifar10``, ``table1_cifar100``,
+        ``table2``, ``table3`` and ``table5``.
+    """
+    with open(_FILE) as file:
+        tables = yaml.safe_load(file)
+    return {name: _table(content) for name, content in tables.items()}
+
+
+def read_table(name: str) -> Table:
+    """Read one table.
+
+    Raises:
+        UsageError: If there is none of that name.
+    """
+    tables = read_tables()
+    if name not in tables:
+        raise UsageError(f'no published table {name!r}: expected one of '
+                         f'{", ".join(tables)}')
+    return tables[name]
+
+
+def _table(content: dict) -> Table:
+    columns, notes = content['columns'], content.get('notes', {})
+    totals = content.get('totals', ())
+    rows = {}
+    for network, systems in content['networks'].items():
+        names = columns[network] if isinstance(columns, dict) else columns
+        for system, numbers in systems.items():
+            rows[system, network] = Row(
+                dict(zip(names, numbers)), system in totals,
+                notes.get(network, {}).get(system, ''))
+    return Table(content['title'], content.get('decimals', 1), rows)
