@@ -5,6 +5,7 @@ Redundant Retrievals" (arXiv 2503.06473), after "Cross-Layer Retrospective
 Retrieving via Layer Attention" (MRLA, Fang et al., ICLR 2023).
 """
 import math
+from itertools import chain
 from typing import Optional, Sequence, Tuple
 
 import torch
@@ -102,7 +103,9 @@ def project(conv: nn.Module, pooled: Tensor) -> Tensor:
             pooled,
             conv.weight.to(pooled.dtype),
             padding=conv.weight.shape[-1] // 2)
-    dtype = next((p.dtype for p in conv.parameters()), pooled.dtype)
+    # Replicas of DataParallel have tensors in place of parameters.
+    dtype = next((t.dtype for t in chain(conv.parameters(), vars(conv).values())
+                  if isinstance(t, Tensor)), pooled.dtype)
     return conv(pooled.to(dtype)).to(pooled.dtype)
 
 
