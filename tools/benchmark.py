@@ -2,8 +2,9 @@
 
 Times and memory of a training step or of inference, as ratios to the plain
 network: the concatenating formulation of the equations, this package's
-MRLA-base and MRLA-light, ELA with a part of its layers skipped. The variants
-take turns in one process; a ratio is the median over rounds.
+MRLA-base and MRLA-light, ELA with a part of its layers skipped, and the other
+systems that the paper compares. The variants take turns in one process; a ratio
+is the median over rounds.
 """
 import argparse
 import csv
@@ -29,6 +30,7 @@ from ela_mm.timing import ratio, time_in_turns
 
 COLUMNS = ('variant', 'active', 'time', 'step, ms', 'kept for backward',
            'peak of memory', 'parameters, M', 'GMACs')
+SYSTEMS = (*benchmark.COMPARED, 'light', 'base', 'ELA 50%')
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,10 +46,15 @@ def parse_args() -> argparse.Namespace:
         '--variants',
         nargs='+',
         default=list(benchmark.VARIANTS),
-        choices=benchmark.VARIANTS,
+        choices=[*benchmark.VARIANTS, *benchmark.COMPARED],
         metavar='VARIANT',
-        help='of ' + ', '.join(map(repr, benchmark.VARIANTS)).replace(
-            '%', '%%') + '; plain is always there')
+        help='of ' + ', '.join(
+            map(repr, benchmark.VARIANTS + benchmark.COMPARED)).replace(
+                '%', '%%') + '; plain is always there')
+    parser.add_argument(
+        '--systems',
+        action='store_true',
+        help='instead of --variants: every system that the paper compares')
     parser.add_argument(
         '--mask',
         metavar='CHECKPOINT',
@@ -130,7 +137,7 @@ def peak(conditions: Conditions, variant: str, mask: Optional[str]) -> int:
 def build(conditions: Conditions, variant: str, mask: Optional[str]):
     return benchmark.build_backbone(
         conditions.network, variant, conditions.with_cp,
-        load_mask(mask) if variant == 'ELA mask' else None)
+        load_mask(mask) if variant == 'ELA mask' else None, conditions.size)
 
 
 def measure(conditions: Conditions, variants: List[str],
@@ -166,8 +173,7 @@ def measure(conditions: Conditions, variants: List[str],
             dict(
                 network=conditions.network,
                 variant=v,
-                active='-' if v in ('plain', 'light') else
-                '{} of {}'.format(*active[v]),
+                active='{} of {}'.format(*active[v]) if active[v][1] else '-',
                 time=ratio(seconds[v], seconds['plain']),
                 step_ms=1e3 * statistics.median(seconds[v]),
                 kept=kept[v] / kept['plain'] if kept else None,
@@ -237,7 +243,8 @@ def plot(rows: List[dict], title: str, path: str) -> None:
     networks = list(dict.fromkeys(row['network'] for row in rows))
     variants = list(dict.fromkeys(row['variant'] for row in rows))
     figure, axes = plt.subplots(
-        1, len(measures), figsize=(4.5 * len(measures), 3.6), squeeze=False)
+        1, len(measures), squeeze=False,
+        figsize=(4.5 * len(measures), max(3.6, 0.3 * len(variants))))
     # Okabe and Ito's colours, which differ in lightness too; with hatches.
     colours = ('#000000', '#E69F00', '#56B4E9', '#009E73')
     for axis, (key, label) in zip(axes[0], measures):
@@ -293,7 +300,8 @@ def main() -> None:
     if args.mask and len(networks) != 1:
         raise UsageError(f'--mask is of one network, but {len(networks)} are '
                          'measured: name its own with --networks')
-    variants = ['plain'] + [v for v in args.variants if v != 'plain']
+    chosen = SYSTEMS if args.systems else args.variants
+    variants = ['plain'] + [v for v in chosen if v != 'plain']
     if args.mask:
         variants.append('ELA mask')
     rows = []

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten
 
 from ..errors import UsageError
 from ..pruning import KLStatistics
+from .systems import SYSTEMS, backbone_options
 from .variants import ConcatenatingAttention, OwnValueAttention, replace_attention
 
 NETWORKS = ('r18', 'r34', 'r50', 'r101', 'r152', 'cifar20', 'cifar56',
@@ -26,6 +27,9 @@ GROWTH = (6, 12, 23, 36)
 SHARES = (25, 50, 80)
 VARIANTS = ('plain', 'concatenating', 'base', 'measuring', 'own value',
             'light', *(f'ELA {share}%' for share in SHARES))
+# The compared systems that are not among them under another name.
+COMPARED = tuple(name for name in SYSTEMS
+                 if name not in ('ResNet', 'MRLA-L', 'MRLA-B', 'ELA'))
 
 
 class Conditions(NamedTuple):
@@ -58,16 +62,19 @@ class Conditions(NamedTuple):
 def build_backbone(network: str,
                    variant: str,
                    with_cp: bool = False,
-                   mask: Optional[Dict[str, Tensor]] = None) -> nn.Module:
+                   mask: Optional[Dict[str, Tensor]] = None,
+                   size: int = 224) -> nn.Module:
     """Build one variant of a network.
 
     Args:
         network (str): See :class:`Conditions`.
-        variant (str): One of ``VARIANTS``, or ``'ELA mask'``.
+        variant (str): One of ``VARIANTS`` or ``COMPARED``, or ``'ELA mask'``.
         with_cp (bool): Activation checkpointing; the plain network never
             has it. Defaults to False.
         mask (Dict[str, Tensor], optional): Buffers ``active`` and
             ``visible``, for ``'ELA mask'``.
+        size (int): Pixels of a picture's side, to which AA is made. Defaults
+            to 224.
 
     Returns:
         nn.Module: A backbone.
@@ -76,9 +83,6 @@ def build_backbone(network: str,
         UsageError: On an unknown network, or a mask of another depth.
     """
     from ..hosts.mmpretrain import ELAResNet, ELAResNet_CIFAR
-    attention = dict(plain=None, light='light').get(variant, 'base')
-    options = dict(
-        attention=attention, with_cp=with_cp and attention is not None)
     if network.startswith('cifar'):
         cls, depth = ELAResNet_CIFAR, int(network[5:])
     elif network.startswith('stage3 x '):
@@ -91,7 +95,12 @@ def build_backbone(network: str,
         cls, depth = ELAResNet, int(network[1:])
     else:
         raise UsageError(f'network {network!r}: expected one of {NETWORKS}')
-    backbone = cls(depth, **options)
+    if variant in COMPARED:
+        options = backbone_options(variant, cls, depth, lambda: (size, size))
+    else:
+        options = dict(
+            attention=dict(plain=None, light='light').get(variant, 'base'))
+    backbone = cls(depth, with_cp=with_cp and variant != 'plain', **options)
     if variant == 'concatenating':
         replace_attention(backbone, ConcatenatingAttention)
     elif variant == 'own value':

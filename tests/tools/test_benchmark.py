@@ -161,6 +161,36 @@ def test_tool_writes_table_csv_and_plot(tool, monkeypatch, tmp_path, capsys):
 
 
 @needs_counter
+def test_tool_measures_the_compared_systems(tool, monkeypatch, tmp_path):
+    rows = run_tool(tool, monkeypatch, tmp_path, '--networks', 'cifar20',
+                    '--systems', '--no-peak')
+    assert list(rows) == ['plain', 'SE', 'ECA', 'CBAM', 'BAM', 'GC', 'NL', 'A2',
+                          'AA', 'DIA', 'RLA', 'DLA-L', 'DLA-B', 'light', 'base',
+                          'ELA 50%']
+    plain = rows.pop('plain')
+    for name, row in rows.items():
+        assert int(row['parameters']) > int(plain['parameters']), name
+        assert int(row['macs']) > int(plain['macs']), name
+        assert float(row['kept']) > 1, name
+    assert rows['SE']['active'] == '-' and rows['DLA-B']['active'] == '6 of 6'
+    # Two blocks a stage: each channel squeezed by 16, and back.
+    assert int(rows['SE']['parameters']) - int(plain['parameters']) == sum(
+        2 * 2 * c * c // 16 for c in (64, 128, 256))
+
+
+def test_systems_fit_networks_of_basic_blocks_and_sizes():
+    for variant in benchmark.COMPARED:
+        net = benchmark.build_backbone('r18', variant, with_cp=True, size=64)
+        loss = net.train()(torch.randn(2, 3, 64, 64))[-1].square().mean()
+        loss.backward()
+        assert loss.isfinite(), variant
+    tables = [p for n, p in benchmark.build_backbone(
+        'r18', 'AA', size=64).named_parameters() if 'relative_rows' in n]
+    # Maps of 8, 4 and 2 pixels a side, in two blocks each.
+    assert [len(p) for p in tables] == [15, 15, 7, 7, 3, 3]
+
+
+@needs_counter
 def test_tool_measures_the_mask_of_a_checkpoint(tool, monkeypatch, tmp_path):
     net = benchmark.build_backbone('r18', 'base')
     net.skip_layers(['layer2.1', 'layer4.1'])
