@@ -110,8 +110,9 @@ def decided(run: Run) -> List[Decision]:
 def _config(work_dir: str) -> Optional[str]:
     """The newest: a work dir may have been trained in more than once."""
     paths = glob.glob(osp.join(glob.escape(work_dir), '*.py'))
-    for path in sorted(paths, key=osp.getmtime, reverse=True):
-        with open(path, errors='replace') as file:
+    for path in sorted(
+            filter(osp.isfile, paths), key=osp.getmtime, reverse=True):
+        with open(path, encoding='utf-8', errors='replace') as file:
             if re.search(r'^model = ', file.read(), re.M):  # as mmengine dumps
                 return path
     return None
@@ -134,7 +135,8 @@ def _read_logs(work_dir: str) -> _Logs:
     pattern = osp.join(
         glob.escape(work_dir), '*', 'vis_data', 'scalars.json')
     logs = _Logs({}, {})
-    for path in sorted(glob.glob(pattern)):  # named by the time of the start
+    # Named by the time of the start.
+    for path in sorted(filter(osp.isfile, glob.glob(pattern))):
         steps, metrics = _read_log(path)
         if not steps:
             continue  # of tools/test.py
@@ -150,25 +152,37 @@ def _read_logs(work_dir: str) -> _Logs:
 
 def _read_log(path: str) -> Tuple[Dict[int, dict], Dict[int, dict]]:
     steps, metrics = {}, {}
-    with open(path) as file:
+    with open(path, encoding='utf-8', errors='replace') as file:
         for line in file:
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:  # cut off by a kill
+            except (ValueError, RecursionError):  # cut off by a kill, or none
+                continue
+            if not isinstance(entry, dict):
                 continue
             if 'iter' in entry:
-                steps[entry['iter']] = entry
-            elif not any(key.startswith('ela/') for key in entry):
-                metrics[entry.get('step')] = entry
+                if all(_is_count(entry.get(key, 0)) for key in ('iter', 'epoch')):
+                    steps[entry['iter']] = entry
+            elif _is_count(entry.get('step')) and not any(
+                    key.startswith('ela/') for key in entry):
+                metrics[entry['step']] = entry
     return steps, metrics
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and abs(value) < 1e15
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e15  # NaN is not
 
 
 def _step_times(logs: _Logs, unit: str) -> Points:
     times = defaultdict(list)
     for entry in logs.steps.values():
-        if 'time' in entry and unit in entry:
-            times[entry[unit]].append(entry['time'] -
-                                      entry.get('data_time', 0.))
+        seconds, loading = entry.get('time'), entry.get('data_time', 0.)
+        if unit in entry and _is_number(seconds) and _is_number(loading):
+            times[entry[unit]].append(seconds - loading)
     return sorted((x, statistics.median(t)) for x, t in times.items())
 
 
@@ -183,7 +197,7 @@ def _main_metric(logs: _Logs, unit: str) -> Tuple[Optional[str], Points]:
     for step, entry in logs.metrics.items():
         for key, value in entry.items():
             if key not in ('step', 'time', 'data_time') and isinstance(
-                    value, float):
+                    value, float) and _is_number(value):
                 points[key][ends.get(step, step)] = value
     main = [name for host in installed() for name in host.main_metrics]
     names = [n for n in main if n in points] or list(points)

@@ -6,7 +6,7 @@ import numpy as np
 from ..errors import UsageError
 from ..pruning import Decision, LayerKL, ebqm
 from ..pruning.build import build_criterion
-from ..pruning.criteria import Criterion
+from ..pruning.criteria import CRITERIA, Criterion
 from ..pruning.windows import window_name
 
 # The paper's settings of EBQM; gamma is this project's choice.
@@ -250,11 +250,13 @@ def candidates(window: Window) -> Dict[str, Dict[str, Any]]:
         run's gamma and mu.
     """
     own = window.criterion or dict(type='EBQM')
+    # To a user's own, the same names may mean anything.
+    known = own if own['type'] in CRITERIA else {}
     shared = {
-        key: own[key] for key in ('gamma', 'mu')
-        if own['type'] not in ('threshold', 'fixed') and key in own
+        key: known[key] for key in ('gamma', 'mu')
+        if own['type'] not in ('threshold', 'fixed') and key in known
     }
-    shapes = {key: own[key] for key in ('alpha', 'beta') if key in own}
+    shapes = {key: known[key] for key in ('alpha', 'beta') if key in known}
     configs = {'this run': own} if window.criterion else {}
     configs.update((f'EBQM, {label}', dict(type='EBQM', **values))
                    for label, values in PAPER.items())
@@ -298,10 +300,11 @@ def compare(window: Window,
     for label, config in configs.items():
         try:
             outcomes.append(outcome(window, config, label, seconds, draws))
-        except UsageError as error:  # a user's own, which is not registered
+        except Exception as error:  # a user's own, which is not registered
+            note = f'{type(error).__name__}: {error}'
             outcomes.append(
                 Proposal(label, config, window.skipped or [], None, None,
-                        str(error)))
+                        str(error) if isinstance(error, UsageError) else note))
     return outcomes
 
 

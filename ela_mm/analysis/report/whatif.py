@@ -47,7 +47,8 @@ def counts_picture(window: Window) -> Picture:
                          f'{alpha:g}, beta {beta:g}, mu {mus[j]:g}'))
             said.append(f'with alpha {alpha:g} and beta {beta:g} EBQM skips '
                         f'{grid.min()} to {grid.max()} layers')
-            if (alpha, beta) == (own.get('alpha'), own.get('beta')):
+            if own.get('type') == 'EBQM' and (alpha, beta) == (own['alpha'],
+                                                               own['beta']):
                 _frame(ax, gammas.index(own['gamma']), mus.index(own['mu']))
                 said.append(f'this run (framed) skips {len(window.skipped)}')
         most, where = max(tops)

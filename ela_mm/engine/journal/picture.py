@@ -1,5 +1,5 @@
 """A window's redundancy and decision, and the run's price and gain."""
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
@@ -30,7 +30,7 @@ def decision_picture(decision: Decision, unit: str = 'epoch') -> Picture:
     layers = decision.layers
     ranked = [layer for layer in layers if layer.kl is not None]
     mapped = [layer for layer in ranked if layer.mapped is not None]
-    draws_map = bool(mapped) and 'mu' in decision.criterion
+    draws_map = bool(mapped) and _number(decision.criterion, 'mu') is not None
     heights = [.19 * len(layers) + .9, 3.] if draws_map else [
         .19 * len(layers) + .9]
     with style():
@@ -66,13 +66,12 @@ def _kl_panel(axes, layers: List[LayerDecision], criterion: Dict[str, Any]) -> N
             continue
         skipped = _is_skipped(layer)
         colour = SKIPPED if skipped else KEPT
-        x = max(kl, SMALLEST)
+        x, std = max(kl, SMALLEST), max(layer.kl_std or 0., 0.)
         axes.hlines(y, .1 * SMALLEST, x, color=colour, linewidth=1,
                     linestyle=':' if skipped else '-')
         axes.errorbar(
-            x, y, xerr=[[min(layer.kl_std, x - SMALLEST)],
-                        [layer.kl_std]], color=colour, capsize=2,
-            linewidth=.8, marker=MARKERS['skipped' if skipped else 'kept'],
+            x, y, xerr=[[min(std, x - SMALLEST)], [std]], color=colour,
+            capsize=2, linewidth=.8, marker=MARKERS['skipped' if skipped else 'kept'],
             markersize=6)
     for label, colour in (('kept', KEPT), ('skipped', SKIPPED)):
         axes.plot([], [], color=colour, marker=MARKERS[label], linestyle='',
@@ -100,9 +99,16 @@ def _limits(ranked: List[LayerDecision]) -> tuple:
     return .3 * min(values), 2 * max(values)
 
 
+def _number(criterion: Dict[str, Any], key: str) -> Optional[float]:
+    """A parameter, unless it means something else to a user's own criterion."""
+    value = criterion.get(key)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and 0 <= value <= 1 else None
+
+
 def _thresholds(axes, kl: List[float], criterion: Dict[str, Any]) -> None:
-    if 'gamma' in criterion:
-        gamma = criterion['gamma']
+    gamma = _number(criterion, 'gamma')
+    if gamma is not None:
         axes.axvline(
             max(float(np.quantile(kl, gamma)), SMALLEST), color='black',
             linestyle='--', linewidth=1, label=f'quantile γ = {gamma:g}')

@@ -10,6 +10,8 @@ import tempfile
 from typing import Any, Dict, List
 
 from ...errors import UsageError
+from ...pruning.build import build_criterion
+from ...pruning.criteria import CRITERIA
 from ...pruning.decision import Decision, LayerDecision, Outcome, StepTimes
 
 FILE_NAME = 'ela_decisions.json'
@@ -29,11 +31,13 @@ def write_whole(text: str, path: str) -> None:
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, suffix='.tmp')
     try:
-        with os.fdopen(handle, 'w', encoding='utf-8') as file:
+        # Names of files may hold what UTF-8 has no bytes for.
+        with os.fdopen(handle, 'w', encoding='utf-8',
+                       errors='backslashreplace') as file:
             file.write(text)
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp keeps it to its owner
         os.replace(temporary, path)
-    except OSError:  # such as a full disk
+    except BaseException:  # such as a full disk, or Ctrl-C
         os.remove(temporary)
         raise
 
@@ -75,6 +79,8 @@ def read_record(folder: str) -> dict:
     try:
         with open(path, encoding='utf-8') as file:
             record = json.load(file)
+    except OSError as error:
+        raise UsageError(f'{path!r} cannot be read: {error}') from None
     except (ValueError, RecursionError) as error:
         raise UsageError(
             f'{path!r} is no JSON ({error}): it was changed or damaged; a '
@@ -82,12 +88,12 @@ def read_record(folder: str) -> dict:
     number = record.get('format') if isinstance(record, dict) else None
     if number != FORMAT:
         raise UsageError(
-            f'{path!r} has format {number!r}, this version of ela_mm reads '
+            f'{path!r} has format {number!r:.40}, this version of ela_mm reads '
             f'{FORMAT}: install the version that wrote it')
     try:
-        for key, kind in _RECORD.items():
-            _expect(record[key], kind, key)
-        decisions_of(record)
+        _expect(record, _RECORD, 'it')
+        for decision in decisions_of(record):
+            _check_criterion(decision.criterion)
     except (KeyError, TypeError, ValueError) as error:
         what = f'lacks {error}' if isinstance(error, KeyError) else error
         raise UsageError(
@@ -111,20 +117,79 @@ def decisions_of(record: Dict[str, Any]) -> List[Decision]:
 
 # --- one decision ------------------------------------------------------------
 
-_NUMBER = (int, float, type(None))
-_TEXT = (str, type(None))
-_RECORD = dict(by_epoch=bool, windows=list, criterion=dict, skip=str,
-               layers=list, active=list, decisions=list)
-_DECISION = dict(window=list, epoch=int, iter=int, criterion=dict, layers=list,
-                 note=_TEXT, step_time_before=_NUMBER, step_time_after=_NUMBER)
-_LAYER = dict(name=str, stage=int, index=int, kl=_NUMBER, kl_std=_NUMBER,
-              mapped=_NUMBER, status=str)
+# What is expected where: a tuple of types, a list of one kind of items or of a
+# fixed number of them, or kinds by key, of which those with a question mark may
+# be missing or None.
+_INT, _TEXT = (int, ), (str, )
+_NUMBER = (int, float)
+_NUMBER_OR_NONE = (int, float, type(None))
+_RECORD = {
+    'by_epoch': (bool, ),
+    'windows': [[_INT, _INT]],
+    'criterion': {'type': _TEXT},
+    'skip': _TEXT,
+    'layers': [_TEXT],
+    'active': [_TEXT],
+    'decisions': [(dict, )],
+}
+_LAYER = {
+    'name': _TEXT,
+    'stage': _INT,
+    'index': _INT,
+    'kl': _NUMBER_OR_NONE,
+    'kl_std': _NUMBER_OR_NONE,
+    'bad_iterations?': _INT,
+    'kl_iterations?': [_NUMBER_OR_NONE],
+    'mapped': _NUMBER_OR_NONE,
+    'status': _TEXT,
+}
+_DECISION = {
+    'window': [_INT, _INT],
+    'epoch': _INT,
+    'iter': _INT,
+    'samples?': _INT,
+    'iterations?': _INT,
+    'steps?': _INT,
+    'step_samples?': [_NUMBER],
+    'criterion': {'type': _TEXT},
+    'skip?': _TEXT,
+    'layers': [_LAYER],
+    'note': (str, type(None)),
+    'by_position?': (bool, ),
+    'step_time_before': _NUMBER_OR_NONE,
+    'step_time_after': _NUMBER_OR_NONE,
+    'steps_timed?': [_INT, _INT],
+}
+# Of a number; beyond it neither floats nor pictures can be trusted.
+_LARGEST = 1e15
 
 
-def _expect(value: Any, kind: Any, key: str) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f'{key} is a {type(value).__name__}')
-    return value
+def _expect(value: Any, kind: Any, place: str) -> None:
+    """Raise unless a value from outside is of a kind, wherever one looks."""
+    types = kind if isinstance(kind, tuple) else (type(kind), )
+    if not isinstance(value, types) or (
+            isinstance(value, bool) and bool not in types):
+        raise TypeError(f'{place} is a {type(value).__name__}')
+    if isinstance(kind, dict):
+        for key, inner in kind.items():
+            name = key.rstrip('?')
+            if name == key or value.get(name) is not None:
+                _expect(value[name], inner, f'{name} of {place}')
+    elif isinstance(kind, list):
+        if len(kind) > 1 and len(value) != len(kind):
+            raise ValueError(f'{place} has {len(value)} entries')
+        for i, item in enumerate(value):
+            _expect(item, kind[i % len(kind)], f'entry {i} of {place}')
+    elif isinstance(value, (int, float)) and not abs(value) <= _LARGEST:
+        raise ValueError(f'{place} is infinite, too large or no number')
+
+
+def _check_criterion(config: Dict[str, Any]) -> None:
+    """Raise unless pictures and tables find this package's own as it is."""
+    if config['type'] in CRITERIA:
+        missing = set(build_criterion(config).config) - set(config)
+        if missing:
+            raise KeyError(min(missing))
 
 
 def decision_to_json(decision: Decision) -> Dict[str, Any]:
@@ -173,15 +238,15 @@ def decision_from_json(entry: Dict[str, Any]) -> Decision:
     Raises:
         KeyError: If something is missing.
         TypeError: If something is of another type.
-        ValueError: On an unknown status.
+        ValueError: On an unknown status, or a number that is none or too
+            large.
     """
-    for key, kind in _DECISION.items():
-        _expect(_expect(entry, dict, 'a decision')[key], kind, key)
+    _expect(entry, _DECISION, 'a decision')
     first, last = entry['window']
     layers = []
     for layer in entry['layers']:
-        for key, kind in _LAYER.items():
-            _expect(_expect(layer, dict, 'a layer')[key], kind, key)
+        if not layer['name'].isprintable():
+            raise ValueError(f'a layer is called {layer["name"]!r:.40}')
         layers.append(
             LayerDecision(
                 layer['name'],
@@ -190,7 +255,7 @@ def decision_from_json(entry: Dict[str, Any]) -> Decision:
                 Outcome(layer['status']),
                 kl=layer['kl'],
                 kl_std=layer['kl_std'],
-                bad_iterations=layer.get('bad_iterations', 0),
+                bad_iterations=layer.get('bad_iterations') or 0,
                 # Records of earlier versions have no single iterations.
                 kl_iterations=list(layer.get('kl_iterations') or []),
                 mapped=layer['mapped']))
@@ -198,12 +263,12 @@ def decision_from_json(entry: Dict[str, Any]) -> Decision:
                     entry['epoch'],
                     entry['iter'],
                     entry['criterion'],
-                    entry.get('skip', 'layer'),
+                    entry.get('skip') or 'layer',
                     layers,
                     samples=entry.get('samples'),
                     iterations=entry.get('iterations'),
                     note=entry['note'],
-                    by_position=entry.get('by_position', False),
+                    by_position=bool(entry.get('by_position')),
                     times=StepTimes(
                         entry['step_time_before'], entry['step_time_after'],
-                        tuple(entry.get('steps_timed', (0, 0)))))
+                        tuple(entry.get('steps_timed') or (0, 0))))
