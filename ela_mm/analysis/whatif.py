@@ -7,6 +7,7 @@ from ..errors import UsageError
 from ..pruning import Decision, LayerKL, ebqm
 from ..pruning.build import build_criterion
 from ..pruning.criteria import CRITERIA, Criterion
+from ..pruning.statistics import ITERATIONS_KEPT
 from ..pruning.windows import window_name
 
 # The paper's settings of EBQM; gamma is this project's choice.
@@ -30,8 +31,8 @@ class Window(NamedTuple):
         label (str): Such as ``'epoch 1'``.
         names (List[str]): L candidates, in the network's order.
         kl (np.ndarray): (L, ), nats.
-        series (np.ndarray | None): (iterations, L), the same of single
-            iterations; None where these were not recorded.
+        series (np.ndarray | None): (steps, L), the same of single training
+            steps; None where these were not recorded.
         active (List[str]): Layers that were active meanwhile, those that are
             no candidates included.
         skipped (List[str] | None): What was skipped then; None where nothing
@@ -39,7 +40,10 @@ class Window(NamedTuple):
         criterion (dict | None): What decided.
         step_time (float | None): Seconds of a step before the decision.
         step_time_after (float | None): And after it.
-        iterations (int | None): Measured, recorded one by one or not.
+        steps (int | None): Training steps that were measured, recorded one by
+            one or not.
+        samples (np.ndarray | None): (steps, ), of the recorded steps; None
+            where they are equal or unknown.
         short (Dict[str, str]): Names in few letters, by name.
     """
     label: str
@@ -51,7 +55,8 @@ class Window(NamedTuple):
     criterion: Optional[Dict[str, Any]] = None
     step_time: Optional[float] = None
     step_time_after: Optional[float] = None
-    iterations: Optional[int] = None
+    steps: Optional[int] = None
+    samples: Optional[np.ndarray] = None
     short: Mapping[str, str] = {}
 
 
@@ -73,7 +78,7 @@ class Proposal(NamedTuple):
         label (str): What it is called in tables.
         config (dict): ``type`` and all parameters.
         skipped (List[str]): Names.
-        stability (Stability | None): None without single iterations.
+        stability (Stability | None): None without single steps.
         step_time (float | None): Expected seconds of a step afterwards; None
             without costs of the layers.
         note (str | None): Why it cannot decide.
@@ -101,6 +106,8 @@ def recorded_window(decision: Decision, unit: str = 'epoch') -> Window:
     lengths = {len(values) for values in series}
     complete = len(lengths) == 1 and min(lengths) > 1 and not any(
         value is None for values in series for value in values)
+    recorded = max(lengths, default=0)
+    weighted = complete and len(decision.step_samples) == recorded
     return Window(
         label=window_name(decision.window, unit),
         names=[layer.name for layer in layers],
@@ -113,7 +120,11 @@ def recorded_window(decision: Decision, unit: str = 'epoch') -> Window:
         criterion=decision.criterion,
         step_time=decision.times.before,
         step_time_after=decision.times.after,
-        iterations=decision.iterations,
+        # More than half of what is kept stays of a series that was thinned: a
+        # shorter one is whole. Records of earlier versions count the
+        # iterations of every rank instead of steps.
+        steps=decision.steps if recorded > ITERATIONS_KEPT / 2 else recorded,
+        samples=np.array(decision.step_samples) if weighted else None,
         short={layer.name: layer.short for layer in layers})
 
 
@@ -128,42 +139,53 @@ def measured_window(kl: Mapping[str, LayerKL], active: Sequence[str],
         label (str): Such as ``'64 pictures'``.
 
     Returns:
-        Window: An iteration is a batch.
+        Window: A step is a batch.
     """
     series = [layer.series for layer in kl.values()]
+    several = bool(series) and min(map(len, series)) > 1
+    first = next(iter(kl.values()), None)
     return Window(
         label=label,
         names=list(kl),
         kl=np.array([layer.mean for layer in kl.values()]),
-        series=np.array(series).T
-        if series and min(map(len, series)) > 1 else None,
-        active=list(active))
+        series=np.array(series).T if several else None,
+        active=list(active),
+        steps=first.steps if first else 0,
+        samples=np.array(first.weights) if several else None)
 
 
 def bootstrap(series: np.ndarray,
               draws: int = DRAWS,
-              seed: int = 0) -> np.ndarray:
+              seed: int = 0,
+              samples: Optional[np.ndarray] = None) -> np.ndarray:
     """Means of windows that might as well have been measured.
 
-    Neighbouring iterations see nearly the same weights, so blocks of
-    iterations are drawn (moving block bootstrap, Kuensch 1989; blocks of the
-    cube root of their number), and all layers from the same iterations.
+    Neighbouring steps see nearly the same weights, so blocks of steps are
+    drawn (moving block bootstrap, Kuensch 1989; blocks of the cube root of
+    their number), and all layers from the same steps. A step counts by its
+    samples, as in the window's own mean.
 
     Args:
-        series (np.ndarray): (iterations, L), nats.
+        series (np.ndarray): (steps, L), nats.
         draws (int): Resampled windows. Defaults to 500.
         seed (int): Of the drawing. Defaults to 0.
+        samples (np.ndarray, optional): (steps, ), of each step. Defaults to
+            None: all alike.
 
     Returns:
         np.ndarray: (draws, L), nats.
     """
-    iterations = len(series)
-    block = max(1, round(iterations**(1 / 3)))
-    blocks = -(-iterations // block)
+    steps = len(series)
+    block = max(1, round(steps**(1 / 3)))
+    blocks = -(-steps // block)
     starts = np.random.default_rng(seed).integers(
-        iterations - block + 1, size=(draws, blocks))
+        steps - block + 1, size=(draws, blocks))
     rows = (starts[..., None] + np.arange(block)).reshape(draws, -1)
-    return series[rows[:, :iterations]].mean(1)  # (draws, L)
+    rows = rows[:, :steps]  # (draws, steps)
+    if samples is None:
+        return series[rows].mean(1)  # (draws, L)
+    weights = samples[rows] / samples[rows].sum(1, keepdims=True)
+    return (series[rows] * weights[..., None]).sum(1)  # (draws, L)
 
 
 def stability(window: Window, criterion: Criterion,
@@ -171,19 +193,22 @@ def stability(window: Window, criterion: Criterion,
     """Decide on resampled windows.
 
     Args:
-        window (Window): With its single iterations.
+        window (Window): With its single steps.
         criterion (Criterion): As the hook uses it.
         draws (int): Resampled windows. Defaults to 500.
 
     Returns:
         Stability | None: Against the decision on the window itself; None
-        without single iterations.
+        without single steps.
     """
     if window.series is None:
         return None
     decision = criterion(window.kl)[0]
-    drawn = np.array([_decide(criterion, kl) for kl in bootstrap(
-        window.series, draws)])  # (draws, L)
+    means = bootstrap(window.series, draws, samples=window.samples)
+    # Around the mean that was decided on: it knows the steps that were thinned
+    # out, and the samples of steps where the record does not.
+    means += window.kl - np.average(window.series, 0, window.samples)
+    drawn = np.array([_decide(criterion, kl) for kl in means])  # (draws, L)
     return Stability(
         same=float((drawn == decision).all(1).mean()),
         skipped=dict(zip(window.names, drawn.mean(0).tolist())))

@@ -1,8 +1,17 @@
-"""What ELAPruneHook leaves in a checkpoint, and how a run goes on from it."""
+"""What ELAPruneHook leaves in a checkpoint, and how a run goes on from it.
+
+Also how it goes on in the same process, after an error or Ctrl-C.
+"""
 from typing import Any, Dict, Optional
 
+from mmengine.runner import EpochBasedTrainLoop
+
 from ..errors import UsageError
+from .checkpoints import DEPLOY_KEY, is_within_epoch
 from .journal.record import decision_from_json, decision_to_json
+
+# Where the hook keeps its state in mmengine's checkpoints.
+STATE_KEY = 'ela_prune_hook'
 
 
 def hook_state(hook, runner) -> Dict[str, Any]:
@@ -15,21 +24,55 @@ def hook_state(hook, runner) -> Dict[str, Any]:
     Returns:
         Dict[str, Any]: Plain values and tensors.
     """
-    statistics = hook._statistics_before
-    if statistics is None:
+    if hook._within_epoch:
+        # mmengine will start this epoch over: what it has measured so far is
+        # going to be measured again.
+        _, statistics = hook._epoch_start
+    else:
         statistics = hook.statistics.state_dict()
         if hook.statistics.is_scattered:
             runner.logger.warning(
                 'this checkpoint is saved within a window at a point where '
                 'the ranks do not meet: a run that resumes from it lacks the '
-                "other ranks' samples since the last regular checkpoint")
-    # Else mmengine will start this epoch over: what it has measured so far is
-    # going to be measured again.
+                "other ranks' samples since the last regular checkpoint "
+                f'(iteration {runner.iter + 1})')
     window = hook.statistics.window
     return dict(
         statistics=statistics,
         window=None if window is None else list(window),
         decisions=[decision_to_json(d) for d in hook.decisions])
+
+
+def state_to_resume(runner, checkpoint: dict) -> Optional[Dict[str, Any]]:
+    """Take the hook's state from a checkpoint that is being loaded.
+
+    Args:
+        runner (Runner): That loads it.
+        checkpoint (dict): mmengine's.
+
+    Returns:
+        Dict[str, Any] | None: Empty where the checkpoint has none; None where
+        only its weights are wanted.
+
+    Raises:
+        UsageError: If it is no checkpoint to resume from.
+    """
+    if not runner._resume:
+        return None
+    if DEPLOY_KEY in checkpoint.get('meta', {}):
+        raise UsageError(
+            'a deploy checkpoint holds no state of training to resume '
+            'from; to fine-tune it, set load_from to it and resume to '
+            'False')
+    if isinstance(runner.train_loop,
+                  EpochBasedTrainLoop) and is_within_epoch(checkpoint):
+        runner.logger.warning(
+            'the checkpoint was taken within epoch '
+            f'{checkpoint["meta"]["epoch"] + 1}, which mmengine starts '
+            'over: this run will differ from one without an '
+            'interruption. Save checkpoints by epoch, or train with '
+            'an IterBasedTrainLoop')
+    return checkpoint.get(STATE_KEY, {})
 
 
 def restore(hook, runner, state: Optional[Dict[str, Any]]) -> None:
@@ -38,31 +81,17 @@ def restore(hook, runner, state: Optional[Dict[str, Any]]) -> None:
     Args:
         hook (ELAPruneHook): Its weights are loaded.
         runner (Runner): Its runner.
-        state (Dict[str, Any], optional): From :func:`hook_state`; empty where
-            a checkpoint has none, None without resuming.
+        state (Dict[str, Any], optional): From :func:`state_to_resume`.
 
     Raises:
         UsageError: If the state is none that this version can read.
     """
-    hook.backbone.observe(None)  # an error may have left an observer behind
-    device = next(hook.backbone.parameters()).device
     if state is None:
-        # In a process that trains once more, an epoch that an error has cut
-        # off starts over.
-        if hook._statistics_before is not None:
-            hook.statistics.load_state_dict(hook._statistics_before, device)
+        _start_epoch_over(hook, runner)
         return
     if state:
         try:
-            hook.journal.decisions = [
-                decision_from_json(d) for d in state['decisions']
-            ]
-            hook.statistics.load_state_dict(state['statistics'], device)
-            window = state.get('window')
-            hook.statistics.window = None if window is None else tuple(window)
-            fresh = state.get('fresh_norms')  # of a time before the buffer
-            if fresh is not None and hook.backbone.fresh_norms is None:
-                hook.backbone.fresh_norms = fresh
+            _load(hook, state)
         except (KeyError, TypeError, ValueError, AttributeError,
                 RuntimeError) as error:
             raise UsageError(
@@ -70,26 +99,66 @@ def restore(hook, runner, state: Optional[Dict[str, Any]]) -> None:
                 f'read ({type(error).__name__}: {error}): it was changed or '
                 'is of a newer version; resume from another checkpoint, or '
                 'fine-tune from this one with load_from') from None
-        _drop_other_windows(hook, runner)
         last = hook.decisions[-1] if hook.decisions else None
         if last is not None and last.times.after is None:
             hook._gain.wait_for(last)
+    _leave_out_other_windows(hook, runner)
     _warn_of_missed_windows(hook, runner)
 
 
-def _drop_other_windows(hook, runner) -> None:
-    """Sums of a window that this run does not have decide nothing."""
-    saved = hook.statistics.window
-    current = hook._windows.containing(hook._count(runner))
-    if saved is not None and saved != current:
-        hook.statistics.reset()
+def _start_epoch_over(hook, runner) -> None:
+    """Forget what an epoch measured that an error has cut off.
+
+    In a process that trains once more, it starts over.
+    """
+    hook._within_epoch = False
+    if hook._epoch_start is None or hook._epoch_start[0] != runner.epoch:
+        return
+    hook.statistics.reset()
+    window = hook.window_of(hook.count(runner))
+    if window is not None:
+        hook.statistics.load_state_dict(hook._epoch_start[1], _device(hook),
+                                        window)
+
+
+def _load(hook, state: Dict[str, Any]) -> None:
+    hook.journal.decisions = [
+        decision_from_json(d) for d in state['decisions']
+    ]
+    window = state.get('window')  # earlier versions did not say it
+    hook.statistics.load_state_dict(
+        state['statistics'], _device(hook),
+        None if window is None else tuple(window))
+    fresh = state.get('fresh_norms')  # of a time before the buffer
+    if fresh is not None and hook.backbone.fresh_norms is None:
+        hook.backbone.fresh_norms = fresh
+
+
+def _device(hook):
+    return next(hook.backbone.parameters()).device
+
+
+def _leave_out_other_windows(hook, runner) -> None:
+    """Sums of a window that this run is not in decide nothing."""
+    statistics, count = hook.statistics, hook.count(runner)
+    window = hook.window_of(count)
+    begun = window is not None and window[0] < count
+    if not statistics.is_empty:
+        if begun and statistics.window in (None, window):
+            return
         runner.logger.warning(
-            f'the checkpoint has statistics of window {saved}, which is none '
-            f'of this run\'s at this point ({current}): they are left out')
+            'the checkpoint has statistics of '
+            f'{statistics.window or "an unknown window"}, in which this run '
+            'is not: they are left out')
+        statistics.reset()
+    if begun:
+        runner.logger.warning(
+            f'window {window} began before the checkpoint was saved, which '
+            'has no statistics of it: only what follows counts')
 
 
 def _warn_of_missed_windows(hook, runner) -> None:
-    done = hook._count(runner) - 1
+    done = hook.count(runner) - 1
     decided = [decision.window for decision in hook.decisions]
     for window in hook.windows:
         if window[1] <= done and window not in decided:

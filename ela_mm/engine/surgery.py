@@ -1,17 +1,21 @@
 """Takes skipped layers out of everything that a Runner has made of the model."""
 import gc
-from typing import Iterable, List, Set
+from typing import List, MutableMapping, Set, Tuple
+from weakref import WeakKeyDictionary
 
+import torch.distributed as dist
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UsageError
-from ..models.backbones.layer_attention_mixin import find_backbone
+from ..models.backbones.layer_attention_mixin import (
+    LayerAttentionMixin,
+    find_backbone,
+)
 
-# What others hang on a model wrapper.
-_HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks',
-          '_backward_pre_hooks')
+# By DDP wrapper. Which parameters they hold never changes.
+_BUCKETS: MutableMapping[nn.Module, Set[nn.Parameter]] = WeakKeyDictionary()
 
 
 def check_parallelism(runner) -> None:
@@ -57,21 +61,41 @@ def skip(runner, names: List[str], mode: str) -> None:
         averaged = getattr(hook, 'ema_model', None)
         if averaged is not None:
             find_backbone(averaged).skip_layers(names, mode)
-    skipped = {p for p in backbone.parameters() if not p.requires_grad}
+    # Momentum of a skipped layer is dead weight; that of a part which others
+    # have frozen for a while is not.
+    unused = _unused(backbone)
     wrapper = runner.optim_wrapper
     wrappers = wrapper.values() if hasattr(wrapper, 'values') else [wrapper]
-    for wrapper in wrappers:  # momentum of a skipped layer is dead weight
-        for parameter in skipped.intersection(wrapper.optimizer.state):
+    for wrapper in wrappers:
+        for parameter in unused.intersection(wrapper.optimizer.state):
             del wrapper.optimizer.state[parameter]
     wrap_anew(runner)
 
 
-def wrap_anew(runner) -> None:
-    """Let DDP sort its buckets anew, without the skipped parameters.
+def prepare(runner) -> None:
+    """Skip what cannot learn, and take up a mask that came with the weights.
 
-    Parameters that others have frozen for a while stay in the buckets, as DDP
-    itself has it: released, they are exchanged again. What hung on the old
-    wrapper moves to the new one.
+    Args:
+        runner (Runner): Before it trains, with its weights loaded.
+    """
+    backbone = find_backbone(runner.model)
+    inert = backbone.inert_layers
+    if inert:
+        skip(runner, inert, 'layer')
+        runner.logger.info(
+            f'{len(inert)} attention layers lie in frozen stages with '
+            'fresh weights: they add exactly 0 and cannot learn, so they '
+            f'are skipped from the start ({", ".join(inert)})')
+    elif not all(layer.active for layer in backbone.attention_layers):
+        wrap_anew(runner)  # the model was wrapped before the mask came
+
+
+def wrap_anew(runner) -> None:
+    """Let DDP sort its buckets anew, without what skipped layers do not use.
+
+    Parameters in its buckets that others have frozen for a while stay in them,
+    as DDP itself has it: released, they are exchanged again. What hung on the
+    old wrapper moves to the new one.
 
     Args:
         runner (Runner): Nothing happens unless its model is in DDP.
@@ -80,11 +104,17 @@ def wrap_anew(runner) -> None:
     if not isinstance(old, DistributedDataParallel):
         return
     module = old.module
-    hooks = {name: getattr(old, name) for name in _HOOKS}
-    communication = list(getattr(old, '_comm_hooks', ()))
+    _withhold(module)
     paused = [
-        p for p in _exchanged(old) - _withheld(module) if not p.requires_grad
+        p for p in _exchanged(old) - _unused(find_backbone(module))
+        if not p.requires_grad
     ]
+    # The very dictionaries: handles that users have kept remove from them.
+    hooks = {
+        name: old.__dict__[name]
+        for name in nn.Module().__dict__ if 'hook' in name
+    }
+    training, communication = old.training, _communication(old)
     runner.model = old = None
     gc.collect()  # the old reducer must let go of the gradients first
     for parameter in paused:
@@ -93,15 +123,13 @@ def wrap_anew(runner) -> None:
         runner.cfg.get('model_wrapper_cfg'), module)
     for parameter in paused:
         parameter.requires_grad_(False)
-    for name, waiting in hooks.items():
-        getattr(runner.model, name).update(waiting)
-    for hook, state in communication:
-        runner.model.register_comm_hook(state, hook)
-    runner.model.train(module.training)
+    runner.model.__dict__.update(hooks, training=training)
+    for register, *args in communication:
+        getattr(runner.model, register)(*args)
     runner._maybe_compile('train_step')  # as mmengine did with the old one
 
 
-def take_in_released(runner) -> bool:
+def take_in_released(runner) -> None:
     """Wrap anew if parameters learn that DDP does not exchange.
 
     A backbone that was frozen when DDP was made, and released since, would
@@ -109,36 +137,67 @@ def take_in_released(runner) -> bool:
 
     Args:
         runner (Runner): Right before a training step.
-
-    Returns:
-        bool: Whether DDP was wrapped anew.
     """
     model = runner.model
-    if not isinstance(model, DistributedDataParallel):
-        return False
+    if not isinstance(model, DistributedDataParallel) or (
+            _learning(model) <= _exchanged(model)):
+        return
+    _withhold(model.module)  # perhaps only skipped layers were released
+    if not _learning(model) <= _exchanged(model):
+        wrap_anew(runner)
+        runner.logger.info('parameters were released that DDP did not '
+                           'exchange: it is wrapped anew with them')
+
+
+def _learning(model: DistributedDataParallel) -> Set[nn.Parameter]:
     ignored = getattr(model, 'parameters_to_ignore', ())
-    learning = {
+    return {
         p for name, p in model.module.named_parameters()
         if p.requires_grad and name not in ignored
     }
-    if learning <= _exchanged(model):
-        return False
-    wrap_anew(runner)
-    return True
 
 
 def _exchanged(model: DistributedDataParallel) -> Set[nn.Parameter]:
-    """Parameters in DDP's buckets."""
-    known = getattr(model, '_module_parameters', None)
-    if known is None:  # torch 2.0 does not keep them
-        return {p for p in model.module.parameters() if p.requires_grad}
-    return set(known)
+    """Parameters in DDP's buckets, which only its reducer knows."""
+    if model not in _BUCKETS:
+        _BUCKETS[model] = {
+            parameter
+            for bucket in model.reducer._get_zeros_like_grad_buckets()
+            for parameter in bucket.parameters()
+        }
+    return _BUCKETS[model]
 
 
-def _withheld(module: nn.Module) -> Set[nn.Parameter]:
-    """Parameters of skipped layers, whatever flags they have."""
-    backbone = find_backbone(module)
-    unused: Iterable[str] = (
-        name for names in backbone.unused_state().values() for name in names)
+def _communication(model: DistributedDataParallel) -> List[Tuple]:
+    """How to register a wrapper's communication hooks: method, arguments."""
+    hooks = getattr(model, '_comm_hooks', ())
+    if hooks:
+        return [('register_comm_hook', state, hook) for hook, state in hooks]
+    name = model._get_ddp_logging_data().get('comm_hook')
+    builtin = getattr(dist, 'BuiltinCommHookType', None)
+    for kind in getattr(builtin, '__members__', {}).values():
+        if str(kind) == name:
+            return [('_register_builtin_comm_hook', kind)]
+    if name:
+        raise UsageError(
+            f'the communication hook {name} cannot move to the DDP wrapper '
+            'that a pruning makes anew: this version of torch does not say '
+            'which function it is. Train without it, or with torch >= 2.1')
+    return []
+
+
+def _withhold(module: nn.Module) -> None:
+    """Take gradients away once more that others have given skipped layers."""
+    for stage in find_backbone(module).attention_stages:
+        if stage.prunable:
+            stage.withhold_gradients()
+
+
+def _unused(backbone: LayerAttentionMixin) -> Set[nn.Parameter]:
+    """Parameters that skipped layers do not use, whatever flags they have."""
     parameters = dict(backbone.named_parameters())
-    return {parameters[name] for name in unused if name in parameters}
+    return {
+        parameters[name]
+        for names in backbone.unused_state().values() for name in names
+        if name in parameters
+    }

@@ -44,7 +44,8 @@ class LayerDecision:
             measured or not finite.
         kl_std (float | None): Standard deviation between iterations.
         bad_iterations (int): Those whose value was not finite.
-        kl_iterations (List[float | None]): Of single iterations, in order.
+        kl_iterations (List[float | None]): Of single steps, in order, the
+            mean over the samples of all ranks.
         mapped (float | None): What the criterion compared with its threshold;
             None where the layer was out of reach.
     """
@@ -95,7 +96,12 @@ class Decision:
         skip_mode (str): ``'layer'`` or ``'retrieval'``.
         layers (List[LayerDecision]): All of the network, in order.
         samples (int): That the statistics rest on, of all ranks.
-        iterations (int): That they rest on, every rank's counted.
+        iterations (int): That they rest on, every rank's counted: on R ranks
+            R times the steps.
+        steps (int): Training steps that they rest on, each of all ranks;
+            recorded one by one, or from 1,000 on every second, fourth, ...
+        step_samples (List[int]): Samples of all ranks in the steps that are
+            recorded one by one; empty where they are equal or unknown.
         note (str | None): Why nothing is skipped.
         by_position (bool): Whether the measured values are those of layers
             that weigh all others alike: the ranking is by position then.
@@ -109,6 +115,8 @@ class Decision:
     layers: List[LayerDecision]
     samples: Optional[int] = None
     iterations: Optional[int] = None
+    steps: Optional[int] = None
+    step_samples: List[int] = field(default_factory=list)
     note: Optional[str] = None
     by_position: bool = False
     times: StepTimes = field(default_factory=StepTimes)
@@ -185,6 +193,9 @@ def decide(layers: Sequence,
         ],
         samples=max((kl.samples for kl in measured.values()), default=0),
         iterations=max((kl.iterations for kl in measured.values()), default=0),
+        steps=max((kl.steps or kl.iterations for kl in measured.values()),
+                  default=0),
+        step_samples=_step_samples(measured),
         note=note,
         by_position=_is_by_position(layers, measured))
 
@@ -252,6 +263,14 @@ def _numbers(kl: Optional[LayerKL]) -> Dict[str, Any]:
         kl_std=_finite(kl.std),
         bad_iterations=kl.bad_iterations,
         kl_iterations=[_finite(float(f'{value:.6g}')) for value in kl.series])
+
+
+def _step_samples(measured: Dict[str, LayerKL]) -> List[int]:
+    """Samples of the steps, unless they are equal, or the layers differ."""
+    weights = {tuple(kl.weights) for kl in measured.values()}
+    if len(weights) != 1 or len(set(*weights)) < 2:
+        return []
+    return list(*weights)
 
 
 def _finite(value: float) -> Optional[float]:

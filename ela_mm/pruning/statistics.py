@@ -1,5 +1,5 @@
 """Averages a window's KL divergences over samples, iterations and ranks."""
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..compat.compiling import is_compiling
 from .kl import adjacent_kl
+from .windows import Window
 
 # Iterations of a window whose single values are kept; even.
 ITERATIONS_KEPT = 1000
@@ -20,11 +21,14 @@ class LayerKL(NamedTuple):
             or infinite if it was so in any iteration.
         std (float): Standard deviation in nats between iterations.
         samples (int): Samples of all ranks that it rests on.
-        iterations (int): Iterations that it rests on, every rank's counted.
+        iterations (int): Iterations that it rests on, every rank's counted:
+            on R ranks R times the steps.
         bad_iterations (int): Those of them whose value was not finite.
-        series (List[float]): Mean over ranks in single iterations, in order:
-            all of them, or from 1,000 on every second, fourth, ... so that at
-            most 1,000 remain.
+        series (List[float]): Mean over the samples of all ranks in single
+            steps, in order: all of them, or from 1,000 on every second,
+            fourth, ... so that at most 1,000 remain.
+        weights (Sequence[int]): Samples of all ranks in these steps.
+        steps (int): Training steps that it rests on, each of all ranks.
     """
     mean: float
     std: float
@@ -32,6 +36,8 @@ class LayerKL(NamedTuple):
     iterations: int
     bad_iterations: int
     series: List[float]
+    weights: Sequence[int] = ()
+    steps: int = 0
 
 
 class _Layer:
@@ -128,33 +134,51 @@ class KLStatistics:
         self._layers: Dict[str, _Layer] = {}
         # Of the step that is running: it counts once it has ended.
         self._pending: List[Tuple[str, Tensor, int]] = []
-        self.window: Optional[Tuple[int, int]] = None
-        self._moved = True
+        self._step: Optional[int] = None
+        self._ended: Optional[int] = None  # the last step that counts
+        self._scattered = False
+        self.window: Optional[Window] = None
 
-    def begin_step(self, window: Tuple[int, int]) -> None:
+    def begin_step(self, window: Window, step: int) -> None:
         """Begin a training step; one that an error has cut off is forgotten.
 
         Args:
-            window (Tuple[int, int]): That the statistics are of.
+            window (Window): That the statistics are of. Sums of another are
+                forgotten.
+            step (int): Its number. A step that is repeated, since an error
+                came after it had ended, counts once.
         """
-        self.window = window
+        if self.window not in (None, window):
+            self.reset()
+        self.window, self._step = window, step
         self._pending.clear()
+        self._scattered = _distributed() and dist.get_world_size() > 1
 
     def observe(self, layer: str, prev: Tensor, curr: Tensor) -> None:
         """See one layer within a step; arguments as :meth:`update`'s."""
         if not _recomputing():
-            self._pending.append((layer, adjacent_kl(prev, curr), len(curr)))
+            self._pending.append((layer, _mean_kl(prev, curr), len(curr)))
 
     def end_step(self) -> None:
         """Add what the step has shown."""
-        for layer, kl, batch in self._pending:
-            self._add(layer, kl, batch)
+        if self._step != self._ended:
+            for layer, kl, batch in self._pending:
+                self._add(layer, kl, batch)
+        self._ended = self._step
         self._pending.clear()
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added; the same on all ranks."""
+        return not self._layers
+
+    @property
     def is_scattered(self) -> bool:
-        """Whether other ranks hold sums that the first one lacks."""
-        return _distributed() and not self._moved
+        """Whether other ranks may hold sums that the first one lacks.
+
+        It is the same on all ranks.
+        """
+        return self._scattered
 
     def update(self, layer: str, prev: Tensor, curr: Tensor) -> None:
         """Add one iteration of one layer.
@@ -169,13 +193,12 @@ class KLStatistics:
         """
         if _recomputing():
             return
-        self._add(layer, adjacent_kl(prev, curr), len(curr))
+        self._add(layer, _mean_kl(prev, curr), len(curr))
 
     def _add(self, layer: str, kl: Tensor, batch: int) -> None:
         if layer not in self._layers:
             self._layers[layer] = _Layer(kl.device)
         self._layers[layer].add(kl.to(_widest(kl.device)), batch)
-        self._moved = False
 
     def _total(self, layers: List[str]) -> Tensor:
         """Rows of all layers, summed over ranks: the same bits on each."""
@@ -212,9 +235,12 @@ class KLStatistics:
             mean = total / samples
             variance = max(squares / samples - mean * mean, 0.)
             values, batches = row[5:5 + ITERATIONS_KEPT], row[-ITERATIONS_KEPT:]
+            own = self._layers.get(name)
             statistics[name] = LayerKL(
                 mean, variance**0.5, int(samples), int(iterations), int(bad),
-                [v / batch for v, batch in zip(values, batches) if batch])
+                [v / batch for v, batch in zip(values, batches) if batch],
+                [int(batch) for batch in batches if batch],
+                own.seen if own else 0)
         return statistics
 
     def move_to_rank_0(self, layers: List[str]) -> None:
@@ -236,14 +262,14 @@ class KLStatistics:
                 self._layers[name].from_row(row)
             else:
                 self._layers[name].forget_values()
-        self._moved = True
+        self._scattered = False
 
     def reset(self) -> None:
         """Forget everything, for the next window."""
         self._layers.clear()
         self._pending.clear()
-        self.window = None
-        self._moved = True
+        self.window = self._ended = None
+        self._scattered = False
 
     def state_dict(self) -> Dict[str, Dict[str, Any]]:
         """Per layer, numbers, lists and tensors on the CPU."""
@@ -252,15 +278,17 @@ class KLStatistics:
             for name, layer in self._layers.items()
         }
 
-    def load_state_dict(self, state: Dict[str, Any], device) -> None:
+    def load_state_dict(self, state: Dict[str, Any], device,
+                        window: Optional[Window] = None) -> None:
         """Go on from what :meth:`state_dict` returned on the first rank.
 
         Args:
             state (Dict[str, Any]): The first rank takes all of it up, since it
                 holds what :meth:`move_to_rank_0` moved there.
             device (torch.device): Where the weights are.
+            window (Window, optional): That they are of. Defaults to None:
+                unknown.
         """
-        window = self.window
         self.reset()
         self.window = window
         for name, layer in state.items():
@@ -271,6 +299,11 @@ class KLStatistics:
             self._layers[name] = _Layer(device, layer)
             if _distributed() and dist.get_rank() != 0:
                 self._layers[name].forget_values()
+
+
+def _mean_kl(prev: Tensor, curr: Tensor) -> Tensor:
+    """The mean over samples and heads; of no samples 0, which weighs nothing."""
+    return adjacent_kl(prev, curr) if len(curr) else curr.new_zeros(())
 
 
 def _widest(device) -> torch.dtype:

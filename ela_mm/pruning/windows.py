@@ -56,16 +56,6 @@ class Windows:
         """Find the window of an epoch or iteration, counted from 1."""
         return window_of(self.spans, count)
 
-    def starting(self, count: int) -> Optional[Window]:
-        """Find the window whose first epoch or iteration this is."""
-        window = self.containing(count)
-        return window if window is not None and window[0] == count else None
-
-    def ending(self, count: int) -> Optional[Window]:
-        """Find the window whose last epoch or iteration this is."""
-        window = self.containing(count)
-        return window if window is not None and window[1] == count else None
-
     def check(self, limit: int, counts_epochs: bool) -> None:
         """Check them against a training.
 

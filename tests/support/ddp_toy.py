@@ -14,11 +14,14 @@ import torch
 import torch.distributed as dist
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import get_rank, get_world_size
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.registry import DATA_SAMPLERS, HOOKS
+from mmengine.logging import MessageHub
+from mmengine.registry import DATA_SAMPLERS, HOOKS, METRICS
 
 from ela_mm.engine import ELAPruneHook, ranks
 from ela_mm.engine.hooks.ela_prune_hook import find_backbone
+from ela_mm.engine.journal.record import decision_to_json
 from ela_mm.pruning import statistics
 
 
@@ -50,14 +53,16 @@ class Witness(Hook):
 
     def before_run(self, runner) -> None:
         statistics.dist = Counting(dist, self.calls)
-        for name in ('all_gather_object', 'broadcast_object_list'):
+        for name in ('all_gather_object', 'broadcast_object_list',
+                     'all_reduce'):
             self._note(name)
 
     def _note(self, name) -> None:
         function = getattr(ranks, name)
+        alias = 'extremes' if name == 'all_reduce' else name
 
         def noted(*args, **kwargs):
-            self.calls.append([name, None])
+            self.calls.append([alias, None])
             return function(*args, **kwargs)
 
         setattr(ranks, name, noted)
@@ -71,13 +76,16 @@ class Witness(Hook):
         torch.save(
             dict(
                 state=module.state_dict(),
-                decisions=find(runner).decisions,
+                decisions=[decision_to_json(d) for d in
+                           find(runner).decisions],
                 in_buckets=ddp._get_ddp_logging_data()
                 ['num_parameter_tensors'],
                 trainable=sum(p.requires_grad for p in module.parameters()),
                 find_unused=ddp.find_unused_parameters,
                 momenta=len(runner.optim_wrapper.optimizer.state),
                 calls=json.dumps(self.calls),
+                watched=next((h.calls for h in runner.hooks
+                              if isinstance(h, FreezeAndWatch)), None),
                 gradient_error=gradient_error(runner)),
             Path(runner.work_dir) / f'rank{get_rank()}.pth')
 
@@ -149,6 +157,8 @@ class Fault(Hook):
             return
         if self.kind == 'exception':
             raise RuntimeError('a fault for the test')
+        if self.kind == 'drift':
+            runner.model.module.head.bias.data += 1e-3
         if self.kind == 'sigkill':
             os.kill(os.getpid(), signal.SIGKILL)
         if self.kind == 'hang':
@@ -158,6 +168,59 @@ class Fault(Hook):
             last = [layer.name for layer in layers if layer.active][-1]
             find(runner).statistics.update(
                 last, torch.full((2, 8, 1), torch.nan), torch.ones(2, 8, 2))
+
+
+@HOOKS.register_module(force=True)
+class FreezeAndWatch(Hook):
+    """The backbone rests in the first two epochs; the wrapper is watched."""
+
+    def __init__(self) -> None:
+        self.calls = dict(forward=0, gradients=0)
+
+    def before_train(self, runner) -> None:
+        def see(module, args, output):
+            self.calls['forward'] += module.training
+
+        runner.model.register_forward_hook(see)
+        runner.model.register_comm_hook(self, sum_and_count)
+
+    def before_train_epoch(self, runner) -> None:
+        runner.model.module.backbone.requires_grad_(runner.epoch >= 2)
+
+
+def sum_and_count(hook: FreezeAndWatch,
+                  bucket: dist.GradBucket
+                  ) -> torch.futures.Future[torch.Tensor]:
+    """A communication hook, which averages as DDP itself does."""
+    hook.calls['gradients'] += bucket.is_last()
+    buffer = bucket.buffer() / get_world_size()
+    return dist.all_reduce(buffer, async_op=True).get_future().then(
+        lambda future: future.value()[0])
+
+
+@HOOKS.register_module(force=True)
+class SaveBetween(Hook):
+    """Saves as a user's own hook may, at any iteration (from 1)."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        if runner.iter + 1 == self.at:
+            runner.save_checkpoint(runner.work_dir, 'between.pth',
+                                   by_epoch=False)
+
+
+@METRICS.register_module(force=True)
+class Rising(BaseMetric):
+    """Better with every iteration: each validation saves a best checkpoint."""
+
+    def process(self, data_batch, data_samples) -> None:
+        self.results += data_samples
+
+    def compute_metrics(self, results) -> dict:
+        iteration = MessageHub.get_current_instance().get_info('iter')
+        return dict(score=float(iteration))
 
 
 @DATA_SAMPLERS.register_module(force=True)

@@ -16,13 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.distributed as dist
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import convert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import FlexibleRunner, Runner
 from mmengine.utils import digit_version
 from support import ROOT
-from support.toy import toy_config, toy_runner
+from support.toy import toy_config, toy_runner, validation
+from support.training import log_of
 from torch.nn import BatchNorm2d, SyncBatchNorm
 
 from ela_mm.apis.launch import set_up_distributed
@@ -135,11 +136,13 @@ def test_what_is_exchanged(two):
     """As docs/distributed.md says, outside of DDP's own buckets."""
     calls = json.loads(two[1][0]['calls'])
     sums = [['all_reduce', None], ['broadcast', None]]
-    decision = [*sums, ['broadcast_object_list', None]]
+    weights = ['extremes', None]  # whether the ranks have drifted apart
+    decision = [weights, *sums, ['broadcast_object_list', None]]
     expected = [['all_gather_object', None]]  # before training
     for epoch in (1, 2, 3, 4):
         ends = epoch in (2, 3, 4)  # the last of a window
-        expected += [['epoch', epoch], *(decision if ends else []), *sums]
+        expected += [['epoch', epoch], *(decision if ends else []), weights,
+                     *sums]
     expected.append(['end', None])
     assert [[name, count if name == 'epoch' else None]
             for name, count in calls] == expected
@@ -186,6 +189,85 @@ def test_nan_on_one_rank_prunes_nothing_on_any(three):
         assert not last['skipped']
         assert last['note'].startswith('KL divergences are not finite: layer4')
         assert all(torch.isfinite(v).all() for v in run['state'].values())
+
+
+def test_steps_are_counted_beside_every_ranks_iterations(two):
+    for decision in two[1][0]['decisions']:
+        steps = {len(x['kl_iterations']) for x in decision['layers']
+                 if x['kl'] is not None}
+        assert steps == {decision['steps']}
+        assert decision['iterations'] == 2 * decision['steps']
+        assert 'step_samples' not in decision  # equal batches
+
+
+def test_a_backbone_that_is_released_later_learns_alike(tmp_path):
+    """Frozen by a hook while a window ends, then all of it released."""
+    runs = launch(tmp_path, 2, hooks=[dict(type='FreezeAndWatch')],
+                  find_unused_parameters=True)
+    first, second = runs
+    assert first['decisions'][0]['skipped']
+    assert_equal_states(first['state'], second['state'])
+    assert what_was_decided(first) == what_was_decided(second)
+    start, end = (torch.load(tmp_path / f'epoch_{n}.pth')['state_dict']
+                  for n in (2, 4))
+    skipped = [name.split('.') for d in first['decisions']
+               for name in d['skipped']]
+    for name in first['state']:
+        if 'running_' in name or 'num_batches' in name or any(
+                f'{stage}.attention.{i}.' in name for stage, i in skipped):
+            continue
+        if name.startswith('backbone.layer') and name.endswith('weight'):
+            assert not torch.equal(start[name], end[name]), name
+    for run in runs:
+        assert run['trainable'] == run['in_buckets'] < len(first['state'])
+        # Every step, also after the wrapper was replaced, and the witness's.
+        assert run['watched'] == dict(forward=12, gradients=12 + 1)
+
+
+def test_ranks_that_drift_apart_end_the_run(tmp_path):
+    process = start(tmp_path, 2, hooks=[
+        dict(type='Fault', kind='drift', rank=1, at=1)])
+    assert process.returncode != 0
+    assert ('error: the ranks no longer train one network: head.bias differs '
+            'by 0.001' in process.stderr)
+    assert not (tmp_path / 'epoch_1.pth').exists()
+
+
+def with_best_checkpoints_between() -> dict:
+    return {
+        'train_cfg': ConfigDict(
+            _delete_=True, type='IterBasedTrainLoop', max_iters=10,
+            val_interval=3),
+        'train_dataloader.sampler.type': 'InfiniteSampler',
+        'custom_hooks.0.by_epoch': False,
+        'custom_hooks.0.windows': [(2, 8)],
+        'default_hooks.checkpoint': dict(
+            type='CheckpointHook', by_epoch=False, interval=4,
+            save_best='score', rule='greater'),
+        **{k: v for k, v in validation().items() if k.startswith('val_')},
+        'val_evaluator': dict(type='Rising'),
+    }
+
+
+def test_every_way_to_a_checkpoint_keeps_all_ranks_samples(tmp_path):
+    """A best one between two regular ones is the last; killed, resumed."""
+    process = start(
+        tmp_path, 2, hooks=[
+            dict(type='SaveBetween', at=5),
+            dict(type='Fault', kind='sigkill', rank=1, at=7)
+        ], **with_best_checkpoints_between())
+    assert process.returncode != 0
+    log = log_of(tmp_path)
+    assert log.count('at a point where the ranks do not meet') == 1
+    assert '(iteration 5)' in log
+    sums = torch.load(tmp_path / 'iter_6.pth')['ela_prune_hook']['statistics']
+    assert {layer['samples'] for layer in sums.values()} == {2 * 2 * 5}
+    first, second = launch(tmp_path, 2, '--resume',
+                           **with_best_checkpoints_between())
+    (decision, ) = first['decisions']
+    assert decision['samples'] == 2 * 2 * 7
+    assert decision['steps'] == 7
+    assert_equal_states(first['state'], second['state'])
 
 
 def assert_ends_with_error(process, began, folder):

@@ -144,15 +144,15 @@ def whatif_section(window: Window, outcomes: Sequence[Proposal],
     certain = own.stability
     if certain is not None:
         text.append(
-            'How sure is that? Blocks of the recorded iterations were drawn '
+            'How sure is that? Blocks of the recorded steps were drawn '
             'at random to make up windows that might as well have been '
             f'measured: {certain.same:.0%} of them skip exactly what '
             f'"{own.label}" skips. ' +
-            (f'Only {len(window.series)} of {window.iterations} iterations '
-             'are recorded one by one, so the decision is steadier than that.'
-             if len(window.series) < (window.iterations or 0) else ''))
+            (f'Only {len(window.series)} of {window.steps} steps are recorded '
+             'one by one, so the decision is steadier than that.'
+             if len(window.series) < (window.steps or 0) else ''))
     elif window.series is None:
-        text.append('Single iterations were not recorded (by an earlier '
+        text.append('Single steps were not recorded (by an earlier '
                     'version of ela_mm, or there was but one), so nothing is '
                     'known of how stable the decision is.')
     if any(o.step_time is not None for o in outcomes):

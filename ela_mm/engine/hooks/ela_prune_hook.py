@@ -1,9 +1,9 @@
 """When to measure redundancy, to decide on it, and to skip layers for good."""
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner import BaseLoop, IterBasedTrainLoop
 from torch import Tensor
 
 from ...errors import UsageError
@@ -17,16 +17,14 @@ from ...pruning.build import build_criterion
 from ...pruning.decision import Decision, Moment, decide
 from ...pruning.windows import Window, Windows
 from .. import surgery
-from ..checkpoints import DEPLOY_KEY, is_within_epoch, saves_after_step
+from ..checkpoints import saves_after_step
 from ..gain import PruningGain
 from ..journal.journal import Journal
+from ..lifetime import when_over
 from ..ranks import check_agreement, check_weights, from_main_rank
-from ..resumption import hook_state, restore
+from ..resumption import STATE_KEY, hook_state, restore, state_to_resume
 from ..sanity import check_loader, first_not_finite
 from .reseed_hook import ensure_reseeding
-
-# Where the hook keeps its state in mmengine's checkpoints.
-STATE_KEY = 'ela_prune_hook'
 
 
 @HOOKS.register_module()
@@ -93,8 +91,10 @@ class ELAPruneHook(Hook):
                                picture)
         self._gain = PruningGain(timing_steps)
         self._resumed: Optional[Dict[str, Any]] = None
-        # At the start of the epoch that is running, if windows count epochs.
-        self._statistics_before: Optional[dict] = None
+        # The epoch that is running, if windows count epochs, and the
+        # statistics that it started with.
+        self._epoch_start: Optional[Tuple[int, dict]] = None
+        self._within_epoch = False
 
     @property
     def windows(self) -> List[Window]:
@@ -105,6 +105,16 @@ class ELAPruneHook(Hook):
     def decisions(self) -> List[Decision]:
         """One per window that has ended."""
         return self.journal.decisions
+
+    def count(self, runner) -> int:
+        """Count the epoch or iteration that is running, from 1."""
+        return (runner.epoch if self.by_epoch else runner.iter) + 1
+
+    def window_of(self, count: int) -> Optional[Window]:
+        """Find the window that is measured at a count; each decides once."""
+        window = self._windows.containing(count)
+        decided = [decision.window for decision in self.decisions]
+        return None if window in decided else window
 
     # --- before training -----------------------------------------------------
 
@@ -125,49 +135,26 @@ class ELAPruneHook(Hook):
             runner.max_epochs if self.by_epoch else runner.max_iters,
             not isinstance(runner.train_loop, IterBasedTrainLoop))
         ensure_reseeding(runner)
+        when_over(runner.train_loop, lambda: self._end(runner))
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep the state for before_train; the weights are not loaded yet."""
-        if not runner._resume:
-            return
-        if DEPLOY_KEY in checkpoint.get('meta', {}):
-            raise UsageError(
-                'a deploy checkpoint holds no state of training to resume '
-                'from; to fine-tune it, set load_from to it and resume to '
-                'False')
-        self._resumed = checkpoint.get(STATE_KEY, {})
-        if isinstance(runner.train_loop,
-                      EpochBasedTrainLoop) and is_within_epoch(checkpoint):
-            runner.logger.warning(
-                'the checkpoint was taken within epoch '
-                f'{checkpoint["meta"]["epoch"] + 1}, which mmengine starts '
-                'over: this run will differ from one without an '
-                'interruption. Save checkpoints by epoch, or train with '
-                'an IterBasedTrainLoop')
+        self._resumed = state_to_resume(runner, checkpoint)
 
     def before_train(self, runner) -> None:
         """Take up what went before; the weights are loaded now."""
         restore(self, runner, self._resumed)
         self._resumed = None
-        layers = self.backbone.attention_layers
         loop = runner.train_loop
         check_agreement(
             batches_per_epoch=None if isinstance(loop, IterBasedTrainLoop) else
             len(loop.dataloader),
             iterations_done=runner.iter,
-            active_layers=[layer.name for layer in layers if layer.active],
+            active_layers=self._active(),
             windows=self.windows,
-            criterion=self.criterion.config)
-        inert = self.backbone.inert_layers
-        if inert:
-            surgery.skip(runner, inert, 'layer')
-            runner.logger.info(
-                f'{len(inert)} attention layers lie in frozen stages with '
-                'fresh weights: they add exactly 0 and cannot learn, so they '
-                f'are skipped from the start ({", ".join(inert)})')
-        elif not all(layer.active for layer in layers):
-            # The mask came with the weights, after the model was wrapped.
-            surgery.wrap_anew(runner)
+            criterion=self.criterion.config,
+            criteria_of_windows=self._windows.criteria)
+        surgery.prepare(runner)
         self.journal.write(runner, self.backbone.attention_layers)
 
     # --- within a window -----------------------------------------------------
@@ -175,24 +162,23 @@ class ELAPruneHook(Hook):
     def before_train_epoch(self, runner) -> None:
         """Keep the statistics that the epoch starts with."""
         if self.by_epoch:
-            self._statistics_before = self.statistics.state_dict()
+            self._epoch_start = runner.epoch, self.statistics.state_dict()
+            self._within_epoch = True
 
     def before_train_iter(self,
                           runner,
                           batch_idx: int,
                           data_batch=None) -> None:
         """Observe the attention weights of this step, if in a window."""
-        if surgery.take_in_released(runner):
-            runner.logger.info('parameters were released that DDP did not '
-                               'exchange: it is wrapped anew with them')
-        count = self._count(runner)
-        window = self._windows.containing(count)
+        surgery.take_in_released(runner)
+        count = self.count(runner)
+        window = self.window_of(count)
         if window is not None:
-            self.statistics.begin_step(window)
+            self.statistics.begin_step(window, runner.iter)
             self.backbone.observe(self._observe)
         self._gain.begin_step(
             measuring=window is not None,
-            window_starts=self._windows.starting(count) is not None
+            window_starts=window is not None and window[0] == count
             and (batch_idx == 0 or not self.by_epoch))
 
     def _observe(self, name: str, prev: Tensor, curr: Tensor) -> None:
@@ -219,17 +205,13 @@ class ELAPruneHook(Hook):
         self._tell_gain(runner, self._gain.conclude())
         if self.by_epoch:
             self._decide_if_over(runner, runner.epoch + 1)
-        self._statistics_before = None
+        self._within_epoch = False
         self._move_to_rank_0(runner)
 
     def before_val(self, runner) -> None:
         """Collect the sums: a best checkpoint may follow a validation."""
-        if self.backbone is not None and self.statistics.is_scattered:
+        if self.statistics.is_scattered:
             self._move_to_rank_0(runner)
-
-    def _count(self, runner) -> int:
-        """The epoch or iteration that is running, from 1."""
-        return (runner.epoch if self.by_epoch else runner.iter) + 1
 
     def _active(self) -> List[str]:
         return [x.name for x in self.backbone.attention_layers if x.active]
@@ -246,16 +228,16 @@ class ELAPruneHook(Hook):
     # --- at its end ----------------------------------------------------------
 
     def _decide_if_over(self, runner, count: int) -> None:
-        window = self._windows.ending(count)
-        if window is not None:
+        window = self.window_of(count)
+        if window is not None and window[1] == count:
             self._tell_gain(runner, self._gain.conclude())
             self._decide(runner, window)
 
     def _decide(self, runner, window: Window) -> None:
         """Decide on a window's statistics, operate, and tell."""
+        check_weights(runner.model)
         measured = self.statistics.reduce(self._active())
         self.statistics.reset()
-        check_weights(runner.model)
         criterion = self._own_criteria.get(window, self.criterion)
         # Same statistics, but perhaps another scipy or processor.
         decision = from_main_rank(
@@ -276,19 +258,10 @@ class ELAPruneHook(Hook):
             self.journal.tell_gain(runner, self.backbone.attention_layers,
                                    decision)
 
-    def after_train(self, runner) -> None:
-        """Say which windows the training has not reached or not ended."""
-        decided = [decision.window for decision in self.decisions]
-        open_windows = [
-            window for window in self.windows
-            if window not in decided and window[1] >= self._count(runner)
-        ]
-        if open_windows:
-            runner.logger.warning(
-                f'the training ended before window {open_windows[0]} did: '
-                'nothing was decided in it' +
-                (f', nor in {len(open_windows) - 1} later ones'
-                 if len(open_windows) > 1 else ''))
+    def _end(self, runner) -> None:
+        """Leave the model alone; an exception may have ended the training."""
+        self.backbone.observe(None)
+        self.journal.tell_end(runner, self.count(runner))
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Add what a resumed run needs: statistics and decisions."""

@@ -40,6 +40,16 @@ class ReseedHook(Hook):
         self._fetches: Optional[FetchSeeds] = None
         self._trains = False
 
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Say so if the data loader was seeded otherwise before."""
+        seed = checkpoint.get('meta', {}).get('seed')
+        if runner._resume and seed not in (None, runner.seed):
+            runner.logger.warning(
+                f'the run that is resumed has the seed {seed}, the data loader '
+                f'of this process {runner.seed}: batches will differ from '
+                'those of a run without an interruption. Set randomness='
+                f'dict(seed={seed}) to go on with the same')
+
     def before_train(self, runner) -> None:
         """Take hold of the data loader, before its workers start."""
         self._trains = True

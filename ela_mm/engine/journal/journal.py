@@ -75,6 +75,22 @@ class Journal:
             f'{times.steps[1]} steps)')
         self.write(runner, layers)
 
+    def tell_end(self, runner, count: int) -> None:
+        """Say which windows a training did not reach, or not end.
+
+        Args:
+            runner (Runner): That has ended, well or by an exception.
+            count (int): The epoch or iteration that would have been next.
+        """
+        decided = [decision.window for decision in self.decisions]
+        left = [window for window in self.windows.spans
+                if window not in decided and window[1] >= count]
+        if left:
+            runner.logger.warning(
+                f'the training ended before window {left[0]} did: nothing was '
+                'decided in it' +
+                (f', nor in {len(left) - 1} later ones' if left[1:] else ''))
+
     def write(self, runner, layers: List) -> None:
         """Replace the record; a full disk is no reason to end a training."""
         if not is_main_process():
