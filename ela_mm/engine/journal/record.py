@@ -221,6 +221,11 @@ def decision_to_json(decision: Decision) -> Dict[str, Any]:
         step_time_before=decision.times.before,
         step_time_after=decision.times.after,
         steps_timed=list(decision.times.steps))
+    # What a run on one rank with equal batches does not need to say.
+    if decision.steps not in (None, decision.iterations):
+        entry['steps'] = decision.steps
+    if decision.step_samples:
+        entry['step_samples'] = decision.step_samples
     if decision.by_position:
         entry['by_position'] = True
     return entry
@@ -267,6 +272,8 @@ def decision_from_json(entry: Dict[str, Any]) -> Decision:
                     layers,
                     samples=entry.get('samples'),
                     iterations=entry.get('iterations'),
+                    steps=entry.get('steps', entry.get('iterations')),
+                    step_samples=list(entry.get('step_samples') or []),
                     note=entry['note'],
                     by_position=bool(entry.get('by_position')),
                     times=StepTimes(
