@@ -57,7 +57,8 @@ def test_cifar_recipe(name):
     assert cfg.train_cfg.max_epochs == 160
     assert cfg.param_scheduler.milestones == [80, 120]
     assert cfg.param_scheduler.gamma == .1
-    sparse, cka = cfg.custom_hooks
+    sparse, cka, reseeding = cfg.custom_hooks
+    assert reseeding.type == 'ReseedHook'
     assert sparse == dict(type='SparseTrainingHook', density=.05,
                           scheme=dict(type='ERK'))
     assert cka == dict(type='CKARegularizationHook', weight=1e-4, samples=8,
@@ -73,7 +74,8 @@ def test_cifar_recipe(name):
 @pytest.mark.parametrize('depth', [18, 50])
 def test_imagenet_recipe(depth):
     cfg = config_of(f'resnet{depth}_imagenet')
-    (hook, ) = cfg.custom_hooks
+    hook, reseeding = cfg.custom_hooks
+    assert reseeding.type == 'ReseedHook'
     assert hook == dict(type='CKARegularizationHook', weight=1e-5, samples=-1,
                         interval=1)
     assert cfg.model.backbone.type == 'ResNet'
