@@ -7,6 +7,7 @@ from support.toy import small_network
 from torch import nn
 
 from ela_mm import LayerAttention, LayerMemory
+from ela_mm.models.layers import LightLayerAttention
 
 
 def has_half_convolutions() -> bool:
@@ -192,3 +193,66 @@ def test_means_of_large_values_do_not_overflow_half(capacity):
         weights.append(memory.weights)
     assert weights[1].isfinite().all()
     torch.testing.assert_close(*weights)
+
+
+# --- half precision modules in training ---------------------------------------
+
+
+def trained_in(kind, dtype, std, seed, capacity=3):
+    """Relative errors of one step in half against the same in float64."""
+    torch.manual_seed(seed)
+    options = dict(zero_init=True)
+    layers = nn.ModuleList(
+        LayerAttention(32, **options) if kind == 'base' else
+        LightLayerAttention(32, **options) for _ in range(3))
+    for name, parameter in layers.named_parameters():
+        nn.init.normal_(parameter, std=0.001 if 'query' in name else 0.5)
+    layers.to(dtype)
+    wide = copy.deepcopy(layers).double()
+    shape = (3, 4, 32, 14, 14)
+    xs = (std * torch.randn(shape)).to(dtype)
+    shortcuts, cotangents = (torch.randn(shape).to(dtype) for _ in range(2))
+    results = []
+    for net in (layers, wide):
+        own = next(net.parameters()).dtype
+        memory = LayerMemory(capacity)
+        terms = [
+            layer(x.to(own), memory if kind == 'base' else std *
+                  shortcut.to(own))
+            for layer, x, shortcut in zip(net, xs, shortcuts)]
+        torch.autograd.backward(terms, list(cotangents.to(own)))
+        results.append(dict(
+            {n: p.grad for n, p in net.named_parameters()
+             if p.grad is not None},
+            **{n: b for n, b in net.named_buffers() if 'running' in n},
+            term=torch.stack(terms).detach()))
+    ours, expected = results
+    return {name: ((ours[name].double() - exact).norm() / exact.norm()).item()
+            for name, exact in expected.items() if exact.norm()}
+
+
+@pytest.mark.parametrize('capacity', [3, None])
+@pytest.mark.parametrize('kind', ['base', 'light'])
+@pytest.mark.parametrize('std', [1, 100, 300])
+@needs_half
+def test_half_modules_train_on_large_features(kind, std, capacity):
+    """The square of a number above 255 is infinite in half precision."""
+    errors = trained_in(kind, torch.half, std, 0, capacity)
+    assert errors['term'] < 0.001
+    for name, error in errors.items():
+        # Those of queries and keys are small differences.
+        if not any(part in name for part in ('query', 'key')):
+            assert error < 0.1, f'{name}: {error}'  # relus that flip
+
+
+@pytest.mark.parametrize('std', [1, 300])
+def test_norms_in_bfloat16_are_as_good_as_the_modules(std):
+    """Their gradients, statistics and terms, in the buffers."""
+    ours, modules = (
+        [trained_in('base', torch.bfloat16, std, seed, capacity)
+         for seed in range(6)] for capacity in (3, None))
+    for name in ours[0]:
+        if 'norm' in name or name in ('term', ) or 'scale' in name:
+            a, b = (sum(errors[name] for errors in run) / 6
+                    for run in (ours, modules))
+            assert a < 1.3 * b + 1e-4, f'{name}: {a}, module {b}'

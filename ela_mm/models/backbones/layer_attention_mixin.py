@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...errors import UsageError
 from .stages import AttentionLayerInfo, Observer, Stage, attention_kind
 
-# What attention's state may lack and be whole.
+# What attention's state may have or lack, and be the same attention.
 _OPTIONAL = {'scale.weight', 'norm.num_batches_tracked'}
 SKIP_MODES = ('layer', 'retrieval')
 # How the published code of MRLA and DLA names its attention.
@@ -282,7 +282,7 @@ class LayerAttentionMixin:
                       for key in state_dict if key.startswith(start)}
         theirs = next((key for key in state_dict if key.startswith(prefix)
                        and _PUBLISHED.search(key)), None)
-        foreign, lacking = found - own, own - found - _OPTIONAL
+        foreign, lacking = found - own - _OPTIONAL, own - found - _OPTIONAL
         if not own:
             return
         if theirs is not None:
