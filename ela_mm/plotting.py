@@ -36,7 +36,11 @@ _SETTINGS = {
     'hatch.linewidth': .6,
     'svg.fonttype': 'path',  # looks the same where the font is missing
     'svg.hashsalt': 'ela_mm',  # the same file from the same numbers
+    'text.usetex': False,
 }
+# Names are no formulas. Older ones than matplotlib 3.6 cannot be told.
+if 'text.parse_math' in matplotlib.rcParams:
+    _SETTINGS['text.parse_math'] = False
 
 
 class Picture(NamedTuple):
@@ -72,6 +76,13 @@ def style() -> Iterator[None]:
     """This project's settings of matplotlib; the user's come back after it."""
     with matplotlib.rc_context(_SETTINGS):
         yield
+
+
+def printable(text: str) -> str:
+    """Show text from outside on one line: what has no sign, as an escape."""
+    return ''.join(
+        c if c.isprintable() else c.encode('unicode_escape').decode()
+        for c in text)
 
 
 def to_svg(figure: Figure) -> str:

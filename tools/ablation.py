@@ -26,6 +26,7 @@ import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.analysis import count_macs
 from ela_mm.apis.data import check_data, picture_shape, prepare_config
 from ela_mm.apis.launch import UsageError, build_runner, run
+from ela_mm.apis.loading import config_from_file
 from ela_mm.engine.checkpoints import resume_latest
 from ela_mm.engine.hooks.reseed_hook import ensure_reseeding
 from ela_mm.engine.journal.record import FILE_NAME, read_record, write_whole
@@ -38,6 +39,7 @@ from ela_mm.experiments.grid import (
     short_name,
 )
 from ela_mm.hosts.registration import host_of_model
+from ela_mm.plotting import printable
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 PRESETS = osp.join(ROOT, 'configs', 'ablations')
@@ -74,9 +76,8 @@ def presets() -> List[str]:
 
 def train_cell(folder: str) -> None:
     """Train the run of a folder, or go on with it, and write its result."""
-    with open(osp.join(folder, CELL)) as file:
-        cell = Cell(**json.load(file)['cell'])
-    cfg = Config.fromfile(cell.config)
+    cell = Cell(**read_back(osp.join(folder, CELL), 'cell')['cell'])
+    cfg = config_from_file(cell.config)
     apply_overrides(cfg, cell.overrides)
     prepare_config(cfg)
     if cell.depth is not None:
@@ -133,17 +134,34 @@ def finished(cell: Cell, folder: str) -> Optional[dict]:
     """
     path = osp.join(folder, CELL)
     if osp.isfile(path):
-        with open(path) as file:
-            if json.load(file)['fingerprint'] != cell.fingerprint:
-                raise UsageError(
-                    f'{folder} was begun under other settings than the grid '
-                    'or its config gives now: choose another --out, or '
-                    'remove that folder')
+        begun = read_back(path, 'fingerprint')
+        if begun['fingerprint'] != cell.fingerprint:
+            raise UsageError(
+                f'{folder} was begun under other settings than the grid or '
+                'its config gives now: choose another --out, or remove that '
+                'folder')
     path = osp.join(folder, RESULT)
     if not osp.isfile(path):
         return None
-    with open(path) as file:
-        return json.load(file)
+    return read_back(path, 'skipped', 'skipped_layers', 'parameters',
+                     'last_epoch_seconds')
+
+
+def read_back(path: str, *keys: str) -> dict:
+    """What an earlier start has written.
+
+    Raises:
+        UsageError: If it is damaged.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+        raise UsageError(f'{path} is damaged: remove its folder, and the run '
+                         'starts over')
+    return content
 
 
 def run_grid(runs: List[Cell], out: str, metric: str) -> int:
@@ -151,7 +169,7 @@ def run_grid(runs: List[Cell], out: str, metric: str) -> int:
     failures = 0
     for number, cell in enumerate(runs, start=1):
         folder = osp.join(out, cell.folder)
-        label = f'[{number}/{len(runs)}] {cell.label}'
+        label = f'[{number}/{len(runs)}] {printable(cell.label)}'
         if finished(cell, folder) is not None:
             print(f'{label}: finished before', flush=True)
             continue
@@ -208,8 +226,8 @@ def tabulate(grid: dict, runs: List[Cell], out: str) -> str:
         header += [f'{title(metric)}, %', 'paper']
     header += ['layers skipped', 's per epoch, last', f'step, to {first}',
                'parameters', 'GMACs', 'runs']
-    lines = [f'# {grid.get("title", "Ablation")}', '',
-             f'| {" | ".join(header)} |', '|' + ' --- |' * len(header)]
+    lines = [f'# {printable(grid.get("title", "Ablation"))}', '',
+             table_row(header), '|' + ' --- |' * len(header)]
     # In the order of the runs, all seeds together.
     for network, variant in dict.fromkeys((c.network, c.variant)
                                           for c in runs):
@@ -234,10 +252,16 @@ def tabulate(grid: dict, runs: List[Cell], out: str) -> str:
                 f'{group[0]["parameters"] / 1e6:.4f} M',
                 '-' if macs is None else f'{macs / 1e9:.4f}',
                 f'{len(done)} of {len(seeds)}']
-        lines.append(f'| {" | ".join(row)} |')
+        lines.append(table_row(row))
     table = '\n'.join(lines) + '\n'
     write_whole(table, osp.join(out, 'results.md'))
     return table
+
+
+def table_row(row: Iterable[str]) -> str:
+    """A row of a Markdown table, whatever the cells hold."""
+    texts = (printable(text).replace('|', r'\|') for text in row)
+    return f'| {" | ".join(texts)} |'
 
 
 def _ratio(result: dict, reference: Optional[dict]) -> Optional[float]:

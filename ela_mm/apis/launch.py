@@ -1,10 +1,11 @@
 """What tools/train.py and tools/test.py share: from arguments to a Runner."""
 import argparse
 import datetime
+import logging
 import os
 import os.path as osp
 import sys
-from typing import Callable, Optional
+from typing import Callable, Optional, TextIO
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from mmengine.runner import Runner
 from ..engine.checkpoints import is_intact
 from ..errors import UsageError
 from .data import prepare_config
+from .loading import config_from_file
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,13 +52,10 @@ def load_config(args: argparse.Namespace) -> Config:
         Config: With launcher, work dir and dataloader defaults set.
 
     Raises:
-        UsageError: If the file does not exist.
+        UsageError: If the file does not exist or is no config.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not osp.isfile(args.config):
-        raise UsageError(f'config {args.config!r} does not exist: expected '
-                         'the path of a config file')
-    cfg = Config.fromfile(args.config)
+    cfg = config_from_file(args.config)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -120,13 +119,23 @@ def set_up_distributed(cfg: Config) -> None:
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for."""
-    if 'runner_type' in cfg:
-        return RUNNERS.build(cfg)
-    return Runner.from_cfg(cfg)
+    build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
+    runner = build(cfg)
+    for handler in runner.logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            _escape(handler.stream)
+    return runner
+
+
+def _escape(stream: TextIO) -> None:
+    """Let a stream write what its encoding lacks as escapes, not fail."""
+    if hasattr(stream, 'reconfigure'):  # not what notebooks put there
+        stream.reconfigure(errors='backslashreplace')
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a tool's main function; a UsageError ends it with one line."""
+    _escape(sys.stdout)
     try:
         main()
     except UsageError as error:

@@ -4,7 +4,9 @@ import re
 from copy import deepcopy
 from typing import Optional, Tuple
 
+import yaml
 from mmengine.config import Config
+from mmengine.fileio.handlers import YamlHandler, file_handlers
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import CheckpointLoader
 from torch import nn
@@ -14,12 +16,29 @@ from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import ela_backbones
 
 
-def read_config(path: str, options: Optional[dict] = None) -> Config:
-    """Read a config file.
+class _SafeLoader(yaml.SafeLoader):
+    """With tuples, which mmengine writes."""
+
+
+_SafeLoader.add_constructor(
+    'tag:yaml.org,2002:python/tuple',
+    lambda loader, node: tuple(loader.construct_sequence(node, deep=True)))
+
+
+class _SafeYaml(YamlHandler):
+
+    def load_from_fileobj(self, file, **kwargs):
+        return yaml.load(file, Loader=_SafeLoader)
+
+
+def config_from_file(path: str) -> Config:
+    """Read a config file; one in YAML makes no objects while it is read.
+
+    mmengine would make those that the file asks for. A config is trusted all
+    the same: what it names is imported, built and called.
 
     Args:
         path (str): Of a Python, JSON or YAML file.
-        options (dict, optional): Settings to override, nested keys by dots.
 
     Returns:
         Config: What it imports is imported.
@@ -33,7 +52,31 @@ def read_config(path: str, options: Optional[dict] = None) -> Config:
     if osp.splitext(path)[1] not in ('.py', '.json', '.yaml', '.yml'):
         raise UsageError(f'{path!r} is no config: expected a .py, .json or '
                          '.yaml file (the config comes before the checkpoint)')
-    cfg = Config.fromfile(path)
+    before = dict(file_handlers)
+    file_handlers.update(yaml=_SafeYaml(), yml=_SafeYaml())
+    try:
+        return Config.fromfile(path)
+    except yaml.YAMLError as error:
+        raise UsageError(f'config {path!r} is not read: '
+                         f'{str(error).splitlines()[0]}') from None
+    finally:
+        file_handlers.update(before)
+
+
+def read_config(path: str, options: Optional[dict] = None) -> Config:
+    """Read the config file of a model.
+
+    Args:
+        path (str): Of a Python, JSON or YAML file.
+        options (dict, optional): Settings to override, nested keys by dots.
+
+    Returns:
+        Config: What it imports is imported.
+
+    Raises:
+        UsageError: If it does not exist or is no config of a model.
+    """
+    cfg = config_from_file(path)
     cfg.merge_from_dict(options or {})
     if cfg.get('model') is None:
         raise UsageError(f'the config {path!r} has no model')
@@ -83,8 +126,10 @@ def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
     """
     model = build_model(cfg)
     checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    state = checkpoint.get('state_dict')
-    if not isinstance(state, dict):
+    state = checkpoint.get('state_dict') if isinstance(checkpoint,
+                                                       dict) else None
+    if not isinstance(state, dict) or not all(
+            isinstance(name, str) for name in state):
         raise UsageError(f'{path!r} holds no state_dict: expected a checkpoint '
                          'that mmengine has written')
     # As mmengine does: data parallel models saved by others.
@@ -106,8 +151,10 @@ def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
                 f'{len(missing) + len(unexpected)} such names'))
     model.eval()
     # For analyses; the names of the classes as the hosts' inferencers do.
-    model.deployed = DEPLOY_KEY in checkpoint.get('meta', {})
-    model.dataset_meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
+    model.deployed = DEPLOY_KEY in meta
+    model.dataset_meta = meta.get('dataset_meta') or {}
     return model, checkpoint
 
 

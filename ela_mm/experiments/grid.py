@@ -7,10 +7,11 @@ import runpy
 from functools import lru_cache
 from typing import Any, Dict, List, NamedTuple, Optional, Union
 
+import yaml
 from mmengine.config import Config
-from mmengine.fileio import load
 
-from ..apis.launch import UsageError
+from ..apis.loading import config_from_file
+from ..errors import UsageError
 from .published import read_table
 from .systems import overrides as system_overrides
 
@@ -80,7 +81,7 @@ def _file_name(text: str) -> str:
 
 @lru_cache(maxsize=None)
 def _content(config: str) -> dict:
-    return Config.fromfile(config).to_dict()
+    return config_from_file(config).to_dict()
 
 
 def read_grid(path: str) -> dict:
@@ -113,7 +114,10 @@ def read_grid(path: str) -> dict:
             grid = {k: v for k, v in runpy.run_path(path).items()
                     if not k.startswith('_')}
         else:
-            grid = load(path)
+            with open(path, encoding='utf-8') as file:
+                # mmengine's reader of YAML runs what a file tells it to.
+                grid = json.load(file) if path.endswith(
+                    '.json') else yaml.safe_load(file)
     except Exception as error:  # whatever a parser or the file's code raises
         first = (str(error).splitlines() or [''])[0]
         raise UsageError(f'{path}: {type(error).__name__}: {first}') from None
@@ -149,14 +153,43 @@ def read_grid(path: str) -> dict:
         grid['paper'] = {
             variant: {_network(key): number for key, number in row.items()}
             for variant, row in grid.get('paper', {}).items()
+            if isinstance(row, dict)
         }
     if isinstance(grid['seeds'], dict):
-        grid['seeds'] = {int(d): list(s) for d, s in grid['seeds'].items()}
+        grid['seeds'] = {_network(d): s for d, s in grid['seeds'].items()}
+    _check_entries(path, grid)
     return grid
 
 
+def _check_entries(path: str, grid: dict) -> None:
+    """What runs and their folders are called by is text or a whole number."""
+    seeds, configs = grid['seeds'], grid['config']
+    several = isinstance(configs, dict)
+    texts = [*grid['variants'], *grid['systems'], *grid['metrics'],
+             *grid.get('overrides', {}), *(configs if several else ()),
+             *(configs.values() if several else ()),
+             *(key for own in grid['variants'].values() for key in own)]
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise UsageError(f'{path}: {text!r} is no name: expected text, in '
+                             'quotes where YAML takes it for something else')
+    numbers = list(grid.get('depths', []))
+    for own in seeds.values() if isinstance(seeds, dict) else [seeds]:
+        numbers += own if isinstance(own, list) else [own]
+    if isinstance(seeds, dict):
+        numbers += seeds
+    for number in numbers:
+        if type(number) is not int or number < 0:
+            raise UsageError(f'{path}: {number!r} among depths and seeds: '
+                             'expected whole numbers from 0 on')
+    both = set(grid['variants']).intersection(grid['systems'])
+    if both:
+        raise UsageError(f'{path}: {min(both)!r} is a system and a variant: '
+                         'expected another name for one of them')
+
+
 def _network(key: Union[int, str]) -> Union[int, str]:
-    return int(key) if str(key).isdigit() else key
+    return int(key) if str(key).isdecimal() else key
 
 
 def short_name(metric: str) -> str:
@@ -200,7 +233,8 @@ def cells(grid: dict, root: str) -> List[Cell]:
 
     Raises:
         UsageError: If a config does not exist, does not evaluate the first
-            metric or has no place for a system.
+            metric or has no place for a system, or if two runs would share a
+            folder.
     """
     configs = grid['config']
     if isinstance(configs, str):
@@ -222,7 +256,7 @@ def cells(grid: dict, root: str) -> List[Cell]:
     rounds = seeds
     if isinstance(seeds, dict):
         rounds = dict.fromkeys(seed for own in seeds.values() for seed in own)
-    return [
+    runs = [
         Cell(variant, depth, seed, config,
              {**grid.get('overrides', {}), **overrides}, name)
         for seed in rounds
@@ -230,6 +264,15 @@ def cells(grid: dict, root: str) -> List[Cell]:
         if seed in _seeds(seeds, depth)
         for variant, overrides in variants.items()
     ]
+    folders: Dict[str, Cell] = {}
+    for cell in runs:
+        other = folders.setdefault(cell.folder, cell)
+        if other is not cell:
+            raise UsageError(
+                f'two runs of the grid ({other.label}; {cell.label}) would '
+                f'share the folder {cell.folder!r}: expected names that differ '
+                'in letters or digits, and no seed or depth twice')
+    return runs
 
 
 def _seeds(seeds: Union[list, dict], depth: Optional[int]) -> List[int]:
@@ -250,7 +293,7 @@ def _systems(grid: dict, config: str, depth: Optional[int],
     """Overrides of the grid's systems that a network has, by name."""
     if not grid['systems']:
         return {}
-    cfg = Config.fromfile(config)
+    cfg = config_from_file(config)
     apply_overrides(cfg, grid.get('overrides', {}))
     if depth is not None:
         cfg.model.backbone.depth = depth

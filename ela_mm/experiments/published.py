@@ -54,7 +54,7 @@ def read_tables() -> Dict[str, Table]:
         Dict[str, Table]: By name: ``table1_cifar10``, ``table1_cifar100``,
         ``table2``, ``table3`` and ``table5``.
     """
-    with open(_FILE) as file:
+    with open(_FILE, encoding='utf-8') as file:
         tables = yaml.safe_load(file)
     return {name: _table(content) for name, content in tables.items()}
 
