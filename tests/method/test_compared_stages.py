@@ -318,6 +318,8 @@ def test_zero_init_starts_as_the_plain_network(log):
     plain = randomised(small(None)).eval()
     net = small('rla', zero_init_attention=True)
     net.init_weights()
+    assert not any(block.conv1.weight[:, -32:].any()
+                   for stage in net.attention_stages for block in stage)
     net.load_state_dict(plain.state_dict(), strict=False)
     assert any('They start with its weights, and 0' in x for x in log)
     net.eval()
@@ -488,8 +490,12 @@ def test_threads_and_passes_do_not_meet(kind):
     handle.remove()
     torch.testing.assert_close(net(pictures[0])[-1], expected[0])
     stage = net.layer2  # by itself it starts with a state of 0
-    assert torch.equal(stage(torch.ones(1, 32, 5, 7)),
-                       stage(torch.ones(1, 32, 5, 7)))
+    x = torch.rand(1, 32, 5, 7)
+    assert torch.equal(stage(x), stage(x))
+    if kind == 'dia':  # and its block is the host's
+        plain = small(None)
+        plain.load_state_dict(net.state_dict(), strict=False)
+        assert torch.equal(stage[0](x), plain.eval().layer2[0](x))
 
 
 @pytest.mark.parametrize('kind', ['dia', 'rla-concat', 'dla', 'dla-light'])

@@ -50,7 +50,7 @@ class DIAStage(RecurrentStage):
 
         def weigh(y: Tensor) -> Tensor:
             state.extend(self.attention[0](y.mean((2, 3)), hidden, cell))
-            return y * state[0][..., None, None].to(y.dtype)  # (B, C, H, W)
+            return y * state[0][..., None, None]  # (B, C, H, W)
 
         x = run_block(self.block(i), x, weigh)  # (B, C, H, W)
         return (x, *state)

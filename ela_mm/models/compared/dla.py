@@ -195,5 +195,5 @@ class DLALightStage(LightAttentionStage):
         cell = self.attention[0].cell
         memory[:] = cell(x.mean((2, 3)), *memory)  # (B, C) each
         factors, _ = cell(identity.mean((2, 3)), *memory)  # (B, C)
-        identity = identity * factors[..., None, None].to(identity.dtype)
+        identity = identity * factors[..., None, None]  # (B, C, H, W)
         return x + self.attention[i](x, identity), None  # (B, C, H, W)

@@ -2,7 +2,8 @@
 
 That output exists only inside of a block, before the shortcut is added. A
 module without parameters stands there, put as plugins are
-(:mod:`ela_mm.models.compared.plugins`), and calls who runs the block.
+(:mod:`ela_mm.models.compared.plugins`) and after a config's own, and calls who
+runs the block. In mmpretrain's SE blocks it stands before the SE gate.
 """
 from contextvars import ContextVar
 from typing import Any, Callable, List, Optional, Sequence, Tuple

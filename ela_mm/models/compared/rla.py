@@ -16,7 +16,7 @@ from ..layers.bank.batch_norm import apply_norm
 from ..layers.watched import BranchedModule
 from .recurrent import RecurrentStage, run_block
 
-# Of the state: k of the paper, which found no gain in more.
+# Of the state: k, the paper's.
 CHANNELS = 32
 
 # What a stage hands to the next one of the running forward pass of a backbone,
