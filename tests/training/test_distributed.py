@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
 from mmengine.model import convert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import FlexibleRunner, Runner
@@ -467,3 +468,200 @@ def test_other_strategies_are_refused(strategy, group, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=f'cannot prune under {strategy}'):
         runner.train()
     assert runner.iter == 0
+
+
+def buckets_of(runner):
+    return {p for bucket in runner.model.reducer._get_zeros_like_grad_buckets()
+            for p in bucket.parameters()}
+
+
+def trainable(runner):
+    return {p for p in runner.model.module.parameters() if p.requires_grad}
+
+
+def skipped_parameters(runner):
+    """By name, of layers whose attention is skipped whole."""
+    backbone = runner.model.module.backbone
+    return {p for layer in backbone.attention_layers if not layer.active
+            for p in layer.module.parameters()}
+
+
+class Release(Hook):
+    """Sets what it likes to learning, right before a step or training."""
+    priority = 'VERY_HIGH'
+
+    def __init__(self, part, at):
+        self.part, self.at = part, at
+
+    def before_train(self, runner):
+        if self.at is None:
+            self.release(runner)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.at:
+            self.release(runner)
+
+    def release(self, runner):
+        backbone = runner.model.module.backbone
+        backbone.frozen_stages = -1  # else mmdet freezes them again
+        backbone.get_submodule(self.part).requires_grad_(True)
+
+
+def ddp_runner(folder, group, **overrides):
+    needs_ddp_on_cpus()
+    return Runner.from_cfg(toy_config(folder / 'run', **group, **overrides))
+
+
+def test_frozen_stages_stay_out_of_the_buckets(group, tmp_path):
+    """Wrapped anew, DDP would wait for their gradients for good."""
+    runner = ddp_runner(tmp_path, group, max_epochs=2,
+                        **{'model.backbone.frozen_stages': 1})
+    runner.train()
+    assert read_record(tmp_path / 'run')['decisions'][0]['skipped']
+    assert buckets_of(runner) == trainable(runner)
+    assert not runner.model.module.backbone.conv1.weight.requires_grad
+
+
+@pytest.mark.parametrize('at', [4, 6])
+def test_skipped_layers_stay_out_whatever_others_set(group, tmp_path, at):
+    """At the start of an epoch, and within it, before a step."""
+    runner = ddp_runner(tmp_path, group, max_epochs=2)
+    runner.register_hook(Release('', at))
+    runner.train()
+    skipped = skipped_parameters(runner)
+    assert skipped and not skipped & buckets_of(runner)
+    assert buckets_of(runner) == trainable(runner)
+    assert all(p.grad is None for p in skipped)
+    assert 'it is wrapped anew with them' not in log_of(tmp_path / 'run')
+
+
+def test_layers_that_were_skipped_before_stay_out(group, tmp_path):
+    toy_runner(tmp_path / 'first', max_epochs=1).train()
+    runner = ddp_runner(tmp_path, group, max_epochs=1,
+                        load_from=str(tmp_path / 'first' / 'epoch_1.pth'),
+                        hook=dict(criterion=dict(type='threshold', t=0.)))
+    runner.register_hook(Release('', None))
+    runner.train()
+    skipped = skipped_parameters(runner)
+    assert skipped and buckets_of(runner) == trainable(runner)
+    assert not skipped & trainable(runner)
+
+
+def test_what_is_released_later_comes_into_the_buckets(group, tmp_path):
+    """DDP was made while it was frozen."""
+    runner = ddp_runner(tmp_path, group, max_epochs=2,
+                        **{'model.backbone.frozen_stages': 1})
+    runner.register_hook(Release('layer1', 5))
+    first = set(runner.model.module.backbone.layer1.parameters())
+    runner.train()
+    used = first - skipped_parameters(runner)
+    assert used <= buckets_of(runner) == trainable(runner)
+    assert 'it is wrapped anew with them' in log_of(tmp_path / 'run')
+
+
+class Hang(Hook):
+    """Hangs things on the wrapper, and takes one of them off again."""
+
+    def __init__(self, register):
+        self.register, self.seen = register, []
+
+    def before_train(self, runner):
+        self.register(runner.model)
+        self.first = runner.model
+        self.handles = [
+            runner.model.register_forward_hook(
+                lambda module, args, kwargs, output: self.seen.append('stays'),
+                with_kwargs=True),
+            runner.model.register_forward_pre_hook(
+                lambda module, args: self.seen.append('goes'))
+        ]
+
+    def after_train_epoch(self, runner):
+        if runner.epoch == 0:
+            assert runner.model is not self.first
+            self.first = None
+            self.handles[1].remove()
+
+
+def halve(state, bucket: dist.GradBucket
+          ) -> torch.futures.Future[torch.Tensor]:
+    state.append(bucket.index())
+    future = torch.futures.Future()
+    future.set_result(bucket.buffer() / 2)
+    return future
+
+
+def test_what_hung_on_the_wrapper_moves_to_the_new_one(group, tmp_path):
+    calls = []
+    hook = Hang(lambda model: model.register_comm_hook(calls, halve))
+    runner = ddp_runner(tmp_path, group, max_epochs=2, windows=[(1, 1)])
+    runner.register_hook(hook)
+    runner.train()
+    assert hook.seen.count('stays') == calls.count(0) == 8
+    assert hook.seen.count('goes') == 4  # as long as it hung there
+
+
+def test_builtin_communication_hooks_move_as_well(group, tmp_path):
+    hook = Hang(lambda model: model._register_builtin_comm_hook(
+        dist.BuiltinCommHookType.FP16_COMPRESS))
+    runner = ddp_runner(tmp_path, group, max_epochs=2)
+    runner.register_hook(hook)
+    runner.train()
+    assert (runner.model._get_ddp_logging_data()['comm_hook'] ==
+            'BuiltinCommHookType.FP16_COMPRESS')
+
+
+def test_a_communication_hook_that_cannot_move_is_refused(group, tmp_path):
+
+    def register(model):
+        model.register_comm_hook([], halve)
+        model._comm_hooks = []  # which torch 2.0 does not keep
+
+    runner = ddp_runner(tmp_path, group, max_epochs=2)
+    runner.register_hook(Hang(register))
+    with pytest.raises(UsageError, match='hook halve cannot move'):
+        runner.train()
+
+
+# --- who owns a flag and a momentum ------------------------------------------
+
+
+class Rest(Hook):
+    """Freezes the backbone's first stage for an epoch (from 0)."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def before_train_epoch(self, runner):
+        stage = runner.model.backbone.layer1
+        if runner.epoch == self.epoch:
+            stage.requires_grad_(False)
+        elif runner.epoch == self.epoch + 1:
+            stage.requires_grad_(True)
+
+
+def test_a_pruning_gives_nothing_to_what_others_have_frozen(tmp_path):
+    """Keys and values of skipped layers stay visible, and frozen."""
+    runner = toy_runner(tmp_path, max_epochs=2, hook=dict(skip='retrieval'))
+    backbone = runner.model.backbone.requires_grad_(False)
+    runner.train()
+    assert not backbone.active.all()
+    assert not any(p.requires_grad for p in backbone.parameters())
+    before, after = (torch.load(tmp_path / f'epoch_{n}.pth')['state_dict']
+                     for n in (1, 2))
+    for name, _ in backbone.named_parameters():
+        assert torch.equal(before[f'backbone.{name}'],
+                           after[f'backbone.{name}']), name
+
+
+def test_momentum_of_what_rests_survives_a_pruning(tmp_path):
+    runner = toy_runner(tmp_path, max_epochs=2, windows=[(2, 2)])
+    runner.register_hook(Rest(1))
+    runner.train()
+    state = runner.optim_wrapper.optimizer.state
+    backbone = runner.model.backbone
+    assert not backbone.active.all()
+    skipped = {p for layer in backbone.attention_layers if not layer.active
+               for p in layer.module.parameters()}
+    assert not skipped & set(state)
+    assert set(backbone.layer1.parameters()) - skipped <= set(state)
