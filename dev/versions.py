@@ -72,7 +72,8 @@ def parse_args(arguments: Optional[List[str]] = None) -> argparse.Namespace:
 
 def requirements(name: str) -> List[str]:
     """Lines of a set, without comments."""
-    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text(
+        encoding='utf-8').splitlines()
     return [line for line in map(str.strip, lines)
             if line and not line.startswith('#')]
 

@@ -177,7 +177,7 @@ def run_grid(runs: List[Cell], out: str, metric: str) -> int:
         write_whole(json.dumps(begun), osp.join(folder, CELL))
         print(f'{label}: training ...', flush=True)
         log = osp.join(folder, 'output.log')
-        with open(log, 'a') as file:
+        with open(log, 'ab') as file:
             process = subprocess.run(
                 [sys.executable, osp.abspath(__file__), '--cell', folder],
                 stdout=file, stderr=subprocess.STDOUT)

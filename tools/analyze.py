@@ -22,7 +22,9 @@ import torch
 from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.progress import track
+from rich.table import Column
 from rich.table import Table as RichTable
+from rich.text import Text
 from torch import nn
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
@@ -47,7 +49,7 @@ from ela_mm.analysis.whatif import (
 from ela_mm.apis.data import dataset_batches, file_batches
 from ela_mm.apis.launch import UsageError, check_checkpoint, run
 from ela_mm.apis.loading import build_model, load_model, read_config
-from ela_mm.plotting import save
+from ela_mm.plotting import printable, save
 
 FOLDER = 'ela_analysis'
 
@@ -245,18 +247,25 @@ def bar(what: str) -> Callable:
     return show
 
 
+def plain(text: str, style: str = '') -> Text:
+    """Text from outside, in which rich finds neither markup nor emoji."""
+    return Text(printable(text), style)
+
+
 def show(sections: List[Section], folder: str) -> None:
     """Print sections; write their pictures and tables."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     for section in sections:
-        console.rule(section.title)
+        console.rule(plain(section.title, 'rule.text'))
         for paragraph in section.text:
-            console.print(paragraph, highlight=False, markup=False)
+            console.print(plain(paragraph))
         for table in section.tables:
             drawn = RichTable(
-                *table.header, title=table.caption, title_justify='left')
+                *(Column(plain(text)) for text in table.header),
+                title=plain(table.caption, 'table.title'),
+                title_justify='left')
             for row in table.rows:
-                drawn.add_row(*row)
+                drawn.add_row(*map(plain, row))
             console.print(drawn)
     os.makedirs(folder, exist_ok=True)
     written = [
@@ -269,7 +278,8 @@ def show(sections: List[Section], folder: str) -> None:
             name = f'{section.title}_{caption}'.lower()
             name = ''.join(c if c.isalnum() else '_' for c in name)
             written.append(osp.join(folder, f'{name}.csv'))
-            with open(written[-1], 'w', newline='') as file:
+            with open(written[-1], 'w', newline='', encoding='utf-8',
+                      errors='backslashreplace') as file:
                 csv.writer(file).writerows(
                     table.csv or [table.header, *table.rows])
     print(f'written to {folder}: ' + ', '.join(map(osp.basename, written)))

@@ -108,7 +108,7 @@ def load_mask(path: str) -> Dict[str, torch.Tensor]:
     """The mask of a checkpoint."""
     check_checkpoint(path)
     state = torch.load(path, map_location='cpu', weights_only=True)
-    state = state.get('state_dict', state)
+    state = state.get('state_dict', state) if isinstance(state, dict) else {}
     mask = {
         name: value
         for key, value in state.items() for name in ('active', 'visible')
@@ -313,9 +313,10 @@ def main() -> None:
                        args.with_cp), variants, args)
     os.makedirs(args.out, exist_ok=True)
     text = f'{describe(args, kept)}\n\n{markdown(rows)}'
-    with open(osp.join(args.out, 'benchmark.md'), 'w') as f:
+    with open(osp.join(args.out, 'benchmark.md'), 'w', encoding='utf-8') as f:
         f.write(text)
-    with open(osp.join(args.out, 'benchmark.csv'), 'w', newline='') as f:
+    with open(osp.join(args.out, 'benchmark.csv'), 'w', newline='',
+              encoding='utf-8') as f:
         writer = csv.DictWriter(f, rows[0])
         writer.writeheader()
         writer.writerows(rows)

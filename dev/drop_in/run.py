@@ -19,6 +19,7 @@ from typing import Any, Dict, List, Tuple
 
 from mmengine.logging import MMLogger
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, track
 from rich.table import Table
 
@@ -106,7 +107,7 @@ def read(path: Path) -> Tuple[List[Entry], Dict[str, Any], Dict[str, Any]]:
     entries: List[Entry] = []
     others: Dict[str, Any] = {}
     results: Dict[str, Any] = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding='utf-8').splitlines():
         try:
             item = json.loads(line)
         except ValueError:
@@ -120,7 +121,7 @@ def read(path: Path) -> Tuple[List[Entry], Dict[str, Any], Dict[str, Any]]:
 
 
 def append(path: Path, item: dict) -> None:
-    with open(path, 'a') as file:
+    with open(path, 'a', encoding='utf-8') as file:
         file.write(json.dumps(item) + '\n')
 
 
@@ -157,7 +158,8 @@ def report(entries: List[Entry], others: Dict[str, Any],
     for (name, value), paths in sorted(groups.items()):
         console.print(f'{ATTEMPTS.get(name, "failure")}: NO, {len(paths)} '
                       f'models. {value}\n    {", ".join(paths[:3])}',
-                      markup=False, highlight=False, soft_wrap=True)
+                      markup=False, emoji=False, highlight=False,
+                      soft_wrap=True)
 
 
 def main() -> None:
@@ -200,7 +202,8 @@ def main() -> None:
             if time.monotonic() > end:
                 break
             progress.update(
-                task, description=f'{entry.host}/{entry.configs[0]}'[:60])
+                task,
+                description=escape(f'{entry.host}/{entry.configs[0]}'[:60]))
             start = time.monotonic()
             result = worker(entry, not args.build_only)
             result['seconds'] = round(time.monotonic() - start, 2)

@@ -7,7 +7,6 @@ train and val are disjoint, and everything follows from a seed.
 import json
 import os
 import os.path as osp
-import shutil
 import tempfile
 from typing import List, Tuple
 
@@ -74,17 +73,17 @@ def make_digits(root: str,
     rng = np.random.default_rng(seed)
     parent = osp.dirname(osp.abspath(root))
     os.makedirs(parent, exist_ok=True)
-    folder = tempfile.mkdtemp(dir=parent)
-    os.chmod(folder, 0o755)
-    try:
-        for split, count in (('train', num_train), ('val', num_val)):
-            _write_split(folder, split, *load_split(split), count, size, rng)
-        os.rename(folder, root)
-    except OSError:
-        if not osp.isdir(root):  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=parent) as place:
+        # The temporary one is closed to others; this one is as the umask says.
+        folder = osp.join(place, 'digits')
+        os.mkdir(folder)
+        try:
+            for split, count in (('train', num_train), ('val', num_val)):
+                _write_split(folder, split, *load_split(split), count, size, rng)
+            os.rename(folder, root)
+        except OSError:
+            if not osp.isdir(root):  # else another process was faster
+                raise
 
 
 def _write_split(folder: str, split: str, images: np.ndarray,
@@ -117,7 +116,7 @@ def _write_split(folder: str, split: str, images: np.ndarray,
                     iscrowd=0,
                     segmentation=dict(
                         size=rle['size'], counts=rle['counts'].decode())))
-    with open(osp.join(folder, f'{split}.json'), 'w') as file:
+    with open(osp.join(folder, f'{split}.json'), 'w', encoding='utf-8') as file:
         json.dump(coco, file)
 
 

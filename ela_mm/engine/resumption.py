@@ -92,7 +92,7 @@ def restore(hook, runner, state: Optional[Dict[str, Any]]) -> None:
     if state:
         try:
             _load(hook, state)
-        except (KeyError, TypeError, ValueError, AttributeError,
+        except (LookupError, TypeError, ValueError, AttributeError,
                 RuntimeError) as error:
             raise UsageError(
                 'the checkpoint has a state of ELAPruneHook that cannot be '

@@ -272,7 +272,7 @@ def _resident(entry: str) -> int:
 
     Not getrusage's, which starts from the peak of the parent process.
     """
-    with open('/proc/self/status') as f:
+    with open('/proc/self/status', encoding='utf-8') as f:
         return next(
             int(line.split()[1]) * 1024 for line in f
             if line.startswith(entry))

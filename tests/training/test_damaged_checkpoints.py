@@ -187,3 +187,44 @@ def test_a_hook_of_a_users_own_is_asked_too(tmp_path):
         assert places_of(cfg) == [(str(tmp_path / 'out' / 'one'), 'own_{}.pth')]
     finally:
         HOOKS.module_dict.pop('OwnCheckpoints')
+
+
+# --- the hook's state --------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A checkpoint inside a window."""
+    folder = tmp_path_factory.mktemp('trained')
+    toy_runner(folder, windows=[(1, 2)], max_epochs=2).train()
+    return torch.load(folder / 'epoch_1.pth')
+
+
+@pytest.mark.parametrize('change', [
+    lambda state: 5,
+    lambda state: 'text',
+    lambda state: [1],
+    lambda state: dict(statistics={}),
+    lambda state: dict(state, decisions=5),
+    lambda state: dict(state, decisions=[{}]),
+    lambda state: dict(state, decisions=['text']),
+    lambda state: dict(state, window=5),
+    lambda state: dict(state, statistics=5),
+    lambda state: dict(state, statistics=dict(layer1=5)),
+    lambda state: dict(state, statistics=dict(layer1=torch.ones(1))),
+    lambda state: dict(state, statistics=dict(layer1=torch.ones(2, 2))),
+    lambda state: dict(state, statistics={
+        name: dict(layer, sums='text')
+        for name, layer in state['statistics'].items()}),
+])
+def test_a_state_of_wrong_types_ends_the_run_in_one_line(
+        trained, tmp_path, change):
+    path = tmp_path / 'changed.pth'
+    state = change(trained['ela_prune_hook'])
+    torch.save(dict(trained, ela_prune_hook=state), path)
+    runner = toy_runner(
+        tmp_path / 'run', windows=[(1, 2)], max_epochs=2, load_from=str(path),
+        resume=True)
+    with pytest.raises(UsageError, match='state of ELAPruneHook') as error:
+        runner.train()
+    assert '\n' not in str(error.value) and runner.iter == 4

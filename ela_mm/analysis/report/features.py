@@ -4,7 +4,7 @@ from typing import List
 
 import numpy as np
 
-from ...plotting import OUT, Picture, new_figure, style
+from ...plotting import OUT, Picture, new_figure, printable, style
 from ..features import Features, LayerFeatures
 from .page import Section
 
@@ -47,7 +47,8 @@ def features_picture(features: Features, name: str = 'features') -> Picture:
                 ax.set_xticks([])
                 ax.set_yticks([])
                 ax.spines[:].set_visible(False)
-        figure.suptitle(f'Score-CAM of {features.target}', fontsize=10)
+        figure.suptitle(
+            f'Score-CAM of {printable(features.target)}', fontsize=10)
     return Picture(name, figure, _alt(features))
 
 

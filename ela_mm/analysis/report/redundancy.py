@@ -4,7 +4,15 @@ from typing import Any, Dict, List, Optional
 import numpy as np
 
 from ...engine.journal.picture import decision_picture
-from ...plotting import KEPT, SKIPPED, WIDTH, Picture, new_figure, style
+from ...plotting import (
+    KEPT,
+    SKIPPED,
+    WIDTH,
+    Picture,
+    new_figure,
+    printable,
+    style,
+)
 from ...pruning.decision import Decision, LayerDecision, Outcome
 from ...pruning.windows import window_name
 from ..cost import Cost
@@ -182,7 +190,7 @@ def timeline_picture(run: Run) -> Picture:
                 ax.plot(x, y, color=KEPT, marker='.')
                 if label == 'step, s':
                     ax.set_ylim(0, 1.15 * max(y))
-            ax.set_title(label)
+            ax.set_title(printable(label))
             for decision in run.decisions:
                 if decision.skipped:
                     ax.axvline(decision.window[1], color=SKIPPED,

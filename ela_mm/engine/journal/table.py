@@ -1,7 +1,10 @@
 """The table that is logged at each pruning."""
 import io
+import locale
+import sys
 from typing import List
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,9 +20,11 @@ def prune_table(layers: List[LayerDecision]) -> str:
             is shown as ``-``.
 
     Returns:
-        str: A table of one line per layer, without colours.
+        str: A table of one line per layer, without colours; its lines are
+        ASCII where the console or log files are not UTF-8.
     """
-    table = Table('layer', 'stage')
+    lines = box.HEAVY_HEAD if _is_utf8() else box.ASCII
+    table = Table('layer', 'stage', box=lines)
     for column in ('KL', 'mapped'):
         table.add_column(column, justify='right')
     table.add_column('decision')
@@ -36,3 +41,10 @@ def prune_table(layers: List[LayerDecision]) -> str:
         file=text, width=100, color_system=None,
         force_jupyter=False).print(table)
     return text.getvalue()
+
+
+def _is_utf8() -> bool:
+    """Whether what mmengine logs to is: standard output and files."""
+    encodings = (getattr(sys.stdout, 'encoding', None),
+                 locale.getpreferredencoding(False))
+    return all((name or 'utf').lower().startswith('utf') for name in encodings)
