@@ -59,6 +59,8 @@ def state_to_resume(runner, checkpoint: dict) -> Optional[Dict[str, Any]]:
     """
     if not runner._resume:
         return None
+    # mmengine saves its config as 'cfg', but runs what it finds here as code.
+    checkpoint.get('meta', {}).pop('config', None)
     if DEPLOY_KEY in checkpoint.get('meta', {}):
         raise UsageError(
             'a deploy checkpoint holds no state of training to resume '

@@ -228,3 +228,16 @@ def test_a_state_of_wrong_types_ends_the_run_in_one_line(
     with pytest.raises(UsageError, match='state of ELAPruneHook') as error:
         runner.train()
     assert '\n' not in str(error.value) and runner.iter == 4
+
+
+def test_no_config_in_a_checkpoint_is_run(trained, tmp_path):
+    """mmengine would, when it resumes, although it saves none of that name."""
+    path, ran = tmp_path / 'changed.pth', tmp_path / 'ran'
+    code = f'__import__("os").system("touch {ran}")\n'
+    torch.save(
+        dict(trained, meta=dict(trained['meta'], config=code, cfg=code)), path)
+    runner = toy_runner(
+        tmp_path / 'run', windows=[(1, 2)], max_epochs=2, load_from=str(path),
+        resume=True)
+    runner.train()
+    assert runner.iter == 8 and not ran.exists()
