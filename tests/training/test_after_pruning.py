@@ -1,8 +1,11 @@
 """Hooks of a user's own react to a decision."""
+import pytest
 from mmengine.hooks import Hook
 from support.toy import toy_runner
 
+from ela_mm import ELAPruneHook
 from ela_mm.engine.journal.record import decisions_of, read_record
+from ela_mm.errors import UsageError
 
 
 class LowerRate(Hook):
@@ -41,3 +44,24 @@ def test_windows_with_criteria_of_their_own(tmp_path):
     assert len(first.skipped) == 3 and len(second.skipped) == 1
     assert first.criterion == dict(type='fixed', n=3)
     assert second.criterion == dict(type='fixed', n=1)
+
+
+@pytest.mark.parametrize('window, message', [
+    (dict(first=1), 'expected the keys first and last'),
+    (dict(first=1, last=1, mu=.3), 'and criterion if it is to have its own'),
+    (dict(first=2, last=1), 'is reversed'),
+    (dict(first=1, last=1, criterion=dict(type='EBMQ')), "'EBMQ'"),
+])
+def test_bad_windows_of_their_own_are_named(window, message):
+    with pytest.raises(ValueError, match=message):
+        ELAPruneHook(windows=[window])
+
+
+def test_a_second_hook_is_refused(tmp_path):
+    """Both would prune; the sentence says what is wanted instead."""
+    second = dict(type='ELAPruneHook', windows=[(2, 2)],
+                  criterion=dict(type='fixed', n=1))
+    runner = toy_runner(tmp_path, max_epochs=2, hooks=[second])
+    with pytest.raises(UsageError, match=r'two ELAPruneHooks.*windows=\['):
+        runner.train()
+    assert runner.iter == 0

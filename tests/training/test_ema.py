@@ -1,11 +1,19 @@
 """Averaged models: they are pruned with the model, validated and saved so."""
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
 from mmengine.runner import Runner, load_checkpoint
-from support.toy import energy, toy_config, toy_runner, validation
+from support.toy import (
+    energy,
+    small_network,
+    toy_config,
+    toy_runner,
+    validation,
+)
 from support.training import ValidationSpy
+from torch.optim.swa_utils import AveragedModel
 
 from ela_mm.engine.journal.record import read_record
 
@@ -147,3 +155,47 @@ def test_an_averaged_checkpoint_serves_everywhere(tmp_path):
         assert sum(layer.active for layer in after) < before
         (ema, ) = (h for h in runner.hooks if hasattr(h, 'ema_model'))
         assert ema.ema_model.module.backbone.attention_layers == after
+
+
+# --- torch's own, which knows of no hook -------------------------------------
+
+
+def test_torchs_average_follows_the_mask(tmp_path):
+    """It copies buffers, and nobody tells the network that it did."""
+
+    class Average(Hook):
+
+        def before_train(self, runner):
+            self.average = AveragedModel(runner.model)
+
+        def after_train_epoch(self, runner):
+            self.average.update_parameters(runner.model)
+
+    runner = toy_runner(tmp_path, max_epochs=2)
+    hook = Average()
+    runner.register_hook(hook)
+    runner.train()
+    averaged = hook.average.module
+    assert not runner.model.backbone.active.all()
+    images = torch.randn(4, 3, 32, 32)
+    fresh = fresh_model(tmp_path)
+    fresh.load_state_dict(averaged.state_dict())
+    with torch.no_grad():
+        assert torch.equal(averaged.eval()(images), fresh.eval()(images))
+    assert (averaged.backbone.attention_layers ==
+            runner.model.backbone.attention_layers)
+
+
+def test_torchs_average_of_buffers_cannot_average_a_decision():
+    """It subtracts them; torch has no difference of bools, and says so."""
+    net = small_network()
+    average = AveragedModel(net, use_buffers=True)
+    average.update_parameters(net)  # copies
+    with pytest.raises(NotImplementedError, match='two bool tensors'):
+        average.update_parameters(net)
+    ours = ExponentialMovingAverage(net, momentum=.5, update_buffers=True)
+    for _ in range(3):
+        net(torch.randn(2, 3, 32, 32))
+        ours.update_parameters(net)
+    assert ours.module.active.dtype == torch.bool
+    assert ours.module.fresh_norm_mask.dtype == torch.int8

@@ -213,8 +213,13 @@ class LayerAttentionMixin:
             LayerAttentionMixin: self, where some hosts return None.
         """
         super().train(mode)
-        for stage in self._prunable_stages:
-            stage.withhold_gradients()
+        if mode:
+            for stage in self._prunable_stages:
+                stage.withhold_gradients()
+        elif self._prunable_stages and type(self.active) is Tensor and (
+                not self.active.is_meta):
+            # What averages models writes into their buffers without a word.
+            self._apply_masks()
         return self
 
     # --- loading -------------------------------------------------------------
