@@ -3,6 +3,7 @@
 attention   whom every layer attends to, as heat maps (figures 2a, 6, 7)
 redundancy  KL divergences and decisions of a run, and its timeline
 features    where consecutive layers look, with and without pruning (3, 5)
+similarity  which blocks return nearly the same, by CKA
 whatif      what other criteria and parameters would have skipped
 cost        parameters, GMACs and time, per stage and layer
 report      all of it on one HTML page
@@ -38,7 +39,9 @@ from ela_mm.analysis.report.features import features_section
 from ela_mm.analysis.report.page import Section
 from ela_mm.analysis.report.redundancy import timeline_section, window_section
 from ela_mm.analysis.report.report import PARTS, write_report
+from ela_mm.analysis.report.similarity import similarity_section
 from ela_mm.analysis.report.whatif import whatif_section
+from ela_mm.analysis.similarity import compare_features
 from ela_mm.analysis.whatif import (
     Window,
     compare,
@@ -100,6 +103,20 @@ def parse_args() -> argparse.Namespace:
         help='leave out the network with its skipped layers put back')
 
     command = commands.add_parser(
+        'similarity', help='CKA between the features of all blocks')
+    _add_model(command)
+    command.add_argument(
+        '--images',
+        type=_positive,
+        default=64,
+        help='how many of the validation set; default: 64')
+    command.add_argument(
+        '--batch',
+        type=_at_least(4),
+        default=8,
+        help='pictures that are compared at a time; default: 8')
+
+    command = commands.add_parser(
         'whatif', help='what other criteria would have skipped')
     command.add_argument(
         'source',
@@ -154,18 +171,19 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'{number}: expected at least 1')
+def _at_least(least: int) -> Callable[[str], int]:
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f'{text}: expected at least {least}')
+        return int(text)
+
     return number
 
 
-def _not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f'{number}: expected 0 or more')
-    return number
+_positive = _at_least(1)
+_not_negative = _at_least(0)
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -336,6 +354,14 @@ def features(args: argparse.Namespace) -> None:
          beside(args, args.checkpoint))
 
 
+def similarity(args: argparse.Namespace) -> None:
+    cfg, model = load(args)
+    batches = bar('pictures')(dataset_batches(cfg, args.images, args.batch))
+    section = similarity_section(
+        compare_features(model, batches), 'the first of the validation set')
+    show([section], beside(args, args.checkpoint))
+
+
 def whatif(args: argparse.Namespace) -> None:
     _check_whatif(args)
     cost = None
@@ -438,6 +464,7 @@ def main() -> None:
         attention=attention,
         redundancy=redundancy,
         features=features,
+        similarity=similarity,
         whatif=whatif,
         cost=cost,
         report=report)[args.command](

@@ -3,7 +3,7 @@ import inspect
 import itertools
 import os.path as osp
 from copy import deepcopy
-from typing import Iterator, List, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import mmcv
@@ -19,12 +19,16 @@ from ..errors import UsageError
 from ..hosts.registration import host_of
 
 
-def dataset_batches(cfg: Config, images: int) -> Iterator[dict]:
+def dataset_batches(cfg: Config,
+                    images: int,
+                    batch_size: Optional[int] = None) -> Iterator[dict]:
     """Batches of the config's validation set, in its order.
 
     Args:
         cfg (Config): With a ``val_dataloader`` or a ``test_dataloader``.
         images (int): So many at least, unless the set has fewer.
+        batch_size (int, optional): Pictures a batch. Defaults to None: the
+            loader's.
 
     Yields:
         dict: What the model's data_preprocessor takes.
@@ -42,6 +46,9 @@ def dataset_batches(cfg: Config, images: int) -> Iterator[dict]:
     # Read here: starting workers takes longer than a few batches.
     options.update(num_workers=0, persistent_workers=False)
     options.pop('prefetch_factor', None)
+    if batch_size:
+        options.pop('batch_sampler', None)  # which brings a size of its own
+        options['batch_size'] = batch_size
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     loader = Runner.build_dataloader(options, seed=0)
     number = -(-images // loader.batch_size) if loader.batch_size else images

@@ -7,7 +7,7 @@ So F features cost F Gram matrices, N x N each, and one matrix product for all
 of their pairs.
 """
 from math import ceil, prod
-from typing import Sequence
+from typing import Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -61,6 +61,13 @@ def cka_matrix(features: Sequence[Tensor], unbiased: bool = True) -> Tensor:
     Raises:
         UsageError: As :func:`linear_cka`, or without any feature.
     """
+    _check(features, unbiased)
+    with _without_autocast(features):
+        units = torch.stack([_unit(x, unbiased) for x in features])  # (F, N N)
+        return units @ units.T  # (F, F)
+
+
+def _check(features: Sequence[Tensor], unbiased: bool) -> None:
     counts = {len(feature) for feature in features}
     if len(counts) != 1:
         raise UsageError(f'features of {sorted(counts)} samples: expected at '
@@ -71,14 +78,49 @@ def cka_matrix(features: Sequence[Tensor], unbiased: bool = True) -> Tensor:
         raise UsageError(
             f'CKA of {min(counts)} samples: the {kind} estimator needs at '
             f'least {least}; give it more samples of a batch')
-    device = features[0].device.type
-    with torch.autocast(device, enabled=False):
-        units = torch.stack([_unit(x, unbiased) for x in features])  # (F, N N)
-        return units @ units.T  # (F, F)
+
+
+def _without_autocast(features: Sequence[Tensor]) -> torch.autocast:
+    return torch.autocast(features[0].device.type, enabled=False)
+
+
+def hsic_matrix(features: Sequence[Tensor], unbiased: bool = True) -> Tensor:
+    """Compute the HSIC of all pairs of features of the same samples, unscaled.
+
+    Summed over batches, and divided by the roots of its diagonal, it is CKA by
+    batches (Nguyen et al., arXiv 2010.15327, equation 3), which averages
+    HSIC_1 instead of CKA, since a mean of ratios of few samples is biased.
+
+    Args:
+        features (Sequence[Tensor]): F features (N, ...).
+        unbiased (bool): As in :func:`linear_cka`. Defaults to True.
+
+    Returns:
+        Tensor: (F, F) float64, without a gradient: N (N - 3) HSIC_1, or
+        (N - 1)^2 HSIC_0; 0 in the row and the column of a collapsed feature.
+
+    Raises:
+        UsageError: As :func:`cka_matrix`.
+    """
+    _check(features, unbiased)
+    with torch.no_grad(), _without_autocast(features):
+        grams = torch.stack([(gram * ~collapsed).flatten() for gram, collapsed
+                             in (_centred(x, unbiased) for x in features)])
+        return grams @ grams.T  # (F, F)
 
 
 def _unit(x: Tensor, unbiased: bool) -> Tensor:
     """The centred Gram matrix of a feature (N, ...) as a unit vector (N N)."""
+    gram, collapsed = _centred(x, unbiased)
+    squares = gram.square().sum()
+    # Twice, since a gradient of 0 times infinity is NaN.
+    squares = torch.where(collapsed, torch.ones_like(squares), squares)
+    unit = gram * squares.rsqrt()
+    return torch.where(collapsed, torch.zeros_like(unit), unit).flatten()
+
+
+def _centred(x: Tensor, unbiased: bool) -> Tuple[Tensor, Tensor]:
+    """The centred Gram matrix (N, N) of a feature, and whether it collapsed."""
     rounding = torch.finfo(x.dtype).eps
     n = len(x)
     x = x.flatten(1).double()  # (N, D)
@@ -94,17 +136,12 @@ def _unit(x: Tensor, unbiased: bool) -> Tensor:
         sums = gram.sum(0) / (n - 2)  # (N, )
         gram = gram - sums - sums[:, None] + sums.sum() / (n - 1)
         gram = gram * off_diagonal
-    squares = gram.square().sum()
-    with torch.no_grad():
-        # What is left is rounding if the samples do not differ, or if a single
-        # one does, which the unbiased estimator does not see. In D dimensions
-        # unrelated samples leave 1 / sqrt(D) of the spread, far above 1e-7.
-        collapsed = (spread <= rounding * size) | (
-            squares.sqrt() <= 1e-7 * spread**2)
-    # Twice, since a gradient of 0 times infinity is NaN.
-    squares = torch.where(collapsed, torch.ones_like(squares), squares)
-    unit = gram * squares.rsqrt()
-    return torch.where(collapsed, torch.zeros_like(unit), unit).flatten()
+    # What is left is rounding if the samples do not differ, or if a single one
+    # does, which the unbiased estimator does not see. In D dimensions
+    # unrelated samples leave 1 / sqrt(D) of the spread, far above 1e-7.
+    collapsed = (spread <= rounding * size) | (
+        gram.detach().norm() <= 1e-7 * spread**2)
+    return gram, collapsed
 
 
 def cka_sr(stages: Sequence[Sequence[Tensor]]) -> Tensor:

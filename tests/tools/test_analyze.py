@@ -114,6 +114,24 @@ def test_attention(network, request, tmp_path):
     assert 'on 2 pictures' in ' '.join(output.split())
 
 
+@pytest.mark.parametrize('network', ['detector', 'classifier'])
+def test_similarity(network, request, tmp_path):
+    config, work_dir, _ = request.getfixturevalue(network)
+    checkpoint = max(work_dir.glob('epoch_*.pth'))
+    output = analyze('similarity', config, checkpoint, '--images', 8,
+                     '--batch', 4, '--out', tmp_path)
+    assert 'pictures (the first of the validation set)' in ' '.join(output.split())
+    assert (tmp_path / 'similarity.png').stat().st_size > 10_000
+    most_alike = rows(tmp_path / 'similarity_of_features_most_alike.csv')
+    for row in most_alike:  # each with itself
+        assert float(row[row['block']]) == pytest.approx(1)
+    neighbours = rows(tmp_path / 'similarity_of_features_neighbours.csv')
+    active = read_record(work_dir)['active']
+    assert {x['layer'] for x in neighbours} <= set(active)
+    assert 'expected at least 4' in refused(
+        'similarity', config, checkpoint, '--batch', 3)
+
+
 @needs_cam
 @pytest.mark.parametrize('network', ['detector', 'classifier'])
 def test_features(network, request, tmp_path):
@@ -307,8 +325,8 @@ def test_report(detector, tmp_path):
     for link in page.links:
         assert link.startswith(('data:', '#'))
     assert all(len(image['alt']) > 40 for image in page.images)
-    # timeline, window, counts, stability, 4 stages, features, cost
-    assert len(page.images) == 10
+    # timeline, window, counts, stability, 4 stages, similarity, features, cost
+    assert len(page.images) == 11
     assert 'is left out' not in text
     gone = skipped(work_dir)
     assert (f'{len(gone)} of 16 attention layers were pruned while training '
@@ -341,7 +359,7 @@ def test_a_report_says_what_is_left_out(tmp_path):
     (tmp_path / FILE_NAME).write_text(json.dumps(record))
     text = report_of(tmp_path, said.append)
     assert 'Nothing was pruned: epoch 1: nothing was redundant.' in text
-    assert 'Single iterations were not recorded' in text
+    assert 'Single steps were not recorded' in text
 
 
 def test_a_report_before_the_first_window_ends(tmp_path):
@@ -394,7 +412,7 @@ def test_clear_errors(detector, classifier, tmp_path):
     assert 'is no config' in refused('cost', checkpoint, config)
     assert 'does not exist' in refused('report', work_dir, '--checkpoint',
                                        tmp_path / 'typo.pth')
-    assert 'expected 0 or more' in refused('features', config, checkpoint,
+    assert 'expected at least 0' in refused('features', config, checkpoint,
                                            picture, '--channels', -3)
     assert "'cuda'" in refused('cost', config, '--device', 'cuda')
     broken.write_text('')

@@ -17,16 +17,19 @@ from ..attention import measure
 from ..cost import Cost, cost_of_config
 from ..features import choose_layers, look
 from ..history import Run, read_run
+from ..similarity import compare_features
 from ..whatif import compare, recorded_window
 from .attention import attention_section
 from .cost import cost_section
 from .features import features_section
 from .page import Section, check_jinja, render
 from .redundancy import summarize, timeline_section, window_section
+from .similarity import similarity_section
 from .whatif import whatif_section
 
 FILE_NAME = 'ela_report.html'
-PARTS = ('attention', 'cost', 'features')
+PARTS = ('attention', 'similarity', 'cost', 'features')
+SAMPLES = 8  # compared at a time, as in CKA-SR
 
 
 class Effort(NamedTuple):
@@ -65,7 +68,7 @@ def write_report(work_dir: str,
         config (str, optional): Instead of the work dir's.
         checkpoint (str, optional): Instead of the work dir's latest.
         without (Sequence[str]): Parts to leave out: ``attention``,
-            ``cost``, ``features``.
+            ``similarity``, ``cost``, ``features``.
         effort (Effort, optional): How much to measure.
         device (str): Where. Defaults to ``'cpu'``.
         cfg_options (dict, optional): Override settings of the config.
@@ -108,12 +111,17 @@ def write_report(work_dir: str,
     if set(PARTS) - set(without):
         loaded = attempt('the model',
                          lambda: _load(run, *paths, cfg_options, device))
-    measured = cost = features = None
+    measured = similar = cost = features = None
     if loaded is not None:
         cfg, model = loaded
         measured = attempt(
             'attention', lambda: attention_section(
                 measure(model, dataset_batches(cfg, effort.images)),
+                'the first of the validation set'))
+        similar = attempt(
+            'similarity', lambda: similarity_section(
+                compare_features(
+                    model, dataset_batches(cfg, effort.images, SAMPLES)),
                 'the first of the validation set'))
         cost = attempt(
             'cost', lambda: cost_of_config(
@@ -123,7 +131,7 @@ def write_report(work_dir: str,
     sections = [timeline_section(run)]
     sections += [window_section(run, decision) for decision in run.decisions]
     sections += attempt('what if', lambda: _what_if(run, cost)) or []
-    sections += [section for section in (measured, features) if section]
+    sections += [section for section in (measured, similar, features) if section]
     if cost is not None:
         sections.append(cost_section(cost))
     name = osp.basename(osp.abspath(work_dir))

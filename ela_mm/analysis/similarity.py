@@ -1,0 +1,177 @@
+"""How similar the features of blocks are, beside their attention weights."""
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from ..apis.data import network_inputs
+from ..errors import UsageError
+from ..models.backbones.layer_attention_mixin import LayerAttentionMixin
+from ..pruning import KLStatistics
+from ..sparsity.cka import MIN_SAMPLES, hsic_matrix, pooled
+from ..sparsity.stages import find_stages
+
+MAX_FEATURES = 2**18
+# Of fewer, a perfect order is no rarity: one in 24 of 4.
+MIN_PAIRS = 5
+
+
+class Neighbours(NamedTuple):
+    """A layer and the one that its attention weights are compared with.
+
+    Attributes:
+        name (str): Of the layer.
+        previous (str): Of its active predecessor.
+        kl (float): KL divergence of their attention weights, nats.
+        cka (float): Of their blocks' features.
+    """
+    name: str
+    previous: str
+    kl: float
+    cka: float
+
+
+class Similarity(NamedTuple):
+    """How similar a backbone's blocks are on some pictures.
+
+    Attributes:
+        images (int): Number of pictures.
+        stages (Dict[str, List[str]]): Names of blocks by stage, F in all.
+        cka (np.ndarray): (F, F), in order; 0 for features that collapsed.
+        neighbours (List[Neighbours]): Empty without layer attention.
+    """
+    images: int
+    stages: Dict[str, List[str]]
+    cka: np.ndarray
+    neighbours: List[Neighbours]
+
+    @property
+    def blocks(self) -> List[str]:
+        """F names, in the network's order."""
+        return [name for names in self.stages.values() for name in names]
+
+    def rank_correlation(self) -> Optional[Tuple[float, float]]:
+        """Spearman's between KL and CKA of neighbours, and its p-value.
+
+        Returns:
+            tuple | None: -1 if the layers whose attention weights are most
+            alike have the features that are most alike; None with fewer than
+            5 pairs or where all are equal.
+        """
+        kl = [pair.kl for pair in self.neighbours]
+        cka = [pair.cka for pair in self.neighbours]
+        if min(len(set(kl)), len(set(cka))) < 2 or len(kl) < MIN_PAIRS:
+            return None
+        correlation, p_value = spearmanr(kl, cka)
+        return float(correlation), float(p_value)
+
+
+@torch.no_grad()
+def compare_features(model: nn.Module,
+                     batches: Iterable[dict],
+                     max_features: int = MAX_FEATURES) -> Similarity:
+    """Run pictures through a network and compare what its blocks return.
+
+    A block's feature is its output before attention adds its term, as
+    CKARegularizationHook takes it. CKA is the unbiased one by batches, see
+    :func:`ela_mm.sparsity.cka.hsic_matrix`.
+
+    Args:
+        model (nn.Module): A detector or a classifier with stages of blocks,
+            with or without layer attention; set to eval mode.
+        batches (Iterable[dict]): Of 4 pictures or more; smaller ones are left
+            out. See :func:`ela_mm.apis.data.dataset_batches`.
+        max_features (int): Numbers per picture and block; larger maps are
+            average-pooled first. Defaults to 2**18, this project's choice.
+
+    Returns:
+        Similarity: In eval mode, as the network is used.
+
+    Raises:
+        UsageError: Without stages of blocks, or without a batch of 4 pictures.
+    """
+    stages = {
+        stage: list(blocks.items())
+        for stage, blocks in find_stages(model).items()
+    }
+    path, backbone = _backbone(model)
+    model.eval()
+    seen: Dict[str, Tensor] = {}
+    handles = [
+        block.register_forward_hook(_keep(seen, name, max_features))
+        for blocks in stages.values() for name, block in blocks
+    ]
+    statistics = KLStatistics()
+    attention = isinstance(backbone, LayerAttentionMixin)
+    if attention:
+        backbone.observe(statistics.update)
+    total, images = 0., 0
+    try:
+        for batch in batches:
+            inputs = network_inputs(model, batch)
+            if len(inputs) < MIN_SAMPLES[True]:
+                continue
+            seen.clear()
+            backbone(inputs)
+            names = [n for blocks in stages.values() for n, _ in blocks]
+            total = total + hsic_matrix([seen[name] for name in names])
+            images += len(inputs)
+    finally:
+        if attention:
+            backbone.observe(None)
+        for handle in handles:
+            handle.remove()
+    if not images:
+        raise UsageError('no batch of 4 pictures, which CKA needs: the dataset '
+                         'or the batch size is smaller')
+    cka = _normalised(total)
+    prefix = f'{path}.' if path else ''
+    names = [name[len(prefix):] for name in names]
+    kl = _kl(backbone, statistics) if attention else {}
+    return Similarity(
+        images, {
+            stage[len(prefix):]: [name[len(prefix):] for name, _ in blocks]
+            for stage, blocks in stages.items()
+        }, cka, [
+            Neighbours(name, previous, value,
+                       float(cka[names.index(name), names.index(previous)]))
+            for (name, previous), value in kl.items()
+        ])
+
+
+def _backbone(model: nn.Module) -> Tuple[str, nn.Module]:
+    """The backbone that find_stages searches, and its name."""
+    return next(((name, module) for name, module in model.named_modules()
+                 if name.split('.')[-1] == 'backbone'), ('', model))
+
+
+def _keep(seen: Dict[str, Tensor], name: str, max_features: int):
+
+    def hook(block, args, output) -> None:
+        if not isinstance(output, Tensor):
+            raise UsageError(f'block {name} returns a {type(output).__name__}: '
+                             'expected a tensor')
+        seen.setdefault(name, pooled(output.float(), max_features).cpu())
+
+    return hook
+
+
+def _normalised(hsic: Tensor) -> np.ndarray:
+    """(F, F) HSIC to CKA; 0 where a feature has collapsed."""
+    scale = hsic.diagonal().clamp(min=0).sqrt()
+    inverse = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
+    return (hsic * inverse * inverse[:, None]).numpy()
+
+
+def _kl(backbone: LayerAttentionMixin,
+        statistics: KLStatistics) -> Dict[Tuple[str, str], float]:
+    """KL divergence by the names of a layer and its predecessor."""
+    active = [layer for layer in backbone.attention_layers if layer.active]
+    measured = statistics.reduce([layer.name for layer in active])
+    return {
+        (layer.name, previous.name): measured[layer.name].mean
+        for previous, layer in zip(active, active[1:])
+        if layer.stage == previous.stage and layer.name in measured
+    }
