@@ -8,7 +8,7 @@ The whole table: tools/ablation.py --preset cka_sr
 # CIFAR-100, batches of 128, crop with 4 pixels of padding, flip.
 _base_ = './ela_resnet20_cifar100.py'
 
-custom_imports = dict(imports=['ela_mm', 'ela_mm.hosts.mmpretrain_cifar'])
+custom_imports = dict(imports=['ela_mm'])
 
 # The paper's ResNet-20 has basic blocks of 16, 32 and 64 channels, ELA's has
 # bottlenecks. Without zeros in the last norms, which is mmpretrain's default,

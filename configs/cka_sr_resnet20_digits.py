@@ -4,7 +4,7 @@ Train: tools/train.py configs/cka_sr_resnet20_digits.py
 """
 _base_ = './ela_resnet20_digits.py'
 
-custom_imports = dict(imports=['ela_mm', 'ela_mm.hosts.mmpretrain_cifar'])
+custom_imports = dict(imports=['ela_mm'])
 
 model = dict(
     backbone=dict(

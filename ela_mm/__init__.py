@@ -1,14 +1,20 @@
 """Efficient Layer Attention for MMDetection and MMPretrain.
 
 Importing the package registers ``ELAResNet`` and its relatives with every
-installed host, and ``ELAPruneHook`` and the pruning criteria with mmengine:
+installed host, and ``ELAPruneHook``, ``CKARegularizationHook``,
+``SparseTrainingHook`` and the pruning criteria with mmengine:
 ``custom_imports = dict(imports=['ela_mm'])`` in a config is enough.
 """
 from . import compat
 
 compat.install()  # before anything imports mmcv.ops
 
-from .engine import ELAPruneHook, ReseedHook  # noqa: E402
+from .engine import (  # noqa: E402
+    CKARegularizationHook,
+    ELAPruneHook,
+    ReseedHook,
+    SparseTrainingHook,
+)
 from .hosts.registration import register  # noqa: E402
 from .models import LayerAttention, LayerMemory  # noqa: E402
 from .pruning import adjacent_kl, ebqm  # noqa: E402
@@ -17,6 +23,6 @@ from .version import __version__  # noqa: E402
 register()
 
 __all__ = [
-    'ELAPruneHook', 'LayerAttention', 'LayerMemory', 'ReseedHook',
-    '__version__', 'adjacent_kl', 'ebqm'
+    'CKARegularizationHook', 'ELAPruneHook', 'LayerAttention', 'LayerMemory',
+    'ReseedHook', 'SparseTrainingHook', '__version__', 'adjacent_kl', 'ebqm'
 ]

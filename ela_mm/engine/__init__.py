@@ -1,3 +1,12 @@
-from .hooks import ELAPruneHook, ReseedHook, ValidateResumedHook
+from .hooks import (
+    CKARegularizationHook,
+    ELAPruneHook,
+    ReseedHook,
+    SparseTrainingHook,
+    ValidateResumedHook,
+)
 
-__all__ = ['ELAPruneHook', 'ReseedHook', 'ValidateResumedHook']
+__all__ = [
+    'CKARegularizationHook', 'ELAPruneHook', 'ReseedHook',
+    'SparseTrainingHook', 'ValidateResumedHook'
+]

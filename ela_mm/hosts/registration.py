@@ -12,7 +12,7 @@ from .host import Host
 # Modules to import for their registrations, by host; the first holds its HOST.
 HOSTS = dict(
     mmdet=('ela_mm.hosts.mmdet', 'ela_mm.datasets.mmdet'),
-    mmpretrain=('ela_mm.hosts.mmpretrain',
+    mmpretrain=('ela_mm.hosts.mmpretrain', 'ela_mm.hosts.mmpretrain_cifar',
                 'ela_mm.datasets.mmpretrain'))
 _MMENGINE = Host()
 _installed: Dict[str, Host] = {}

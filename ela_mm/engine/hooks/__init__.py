@@ -1,5 +1,10 @@
+from .cka_regularization_hook import CKARegularizationHook
 from .ela_prune_hook import ELAPruneHook
 from .reseed_hook import ReseedHook
+from .sparse_training_hook import SparseTrainingHook
 from .validate_resumed_hook import ValidateResumedHook
 
-__all__ = ['ELAPruneHook', 'ReseedHook', 'ValidateResumedHook']
+__all__ = [
+    'CKARegularizationHook', 'ELAPruneHook', 'ReseedHook',
+    'SparseTrainingHook', 'ValidateResumedHook'
+]
