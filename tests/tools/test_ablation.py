@@ -208,6 +208,19 @@ variants:
     assert found['RLA', 20]['model.head.in_channels'] == 256 + 32
 
 
+def test_detectors_start_as_the_plain_network_where_they_can():
+    grid = read_grid(str(ROOT / 'configs/ablations/table5.yaml'))
+    starts = {}
+    for cell in cells(grid, str(ROOT)):
+        cfg = Config(copy.deepcopy(content(cell.config)))
+        assert cfg.model.backbone.init_cfg.checkpoint.startswith('torchvision')
+        apply_overrides(cfg, cell.overrides)
+        starts.setdefault(cell.variant, set()).add(
+            cfg.model.backbone.zero_init_attention)
+    zero = dict.fromkeys(('RLA', 'MRLA-L', 'ELA'), {True})
+    assert starts == {**dict.fromkeys(grid['systems'], {False}), **zero}
+
+
 def test_tables_of_detectors(tmp_path):
     """Fractions become percent, and networks without a mask have none."""
     grid = dict(
