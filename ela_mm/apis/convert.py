@@ -4,18 +4,17 @@ The network is the same: with these names ``ELAResNetV1c`` equals the published
 MRLA-base ResNet, whose stem has three convolutions.
 """
 import re
-from typing import Dict, List, Tuple
+from typing import Dict, List, Sequence, Tuple
 
+from mmengine.config import Config
 from torch import Tensor
 
 from ..errors import UsageError
+from ..hosts.registration import host_of
 
 _PARTS = dict(query='Wq', key='Wk', value='Wv')
-# Positions of the three convolutions and two norms in the published stem.
-_STEM = {'0': (0, 'conv'), '1': (0, 'bn'), '3': (1, 'conv'), '4': (1, 'bn'),
-         '6': (2, 'conv')}
-
-
+# Convolutions and norms of the stem, in the order of Host.deep_stem.
+_STEM = ('conv1.0', 'conv1.1', 'conv1.3', 'conv1.4', 'conv1.6', 'bn1')
 
 
 def recognise(names: List[str]) -> bool:
@@ -46,7 +45,8 @@ def from_mrla(state: Dict[str, Tensor],
         the prefix ``backbone.`` and the classifier as ``head.fc``.
 
     Raises:
-        UsageError: If the names are not those of that code.
+        UsageError: If the names are not those of that code, or the host is
+            not installed.
     """
     state = {re.sub(r'^module\.', '', name): x for name, x in state.items()}
     if not recognise(list(state)):
@@ -66,7 +66,7 @@ def from_mrla(state: Dict[str, Tensor],
             continue
         inner, value = _block(inner, value)
         if deep and prefix:
-            inner = _deep_stem(inner, host)
+            inner = _moved(inner, _STEM, _deep_stem(host))
         converted[prefix + inner] = value
     return converted
 
@@ -100,7 +100,7 @@ def to_mrla(state: Dict[str, Tensor],
         if match is None:
             name = re.sub(r'^layer(\d+)\.',
                           lambda m: f'stages.{int(m[1]) - 1}.', name)
-            published[_published_stem(name, host)] = value
+            published[_moved(name, _deep_stem(host), _STEM)] = value
             continue
         stage, block, part = match.groups()
         place = f'stages.{int(stage) - 1}.{block}'
@@ -135,29 +135,12 @@ def _block(name: str, value: Tensor) -> Tuple[str, Tensor]:
     return f'layer{stage}.{block}.{part}', value
 
 
-def _deep_stem(name: str, host: str) -> str:
-    """A name of the stem of three convolutions."""
-    match = re.fullmatch(r'conv1\.(\d)\.(\w+)|bn1\.(\w+)', name)
-    if match is None:
-        return name
-    number, kind = _STEM[match[1]] if match[1] else (2, 'bn')
-    rest = match[2] or match[3]
-    if host == 'mmpretrain':
-        return f'stem.{number}.{kind}.{rest}'
-    return f'stem.{3 * number + (kind == "bn")}.{rest}'
+def _deep_stem(host: str) -> Tuple[str, ...]:
+    return host_of(Config(dict(default_scope=host))).deep_stem
 
 
-def _published_stem(name: str, host: str) -> str:
-    pattern = (r'stem\.(\d)\.(conv|bn)\.(\w+)'
-               if host == 'mmpretrain' else r'stem\.(\d)()\.(\w+)')
-    match = re.fullmatch(pattern, name)
-    if match is None:
-        return name
-    number, kind = int(match[1]), match[2]
-    if host != 'mmpretrain':
-        number, norm = divmod(number, 3)
-        kind = 'bn' if norm else 'conv'
-    if (number, kind) == (2, 'bn'):
-        return f'bn1.{match[3]}'
-    place = next(p for p, what in _STEM.items() if what == (number, kind))
-    return f'conv1.{place}.{match[3]}'
+def _moved(name: str, before: Sequence[str], after: Sequence[str]) -> str:
+    """A parameter's name with its module renamed, if it is one of some."""
+    module, _, parameter = name.rpartition('.')
+    moved = dict(zip(before, after)).get(module, module)
+    return f'{moved}.{parameter}' if module else name

@@ -38,6 +38,8 @@ class Host:
         exportable (Dict[str, str]): Parts, beside the backbone, that an ONNX
             file can hold, and whose models have them, such as
             ``{'classifier': 'an mmpretrain ImageClassifier'}``.
+        deep_stem (Tuple[str, ...]): Modules of the stem of three convolutions:
+            each convolution and, after it, its norm.
         tta_model (dict, optional): Config of the model that averages over
             flips, for configs without a ``tta_model``.
         tta_meta_keys (Tuple[str, ...]): What the last step of a test pipeline
@@ -47,6 +49,7 @@ class Host:
     scope = 'mmengine'
     main_metrics: Tuple[str, ...] = ()
     exportable: Dict[str, str] = {}
+    deep_stem: Tuple[str, ...] = ()
     tta_model: Optional[dict] = None
     tta_meta_keys: Tuple[str, ...] = ()
 

@@ -69,6 +69,7 @@ class MMDet(Host):
     """MMDetection."""
 
     scope = 'mmdet'
+    deep_stem = tuple(f'stem.{i}' for i in (0, 1, 3, 4, 6, 7))
     main_metrics = ('coco/bbox_mAP', 'coco/segm_mAP')
     tta_model = dict(
         type='mmdet.DetTTAModel',

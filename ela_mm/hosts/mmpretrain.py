@@ -149,6 +149,8 @@ class MMPretrain(Host):
     """MMPretrain."""
 
     scope = 'mmpretrain'
+    deep_stem = tuple(
+        f'stem.{i}.{part}' for i in range(3) for part in ('conv', 'bn'))
     main_metrics = ('accuracy/top1', 'single-label/f1-score',
                     'multi-label/mAP')
     exportable = dict(classifier='an mmpretrain ImageClassifier')
