@@ -193,6 +193,28 @@ def test_fresh_norms_stay_fresh_when_a_process_trains_once_more(tmp_path):
     assert all(norm.training for norm in norms)
 
 
+def test_masks_stay_when_a_process_trains_once_more(tmp_path):
+    """Of sparse training, which RigL has changed by then."""
+    cfg = toy_config(tmp_path, windows=None, max_epochs=2)
+    cfg.custom_hooks = [dict(
+        type='SparseTrainingHook', density=.3,
+        scheme=dict(type='RigL', interval=2, fraction=.5, until=.4))]
+    runner = Runner.from_cfg(cfg)
+    hook = next(h for h in runner.hooks if hasattr(h, 'masks'))
+    seen = []
+
+    class Look(Hook):
+
+        def after_train_iter(self, runner, *args, **kwargs):
+            seen.append({n: m.clone() for n, m in hook.masks.items()})
+
+    runner.register_hook(Look(), priority='LOWEST')
+    train_twice(runner, Trip('forward', 6))
+    assert len(hook.updates) == 1
+    assert_equal(seen[-1], seen[4])
+    assert not all(torch.equal(m, seen[0][n]) for n, m in seen[-1].items())
+
+
 def test_what_ended_a_window_early_is_said(tmp_path):
     """By an error, or by a hook that stops the loop."""
 

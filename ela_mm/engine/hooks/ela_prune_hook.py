@@ -153,7 +153,10 @@ class ELAPruneHook(Hook):
             active_layers=self._active(),
             windows=self.windows,
             criterion=self.criterion.config,
-            criteria_of_windows=self._windows.criteria)
+            criteria_of_windows={
+                window: criterion.config
+                for window, criterion in self._own_criteria.items()
+            })
         surgery.prepare(runner)
         self.journal.write(runner, self.backbone.attention_layers)
 

@@ -130,7 +130,7 @@ class SparseTrainingHook(Hook):
                 for name, weight in self._weights.items()
             }
             self.updates = state['updates']
-        else:
+        elif not self.masks:  # else this process trains once more
             if state is not None:
                 runner.logger.warning(
                     'the checkpoint is of a run without SparseTrainingHook: '
