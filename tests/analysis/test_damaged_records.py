@@ -103,7 +103,6 @@ def refuse(folder, text=''):
     (record(samples='many'), 'samples of a decision is a str'),
     (record(steps_timed=[1]), 'steps_timed of a decision has 1 entries'),
     (record(criterion={}), "lacks 'type'"),
-    (record(criterion=dict(type='EBQM', gamma=.5)), "lacks 'alpha'"),
     (record(criterion=dict(type='threshold', t='x')), 'no record of decisions'),
     (record(criterion=dict(type='EBQM', gamma=7., alpha=2., beta=5., mu=.2)),
      'criterion EBQM'),
@@ -151,6 +150,8 @@ def test_any_other_value_anywhere_is_read_or_refused(tmp_path):
     # To a user's own criterion, the names of parameters mean what it likes.
     dict(criterion=dict(type='own', gamma=[1], mu='a', alpha={}, beta=None)),
     dict(criterion=dict(type='')),
+    dict(criterion=dict(type='EBQM', gamma=.5)),
+    dict(criterion=dict(type='threshold')),
     dict(criterion=dict(type='normal', alpha=2., beta=5., gamma=.8, mu=.17)),
     dict(samples=None, iterations=None, steps_timed=None, skip=None),
 ])

@@ -92,8 +92,9 @@ def read_record(folder: str) -> dict:
             f'{FORMAT}: install the version that wrote it')
     try:
         _expect(record, _RECORD, 'it')
-        for decision in decisions_of(record):
-            _check_criterion(decision.criterion)
+        decisions_of(record)
+        for decision in record['decisions']:
+            _complete(decision['criterion'])
     except (KeyError, TypeError, ValueError) as error:
         what = f'lacks {error}' if isinstance(error, KeyError) else error
         raise UsageError(
@@ -184,12 +185,10 @@ def _expect(value: Any, kind: Any, place: str) -> None:
         raise ValueError(f'{place} is infinite, too large or no number')
 
 
-def _check_criterion(config: Dict[str, Any]) -> None:
-    """Raise unless pictures and tables find this package's own as it is."""
-    if config['type'] in CRITERIA:
-        missing = set(build_criterion(config).config) - set(config)
-        if missing:
-            raise KeyError(min(missing))
+def _complete(config: Dict[str, Any]) -> None:
+    """Give one of this package's criteria what an earlier version left out."""
+    if config['type'] in CRITERIA:  # raises where a parameter is wrong
+        config.update({**build_criterion(config).config, **config})
 
 
 def decision_to_json(decision: Decision) -> Dict[str, Any]:
