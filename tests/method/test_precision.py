@@ -256,3 +256,21 @@ def test_norms_in_bfloat16_are_as_good_as_the_modules(std):
             a, b = (sum(errors[name] for errors in run) / 6
                     for run in (ours, modules))
             assert a < 1.3 * b + 1e-4, f'{name}: {a}, module {b}'
+
+
+@pytest.mark.parametrize('dtype', [
+    torch.bfloat16, pytest.param(torch.half, marks=needs_half)])
+def test_the_gate_of_light_attention_is_that_of_float32(dtype):
+    """Bit for bit, also where the product of query and key leaves half's range."""
+    half = LightLayerAttention(64).to(dtype)
+    wide = copy.deepcopy(half).float()
+    for mean in (0, 1, 1000):
+        x = (mean + 2 * torch.randn(2, 64, 4, 4)).to(dtype)
+        expected = wide._gate(x.float())
+        assert expected.dtype == torch.float32
+        assert expected.std() > 0 or mean == 1000
+        assert torch.equal(half._gate(x), expected)
+        with torch.autocast('cpu', torch.bfloat16):
+            assert torch.equal(half._gate(x), expected)
+            assert torch.equal(wide._gate(x.float()), expected)
+        assert half(x, x).dtype == dtype and half(x, x).isfinite().all()

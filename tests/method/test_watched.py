@@ -138,7 +138,7 @@ def test_hooks_of_all_modules(kind, register, norm_cfg):
 @pytest.mark.parametrize('part', MODULES['base'])
 def test_what_a_hook_returns_is_used(part):
     """In the buffers as in plain memory."""
-    stage = stage_of()
+    stage = stage_of().eval()  # a norm in training would take it back
     plain, x = copy.deepcopy(stage), noise()
     unwatched = copy.deepcopy(stage)(x)
     for network in (stage, plain):
