@@ -7,6 +7,7 @@ from ..errors import UsageError
 from ..pruning import Decision, LayerKL, ebqm
 from ..pruning.build import build_criterion
 from ..pruning.criteria import CRITERIA, Criterion
+from ..pruning.stability import DRAWS, bootstrap, shares  # noqa: F401
 from ..pruning.statistics import ITERATIONS_KEPT
 from ..pruning.windows import window_name
 
@@ -19,7 +20,6 @@ PAPER = {
 GAMMAS = (.25, .5, .6, .75, .9, 1.)
 MUS = (.05, .1, .15, .2, .25, .3, .4, .5)
 SHAPES = ((2., 5.), (5., 1.))  # (alpha, beta), the paper's
-DRAWS = 500
 # From names of active layers to seconds of their attention.
 Seconds = Callable[[Sequence[str]], float]
 
@@ -154,40 +154,6 @@ def measured_window(kl: Mapping[str, LayerKL], active: Sequence[str],
         samples=np.array(first.weights) if several else None)
 
 
-def bootstrap(series: np.ndarray,
-              draws: int = DRAWS,
-              seed: int = 0,
-              samples: Optional[np.ndarray] = None) -> np.ndarray:
-    """Means of windows that might as well have been measured.
-
-    Neighbouring steps see nearly the same weights, so blocks of steps are
-    drawn (moving block bootstrap, Kuensch 1989; blocks of the cube root of
-    their number), and all layers from the same steps. A step counts by its
-    samples, as in the window's own mean.
-
-    Args:
-        series (np.ndarray): (steps, L), nats.
-        draws (int): Resampled windows. Defaults to 500.
-        seed (int): Of the drawing. Defaults to 0.
-        samples (np.ndarray, optional): (steps, ), of each step. Defaults to
-            None: all alike.
-
-    Returns:
-        np.ndarray: (draws, L), nats.
-    """
-    steps = len(series)
-    block = max(1, round(steps**(1 / 3)))
-    blocks = -(-steps // block)
-    starts = np.random.default_rng(seed).integers(
-        steps - block + 1, size=(draws, blocks))
-    rows = (starts[..., None] + np.arange(block)).reshape(draws, -1)
-    rows = rows[:, :steps]  # (draws, steps)
-    if samples is None:
-        return series[rows].mean(1)  # (draws, L)
-    weights = samples[rows] / samples[rows].sum(1, keepdims=True)
-    return (series[rows] * weights[..., None]).sum(1)  # (draws, L)
-
-
 def stability(window: Window, criterion: Criterion,
               draws: int = DRAWS) -> Optional[Stability]:
     """Decide on resampled windows.
@@ -203,22 +169,9 @@ def stability(window: Window, criterion: Criterion,
     """
     if window.series is None:
         return None
-    decision = criterion(window.kl)[0]
-    means = bootstrap(window.series, draws, samples=window.samples)
-    # Around the mean that was decided on: it knows the steps that were thinned
-    # out, and the samples of steps where the record does not.
-    means += window.kl - np.average(window.series, 0, window.samples)
-    drawn = np.array([_decide(criterion, kl) for kl in means])  # (draws, L)
-    return Stability(
-        same=float((drawn == decision).all(1).mean()),
-        skipped=dict(zip(window.names, drawn.mean(0).tolist())))
-
-
-def _decide(criterion: Criterion, kl: np.ndarray) -> np.ndarray:
-    try:
-        return criterion(kl)[0]
-    except Exception:  # a fit that fails, which the hook answers with none
-        return np.zeros(len(kl), dtype=bool)
+    found = shares(criterion, window.kl, window.series, window.samples, draws)
+    return Stability(found.same,
+                     dict(zip(window.names, found.skipped.tolist())))
 
 
 def outcome(window: Window,

@@ -2,19 +2,21 @@
 import enum
 import math
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from ..errors import UsageError
 from .kl import uniform_kl
+from .stability import Decider, shares
 from .statistics import LayerKL
 from .windows import Window
 
-# From (L, ) KL divergences in nats to (L, ) bool and (L, ) scores.
-Decider = Callable[[Sequence[float]], Tuple[np.ndarray, np.ndarray]]
 # A value this near to the uniform layer's, as a share of it, says no more than
 # the position does, however small the noise: this project's choice.
 UNIFORM = .05
+# What to do in a window that ranks by position.
+UNINFORMATIVE = ('warn', 'wait', 'prune')
 
 
 class Outcome(enum.Enum):
@@ -22,6 +24,7 @@ class Outcome(enum.Enum):
     FIRST = 'kept (first of its stage)'
     NOT_MEASURED = 'kept (not measured)'
     KEPT = 'kept'
+    UNSTABLE = 'kept (unstable)'
     SKIPPED = 'skipped'
     SKIPPED_BEFORE = 'skipped before'
 
@@ -48,6 +51,8 @@ class LayerDecision:
             mean over the samples of all ranks.
         mapped (float | None): What the criterion compared with its threshold;
             None where the layer was out of reach.
+        stability (float | None): Share of resampled windows that skip the
+            layer; None without two steps that were recorded.
     """
     name: str
     stage: int
@@ -58,6 +63,7 @@ class LayerDecision:
     bad_iterations: int = 0
     kl_iterations: List[Optional[float]] = field(default_factory=list)
     mapped: Optional[float] = None
+    stability: Optional[float] = None
 
     @property
     def was_active(self) -> bool:
@@ -150,13 +156,40 @@ class Moment(NamedTuple):
     iter: int
 
 
+class Rules(NamedTuple):
+    """When a criterion's verdict is not followed.
+
+    Attributes:
+        uninformative (str): Of a window whose ranking is by position:
+            ``'prune'``, the paper's rule, follows it; ``'warn'`` does and says
+            so; ``'wait'`` skips nothing in that window and says so.
+        min_stability (float): A layer is skipped only if at least this share
+            of resampled windows skips it, 0 to 1; 0: always.
+    """
+    uninformative: str = 'warn'
+    min_stability: float = 0.
+
+    def check(self) -> 'Rules':
+        """Raise a UsageError on values that are none."""
+        if self.uninformative not in UNINFORMATIVE:
+            raise UsageError(f'uninformative={self.uninformative!r}: expected '
+                             f'one of {UNINFORMATIVE}')
+        if isinstance(self.min_stability, bool) or not isinstance(
+                self.min_stability, (int, float)) or not (
+                    0 <= self.min_stability <= 1):
+            raise UsageError(f'min_stability={self.min_stability!r}: expected '
+                             'a share from 0 to 1, such as 0.8')
+        return self
+
+
 def decide(layers: Sequence,
            measured: Dict[str, LayerKL],
            criterion: Decider,
            config: Dict[str, Any],
            moment: Moment,
            skip_mode: str = 'layer',
-           diverged: Optional[str] = None) -> Decision:
+           diverged: Optional[str] = None,
+           rules: Optional[Rules] = None) -> Decision:
     """Decide which layers to skip.
 
     Args:
@@ -168,15 +201,29 @@ def decide(layers: Sequence,
         skip_mode (str): How layers are skipped. Defaults to ``'layer'``.
         diverged (str, optional): Name of a parameter of the network that is
             not finite.
+        rules (Rules, optional): When not to trust the criterion. Defaults to
+            the paper's: always trust it.
 
     Returns:
         Decision: It skips nothing, and says why, where the measurements
         cannot be trusted or the criterion cannot rank them.
     """
+    rules = rules or Rules()
+    by_position = _is_by_position(layers, measured)
     note = _why_not(layers, measured, diverged)
-    skipped, scores = [], {}
+    skipped, scores, stability, unstable = [], {}, {}, []
     if note is None:
         skipped, scores, note = _apply(criterion, measured)
+        stability = _stability(criterion, measured)
+    if skipped and by_position and rules.uninformative == 'wait':
+        skipped, note = [], ("attention is still near uniform "
+                             "(uninformative='wait')")
+    if skipped and rules.min_stability:
+        unstable = [name for name in skipped
+                    if stability.get(name, 0.) < rules.min_stability]
+        skipped = [name for name in skipped if name not in unstable]
+        if not skipped:
+            note = _why_unstable(unstable, stability, rules)
     firsts = _firsts(layers)
     return Decision(
         *moment,
@@ -187,7 +234,9 @@ def decide(layers: Sequence,
                 layer.name,
                 layer.stage,
                 layer.index,
-                _outcome(layer, firsts, measured, skipped),
+                Outcome.UNSTABLE if layer.name in unstable else _outcome(
+                    layer, firsts, measured, skipped),
+                stability=stability.get(layer.name),
                 mapped=scores.get(layer.name),
                 **_numbers(measured.get(layer.name))) for layer in layers
         ],
@@ -197,7 +246,7 @@ def decide(layers: Sequence,
                   default=0),
         step_samples=_step_samples(measured),
         note=note,
-        by_position=_is_by_position(layers, measured))
+        by_position=by_position)
 
 
 def _why_not(layers: Sequence, measured: Dict[str, LayerKL],
@@ -232,6 +281,29 @@ def _apply(
     skipped = [name for name, gone in zip(measured, skip) if gone]
     note = None if skipped else 'the criterion found no layer redundant'
     return skipped, dict(zip(measured, map(_finite, scores))), note
+
+
+def _stability(criterion: Decider,
+               measured: Dict[str, LayerKL]) -> Dict[str, float]:
+    """By name, the share of resampled windows that skip a layer."""
+    lengths = {len(kl.series) for kl in measured.values()}
+    if len(lengths) != 1 or min(lengths) < 2:
+        return {}
+    series = np.array([kl.series for kl in measured.values()]).T  # (steps, L)
+    samples = _step_samples(measured)
+    found = shares(criterion, np.array([kl.mean for kl in measured.values()]),
+                   series, np.array(samples) if samples else None)
+    return dict(zip(measured, found.skipped.tolist()))
+
+
+def _why_unstable(names: List[str], stability: Dict[str, float],
+                  rules: Rules) -> str:
+    if not stability:
+        return ('fewer than 2 steps were recorded, so that nothing is known of '
+                f'stability (min_stability={rules.min_stability})')
+    found = ', '.join(f'{name} in {stability[name]:.0%}' for name in names)
+    return (f'of resampled windows too few skip the same: {found} '
+            f'(min_stability={rules.min_stability})')
 
 
 def _firsts(layers: Sequence) -> Dict[int, str]:

@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 
+from ela_mm import ELAPruneHook
 from ela_mm.engine.journal.record import decision_from_json, decision_to_json
+from ela_mm.errors import UsageError
 from ela_mm.models.backbones.stages import AttentionLayerInfo
 from ela_mm.pruning import LayerKL, Outcome, decide, ebqm
 from ela_mm.pruning.build import build_criterion
-from ela_mm.pruning.decision import Moment
+from ela_mm.pruning.decision import Moment, Rules
 
 MOMENT = Moment((1, 3), 3, 24)
 CONFIG = dict(type='EBQM', gamma=.75, alpha=5., beta=1., mu=.3)
@@ -112,7 +114,7 @@ def test_the_record_has_the_keys_of_format_1():
         'step_time_before', 'step_time_after', 'steps_timed']
     assert list(entry['layers'][0]) == [
         'name', 'stage', 'index', 'kl', 'kl_std', 'bad_iterations',
-        'kl_iterations', 'mapped', 'status']
+        'kl_iterations', 'mapped', 'stability', 'status']
 
 
 # --- by position -------------------------------------------------------------
@@ -155,3 +157,82 @@ def test_attention_that_has_learned_is_not():
     # Within the window's own noise nothing can be told apart.
     noisy = {name: x._replace(std=.5) for name, x in learned.items()}
     assert decided(layers, noisy).by_position
+
+
+# --- when a verdict is not followed ------------------------------------------
+
+FIXED = dict(type='fixed', n=2)
+
+
+def test_waiting_skips_nothing_while_attention_is_uniform():
+    layers = network(6)
+    for rule in ('warn', 'prune'):
+        decision = decided(layers, measured_as_uniform(layers), FIXED,
+                           rules=Rules(uninformative=rule))
+        assert decision.skipped == ['layer1.4', 'layer1.5']
+        assert decision.by_position
+    decision = decided(layers, measured_as_uniform(layers), FIXED,
+                       rules=Rules(uninformative='wait'))
+    assert not decision.skipped and decision.by_position
+    assert 'near uniform' in decision.note
+    learned = {f'layer1.{i}': kl(.01 * i) for i in range(1, 6)}
+    decision = decided(layers, learned, FIXED,
+                       rules=Rules(uninformative='wait'))
+    assert decision.skipped == ['layer1.1', 'layer1.2']
+
+
+def unsure():
+    """layer1.1 is always the smallest; 1.2 and 1.3 take turns by step."""
+    turns = np.random.default_rng(0).permutation([.2, .4] * 40).tolist()
+    series = {'layer1.1': [.01] * 80, 'layer1.2': turns,
+              'layer1.3': [.6 - x for x in turns], 'layer1.4': [2.] * 80}
+    return {name: LayerKL(np.mean(x), np.std(x), 80, 80, 0, x)
+            for name, x in series.items()}
+
+
+def test_stability_is_the_share_of_resampled_windows():
+    layers = network(5)
+    decision = decided(layers, unsure(), FIXED)
+    share = {x.name: x.stability for x in decision.layers}
+    assert share['layer1.0'] is None
+    assert share['layer1.1'] == 1. and share['layer1.4'] == 0.
+    # Of the two in the middle one goes, by chance.
+    assert share['layer1.2'] + share['layer1.3'] == pytest.approx(1)
+    assert .2 < share['layer1.2'] < .8
+    again = decision_from_json(
+        json.loads(json.dumps(decision_to_json(decision))))
+    assert {x.name: x.stability for x in again.layers} == share
+
+
+def test_only_stable_layers_go():
+    layers = network(5)
+    decision = decided(layers, unsure(), FIXED, rules=Rules(min_stability=.9))
+    outcomes = {x.name: x.outcome for x in decision.layers}
+    assert decision.skipped == ['layer1.1'] and decision.note is None
+    assert sorted(n for n, x in outcomes.items() if x is Outcome.UNSTABLE) in (
+        ['layer1.2'], ['layer1.3'])
+    only = {n: x for n, x in unsure().items() if n in ('layer1.2', 'layer1.3')}
+    decision = decided(layers, only, dict(type='fixed', n=1),
+                       rules=Rules(min_stability=.9))
+    assert not decision.skipped and 'min_stability=0.9' in decision.note
+    assert all(x.outcome.stays for x in decision.layers)
+
+
+def test_nothing_is_stable_after_a_single_step():
+    measured = {f'layer1.{i}': kl(.1 * i, series=[.1 * i])
+                for i in range(1, 5)}
+    assert decided(network(5), measured, FIXED).skipped
+    decision = decided(network(5), measured, FIXED,
+                       rules=Rules(min_stability=.5))
+    assert not decision.skipped and 'fewer than 2 steps' in decision.note
+
+
+@pytest.mark.parametrize('options, said', [
+    (dict(uninformative='skip'), "uninformative='skip'.*'wait'"),
+    (dict(min_stability=1.5), 'min_stability=1.5.*0 to 1'),
+    (dict(min_stability='high'), "min_stability='high'"),
+    (dict(min_stability=True), 'min_stability=True'),
+])
+def test_wrong_rules_are_refused(options, said):
+    with pytest.raises(UsageError, match=said):
+        ELAPruneHook(windows=[(1, 1)], **options)

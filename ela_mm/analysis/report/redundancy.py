@@ -142,13 +142,15 @@ def window_section(run: Run, decision: Decision) -> Section:
         layer.name,
         *('-' if value is None else number(value)
           for value in (layer.kl, layer.kl_std, layer.mapped)),
+        '-' if layer.stability is None else f'{layer.stability:.0%}',
         _fate(layer, criterion)
     ] for layer in decision.layers]
     table = Table(
-        'Layers; std is between iterations',
-        ['layer', 'KL', 'std', 'mapped', 'decision'], rows,
-        [['layer', 'kl', 'kl_std', 'mapped', 'decision']] + [[
-            layer.name, layer.kl, layer.kl_std, layer.mapped,
+        'Layers; std is between iterations, stability the share of resampled '
+        'windows that skip the layer',
+        ['layer', 'KL', 'std', 'mapped', 'stability', 'decision'], rows,
+        [['layer', 'kl', 'kl_std', 'mapped', 'stability', 'decision']] + [[
+            layer.name, layer.kl, layer.kl_std, layer.mapped, layer.stability,
             layer.outcome.value
         ] for layer in decision.layers])
     return Section(f'Window: {_span(run, decision)}', text, [table],

@@ -14,7 +14,7 @@ from ...models.backbones.layer_attention_mixin import (
 )
 from ...pruning import KLStatistics
 from ...pruning.build import build_criterion
-from ...pruning.decision import Decision, Moment, decide
+from ...pruning.decision import Decision, Moment, Rules, decide
 from ...pruning.windows import Window, Windows
 from .. import surgery
 from ..checkpoints import saves_after_step
@@ -53,6 +53,12 @@ class ELAPruneHook(Hook):
             ``skip_layers`` of the backbone. Defaults to ``'layer'``.
         timing_steps (int): Steps whose median is reported before and after a
             pruning. Defaults to 50.
+        uninformative (str): What to do in a window where attention is still
+            near uniform, so that layers rank by position: ``'prune'``, the
+            paper's rule, ``'warn'``, the same with a warning, or ``'wait'``,
+            skip nothing in that window. Defaults to ``'warn'``.
+        min_stability (float): Share of resampled windows, 0 to 1, that have to
+            skip a layer for it to be skipped. Defaults to 0: one is enough.
         picture (bool): Whether a picture of each window's redundancy goes to
             the Visualizer, as ``ela_redundancy``. Defaults to True.
 
@@ -71,7 +77,9 @@ class ELAPruneHook(Hook):
                  by_epoch: bool = True,
                  skip: str = 'layer',
                  timing_steps: int = 50,
-                 picture: bool = True) -> None:
+                 picture: bool = True,
+                 uninformative: str = 'warn',
+                 min_stability: float = 0.) -> None:
         self._windows = Windows(windows, by_epoch)
         self.criterion = build_criterion(criterion)
         self._own_criteria = {
@@ -83,12 +91,13 @@ class ELAPruneHook(Hook):
         if timing_steps < 1:
             raise UsageError(f'timing_steps={timing_steps}: expected at least '
                              '1 step')
+        self.rules = Rules(uninformative, min_stability).check()
         self.by_epoch = by_epoch
         self.skip = skip
         self.backbone: Optional[LayerAttentionMixin] = None  # until training
         self.statistics = KLStatistics()
         self.journal = Journal(self._windows, self.criterion.config, skip,
-                               picture)
+                               picture, warns=uninformative != 'prune')
         self._gain = PruningGain(timing_steps)
         self._resumed: Optional[Dict[str, Any]] = None
         # The epoch that is running, if windows count epochs, and the
@@ -249,7 +258,7 @@ class ELAPruneHook(Hook):
                 criterion.config,
                 Moment(window, runner.epoch + 1,
                        runner.iter + (not self.by_epoch)), self.skip,
-                first_not_finite(runner.model)))
+                first_not_finite(runner.model), self.rules))
         if decision.skipped:
             surgery.skip(runner, decision.skipped, self.skip)
         self._gain.decided(decision)

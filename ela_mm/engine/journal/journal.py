@@ -18,17 +18,21 @@ class Journal:
         skip (str): How layers are skipped.
         picture (bool): Whether a picture of each window goes to the
             Visualizer, as ``ela_redundancy``.
+        warns (bool): Whether a ranking by position is a warning. Defaults to
+            True.
 
     Attributes:
         decisions (List[Decision]): One per window that has ended.
     """
 
     def __init__(self, windows: Windows, criterion: Dict[str, Any], skip: str,
-                 picture: bool) -> None:
+                 picture: bool,
+                 warns: bool = True) -> None:
         self.windows = windows
         self.criterion = criterion
         self.skip = skip
         self.picture = picture
+        self.warns = warns
         self.decisions: List[Decision] = []
 
     def tell(self, runner, layers: List, decision: Decision) -> None:
@@ -45,7 +49,7 @@ class Journal:
         runner.logger.info(f'redundancy of the attention layers, {span}, '
                            f'criterion {decision.criterion}:\n'
                            f'{prune_table(decision.layers)}')
-        if decision.by_position:
+        if decision.by_position and self.warns:
             runner.logger.warning(
                 f'{span}: attention is still near uniform, so this ranking is '
                 'by position in the stage, not by what attention has learned; '

@@ -142,6 +142,7 @@ _LAYER = {
     'bad_iterations?': _INT,
     'kl_iterations?': [_NUMBER_OR_NONE],
     'mapped': _NUMBER_OR_NONE,
+    'stability?': _NUMBER,
     'status': _TEXT,
 }
 _DECISION = {
@@ -211,6 +212,7 @@ def decision_to_json(decision: Decision) -> Dict[str, Any]:
                 bad_iterations=layer.bad_iterations,
                 kl_iterations=layer.kl_iterations,
                 mapped=layer.mapped,
+                stability=layer.stability,
                 status=layer.outcome.value) for layer in decision.layers
         ],
         skipped=decision.skipped,
@@ -262,7 +264,8 @@ def decision_from_json(entry: Dict[str, Any]) -> Decision:
                 bad_iterations=layer.get('bad_iterations') or 0,
                 # Records of earlier versions have no single iterations.
                 kl_iterations=list(layer.get('kl_iterations') or []),
-                mapped=layer['mapped']))
+                mapped=layer['mapped'],
+                stability=layer.get('stability')))
     return Decision((first, last),
                     entry['epoch'],
                     entry['iter'],

@@ -17,7 +17,8 @@ def prune_table(layers: List[LayerDecision]) -> str:
 
     Args:
         layers (List[LayerDecision]): Of the network, in order. What is None
-            is shown as ``-``.
+            is shown as ``-``; stability is the share of resampled windows that
+            skip the layer.
 
     Returns:
         str: A table of one line per layer, without colours; its lines are
@@ -25,7 +26,7 @@ def prune_table(layers: List[LayerDecision]) -> str:
     """
     lines = box.HEAVY_HEAD if _is_utf8() else box.ASCII
     table = Table('layer', 'stage', box=lines)
-    for column in ('KL', 'mapped'):
+    for column in ('KL', 'mapped', 'stability'):
         table.add_column(column, justify='right')
     table.add_column('decision')
     for layer in layers:
@@ -33,7 +34,8 @@ def prune_table(layers: List[LayerDecision]) -> str:
             '-' if number is None else f'{number:.4f}'
             for number in (layer.kl, layer.mapped)
         ]
-        table.add_row(escape(layer.name), str(layer.stage), *numbers,
+        share = '-' if layer.stability is None else f'{layer.stability:.0%}'
+        table.add_row(escape(layer.name), str(layer.stage), *numbers, share,
                       layer.outcome.value)
     text = io.StringIO()
     # In Jupyter, rich would show the table instead of writing it.
