@@ -1,10 +1,51 @@
 """What a run is checked for before it trains, and before it decides."""
-from typing import Optional
+from typing import Any, Dict, Optional
 
 from mmengine.runner import IterBasedTrainLoop
 from torch import nn
 
 from ..errors import UsageError
+from .surgery import check_parallelism
+
+
+def check_run(hook, runner) -> None:
+    """See whether a run can be pruned as a hook is told to.
+
+    Args:
+        hook (ELAPruneHook): Of the runner.
+        runner (Runner): Before training.
+
+    Raises:
+        UsageError: If it cannot.
+    """
+    if sum(isinstance(other, type(hook)) for other in runner.hooks) > 1:
+        raise UsageError(
+            f'two {type(hook).__name__}s: both would prune, and record and '
+            'checkpoint keep one. Give one hook all windows, each with a '
+            'criterion of its own where it needs one: windows=[dict('
+            "first=1, last=1, criterion=dict(type='EBQM')), ...]")
+    check_parallelism(runner)
+    check_loader(runner)
+    hook._windows.check(
+        runner.max_epochs if hook.by_epoch else runner.max_iters,
+        not isinstance(runner.train_loop, IterBasedTrainLoop))
+
+
+def what_has_to_agree(runner) -> Dict[str, Any]:
+    """Say what every rank needs to have alike, or they wait for each other.
+
+    Args:
+        runner (Runner): Right before training.
+
+    Returns:
+        Dict[str, Any]: By name, for
+        :func:`~ela_mm.engine.ranks.check_agreement`.
+    """
+    loop = runner.train_loop
+    endless = isinstance(loop, IterBasedTrainLoop)
+    return dict(
+        batches_per_epoch=None if endless else len(loop.dataloader),
+        iterations_done=runner.iter)
 
 
 def check_loader(runner) -> None:

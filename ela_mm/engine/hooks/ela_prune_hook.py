@@ -3,7 +3,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, IterBasedTrainLoop
+from mmengine.runner import BaseLoop
 from torch import Tensor
 
 from ...errors import UsageError
@@ -14,6 +14,7 @@ from ...models.backbones.layer_attention_mixin import (
 )
 from ...pruning import KLStatistics
 from ...pruning.build import build_criterion
+from ...pruning.criteria import Criterion
 from ...pruning.decision import Decision, Moment, Rules, decide
 from ...pruning.windows import Window, Windows
 from .. import surgery
@@ -23,7 +24,7 @@ from ..journal.journal import Journal
 from ..lifetime import when_over
 from ..ranks import check_agreement, check_weights, from_main_rank
 from ..resumption import STATE_KEY, hook_state, restore, state_to_resume
-from ..sanity import check_loader, first_not_finite
+from ..sanity import check_run, first_not_finite, what_has_to_agree
 from .reseed_hook import ensure_reseeding
 
 
@@ -125,24 +126,18 @@ class ELAPruneHook(Hook):
         decided = [decision.window for decision in self.decisions]
         return None if window in decided else window
 
+    def criterion_of(self, window: Window) -> Criterion:
+        """Find the criterion of a window, its own or the run's."""
+        return self._own_criteria.get(window, self.criterion)
+
     # --- before training -----------------------------------------------------
 
     def before_run(self, runner) -> None:
         """Check model and windows, before weights are loaded."""
         if not isinstance(runner._train_loop, BaseLoop):
             return  # validation or test only: nothing to prune
-        if sum(isinstance(hook, ELAPruneHook) for hook in runner.hooks) > 1:
-            raise UsageError(
-                'two ELAPruneHooks: both would prune, and record and '
-                'checkpoint keep one. Give one hook all windows, each with a '
-                'criterion of its own where it needs one: windows=[dict('
-                "first=1, last=1, criterion=dict(type='EBQM')), ...]")
-        surgery.check_parallelism(runner)
+        check_run(self, runner)
         self.backbone = find_backbone(runner.model)
-        check_loader(runner)
-        self._windows.check(
-            runner.max_epochs if self.by_epoch else runner.max_iters,
-            not isinstance(runner.train_loop, IterBasedTrainLoop))
         ensure_reseeding(runner)
         when_over(runner.train_loop, lambda: self._end(runner))
 
@@ -154,18 +149,11 @@ class ELAPruneHook(Hook):
         """Take up what went before; the weights are loaded now."""
         restore(self, runner, self._resumed)
         self._resumed = None
-        loop = runner.train_loop
         check_agreement(
-            batches_per_epoch=None if isinstance(loop, IterBasedTrainLoop) else
-            len(loop.dataloader),
-            iterations_done=runner.iter,
+            **what_has_to_agree(runner),
             active_layers=self._active(),
             windows=self.windows,
-            criterion=self.criterion.config,
-            criteria_of_windows={
-                window: criterion.config
-                for window, criterion in self._own_criteria.items()
-            })
+            criteria=[self.criterion_of(w).config for w in self.windows])
         surgery.prepare(runner)
         self.journal.write(runner, self.backbone.attention_layers)
 
@@ -250,7 +238,7 @@ class ELAPruneHook(Hook):
         check_weights(runner.model)
         measured = self.statistics.reduce(self._active())
         self.statistics.reset()
-        criterion = self._own_criteria.get(window, self.criterion)
+        criterion = self.criterion_of(window)
         # Same statistics, but perhaps another scipy or processor.
         decision = from_main_rank(
             decide(
