@@ -277,6 +277,11 @@ def compare(window: Window,
     outcomes = []
     for label, config in configs.items():
         try:
+            if config is window.criterion and '.' in config['type']:
+                raise UsageError(
+                    f'the record names {config["type"]!r}, which would be '
+                    'imported and called: register the criterion, and name it '
+                    'without dots')
             outcomes.append(outcome(window, config, label, seconds, draws))
         except Exception as error:  # a user's own, which is not registered
             note = f'{type(error).__name__}: {error}'

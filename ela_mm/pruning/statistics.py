@@ -6,6 +6,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..compat.compiling import is_compiling
+from ..errors import UsageError
 from .kl import adjacent_kl
 from .windows import Window
 
@@ -288,6 +289,9 @@ class KLStatistics:
             device (torch.device): Where the weights are.
             window (Window, optional): That they are of. Defaults to None:
                 unknown.
+
+        Raises:
+            UsageError: If it is no such state.
         """
         self.reset()
         self.window = window
@@ -296,9 +300,24 @@ class KLStatistics:
                 layer = dict(
                     sums=layer * layer.new_tensor([1., 1., 0.]),
                     samples=int(layer[2]))
+            if not _is_state(layer):
+                raise UsageError(
+                    f"the checkpoint's statistics of {name} are none: expected "
+                    'sums of 3 numbers and as many values as batches; it was '
+                    'changed or damaged, resume from another one')
             self._layers[name] = _Layer(device, layer)
             if _distributed() and dist.get_rank() != 0:
                 self._layers[name].forget_values()
+
+
+def _is_state(layer: Any) -> bool:
+    """Whether it is what :meth:`_Layer.state_dict` returns, or once did."""
+    if not isinstance(layer, dict):
+        return False
+    values, batches = layer.get('values', []), layer.get('batches', [])
+    sums = layer.get('sums')
+    return (isinstance(sums, Tensor) and sums.shape == (3, )
+            and len(values) == len(batches) <= ITERATIONS_KEPT)
 
 
 def _mean_kl(prev: Tensor, curr: Tensor) -> Tensor:

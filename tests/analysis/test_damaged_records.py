@@ -1,7 +1,9 @@
 """Records and logs that somebody else wrote, or nobody: one sentence each."""
 import copy
 import json
+import sys
 
+import numpy as np
 import pytest
 
 from ela_mm.analysis.history import decided, read_run
@@ -11,7 +13,7 @@ from ela_mm.analysis.report.redundancy import (
     window_section,
 )
 from ela_mm.analysis.report.whatif import whatif_section
-from ela_mm.analysis.whatif import compare, recorded_window
+from ela_mm.analysis.whatif import Window, compare, recorded_window
 from ela_mm.apis.launch import run
 from ela_mm.engine.journal.record import FILE_NAME
 from ela_mm.errors import UsageError
@@ -193,3 +195,17 @@ def test_of_a_log_what_can_be_read_counts(tmp_path):
     assert found.step_times == [(1, 2.)]
     assert (found.metric, found.metrics) == ('coco/bbox_mAP', [(2, .5)])
     analyse(str(tmp_path))
+
+
+def test_a_record_does_not_say_what_to_import(tmp_path, monkeypatch):
+    """mmengine imports what a dotted type names, and the criterion calls it."""
+    (tmp_path / 'smuggled.py').write_text(
+        'def run(kl):\n    raise SystemExit("called")\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    window = Window('epoch 1', ['layer1.1', 'layer1.2'], np.array([.1, 3.]),
+                    None, ['layer1.1', 'layer1.2'],
+                    criterion=dict(type='smuggled.run'))
+    own, *others = compare(window)
+    assert 'smuggled' not in sys.modules
+    assert 'register the criterion' in own.note and not own.skipped
+    assert any(proposal.skipped for proposal in others)

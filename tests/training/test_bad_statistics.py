@@ -11,6 +11,8 @@ from mmengine.registry import DATASETS, MODELS, OPTIM_WRAPPERS
 from support.toy import ToyClassifier, ToyDataset, toy_runner
 
 from ela_mm.engine.journal.record import FILE_NAME, read_record
+from ela_mm.errors import UsageError
+from ela_mm.pruning import KLStatistics
 
 
 def log_of(work_dir) -> str:
@@ -236,3 +238,17 @@ def test_a_record_that_cannot_be_written_does_not_end_the_training(tmp_path):
     assert not list(tmp_path.glob('*.tmp'))
     checkpoint = torch.load(tmp_path / 'epoch_1.pth')
     assert checkpoint['ela_prune_hook']['decisions'][0]['skipped']
+
+
+@pytest.mark.parametrize('change', [
+    dict(sums=torch.zeros(4)), dict(sums=[1., 2., 3.]),
+    dict(values=torch.zeros(3)), dict(batches=[1] * 2000), None])
+def test_a_state_that_is_none_is_refused(change):
+    statistics = KLStatistics()
+    p = torch.full((2, 1, 2), .5)
+    statistics.update('layer1.1', p[..., :1] * 2, p)
+    state = statistics.state_dict()
+    KLStatistics().load_state_dict(state, 'cpu')
+    state['layer1.1'] = change and {**state['layer1.1'], **change}
+    with pytest.raises(UsageError, match='statistics of layer1.1 are none'):
+        KLStatistics().load_state_dict(state, 'cpu')
