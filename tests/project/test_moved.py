@@ -40,7 +40,7 @@ def test_earlier_modules_lead_to_where_things_are(name):
         found = getattr(module, thing)
         assert getattr(found, '__name__', thing) == thing
     with pytest.raises(AttributeError, match='is now ela_mm.*nothing_here'):
-        module.nothing_here
+        _ = module.nothing_here
     for place in MOVED[name]:
         importlib.import_module(f'ela_mm.{place}')
 
