@@ -47,7 +47,7 @@ setup(
     version=read_version(),
     description='Efficient Layer Attention for MMDetection and MMPretrain: '
     'layer attention that prunes its own redundancy while it trains',
-    long_description=(ROOT / 'README.md').read_text(),
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['ela_mm', 'ela_mm.*']),

@@ -42,7 +42,7 @@ nitpick_ignore_regex = [('py:class', r'(?!ela_mm\.).*')]
 def show_readme(app, docname, source) -> None:
     """Show README.md as a page, its links as seen from this folder."""
     if docname == 'readme':
-        text = (ROOT / 'README.md').read_text()
+        text = (ROOT / 'README.md').read_text(encoding='utf-8')
         source[0] = re.sub(r'\]\((?!\w+:|#)', '](../', text)
 
 
