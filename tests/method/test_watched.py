@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.modules import module as globally
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.checkpoint import checkpoint
 
 from ela_mm import LayerAttention, LayerMemory
 from ela_mm.hosts.mmdet import ELAResNet
@@ -519,3 +520,65 @@ def test_a_forward_of_a_subclass_is_called():
     for layer in stage.attention:
         layer.__class__ = Negative
     torch.testing.assert_close(stage(x), expected(x))
+
+
+# --- activation checkpointing of parts --------------------------------------------
+
+
+def checkpointed(net, name, reentrant):
+    net = copy.deepcopy(net)
+    module = net.get_submodule(name)
+    module.forward = lambda *args, forward=module.forward: checkpoint(
+        forward, *args, use_reentrant=reentrant)
+    return net
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+@pytest.mark.parametrize('kind, name, refused', [
+    ('base', 'layer2', False), ('base', 'layer2.0', False),
+    ('base', 'layer2.attention.1', True), ('base', 'layer2.attention.1.norm', False),
+    ('light', 'layer2', False), ('light', 'layer2.0', None),
+    ('light', 'layer2.1', False), ('light', 'layer2.attention.1', False),
+])
+def test_checkpointing_of_a_part_is_right_or_refused(kind, name, refused,
+                                                     reentrant):
+    """mmengine's option takes any module's name."""
+    net = ELAResNet(18, base_channels=32, attention=kind,
+                    norm_eval=False).double()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    other = checkpointed(net, name, reentrant)
+    x = torch.randn(2, 3, 64, 64).double()
+    gradients = []
+
+    def step(net):
+        sum(out.square().mean() for out in net(x)).backward()
+        gradients.append({n: p.grad for n, p in net.named_parameters()})
+
+    # Reentrant, a block's shortcut has no gradient.
+    if reentrant if refused is None else refused:
+        with pytest.raises(ValueError, match="whole stages.*'backbone.layer1'"):
+            step(other)
+        return
+    step(net)
+    step(other)
+    for part, expected in gradients[0].items():
+        torch.testing.assert_close(
+            gradients[1][part], expected, rtol=1e-8, atol=1e-12,
+            msg=lambda m, n=part: f'{n}: {m}')
+
+
+def test_a_frozen_shortcut_is_no_checkpointed_one():
+    net = ELAResNet(18, base_channels=32, attention='light', norm_eval=False)
+    for name in ('conv1', 'bn1', 'layer1'):
+        getattr(net, name).requires_grad_(False)
+    net.layer2[0].downsample.requires_grad_(False)
+    net(torch.randn(2, 3, 64, 64))[-1].mean().backward()
+    assert net.layer2.attention[0].mix.grad is not None
+
+
+def test_an_exchanged_downsample_is_told_of():
+    net = ELAResNet(18, base_channels=32, attention='light', norm_eval=False)
+    net.layer2[0].downsample = nn.Conv2d(32, 64, 1, stride=2)
+    with pytest.raises(ValueError, match='downsample of a block was exchanged'):
+        net(torch.randn(2, 3, 64, 64))

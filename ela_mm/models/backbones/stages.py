@@ -337,9 +337,11 @@ class AttentionStage(Stage):
     def _warn_of_idle_hooks(self) -> None:
         """Say that who waits for a skipped layer waits in vain."""
         for i, active in enumerate(self.active):
-            if active:
+            layer = self.attention[i]
+            if active or not any(
+                    map(has_hooks, (layer, *layer.children()))):
                 continue
-            parts, layer = self.parts(i)
+            parts, _ = self.parts(i)
             idle = [name for name, used in parts.items()
                     if not used and has_hooks(getattr(layer, name))]
             if idle or has_hooks(layer):
@@ -469,11 +471,31 @@ class LightAttentionStage(Stage):
         """A block's output and its shortcut, which is computed only once."""
         if block.downsample is None:
             return block(x), x
-        token = _SHORTCUTS.set([])
+        noted: List[Tensor] = []
+        token = _SHORTCUTS.set(noted)
         try:
-            return block(x), _SHORTCUTS.get()[0]
+            out = block(x)
         finally:
             _SHORTCUTS.reset(token)
+        if not noted:
+            raise UsageError(
+                'the downsample of a block was exchanged after attention had '
+                'been added, which mixes in what it computes: exchange its '
+                'parts instead')
+        _check_gradient(block, x, out, noted[-1])
+        return out, noted[-1]
+
+
+@fx.wrap
+def _check_gradient(block: nn.Module, x: Tensor, out: Tensor,
+                    identity: Tensor) -> None:
+    if out.requires_grad and not identity.requires_grad and (
+            x.requires_grad or any(
+                p.requires_grad for p in block.downsample.parameters())):
+        raise UsageError(
+            "activation checkpointing of a block hides its shortcut's gradient "
+            'from the attention that mixes it in: checkpoint whole stages '
+            "instead, such as 'backbone.layer1'")
 
 
 @fx.wrap

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ....errors import UsageError
+
 
 class KeyBank:
     """The keys of one stage and forward pass in one buffer.
@@ -44,7 +46,16 @@ class KeyBank:
 
         Returns:
             Tensor | None: (B, h, n), the attention weights P.
+
+        Raises:
+            UsageError: If there are T keys already.
         """
+        if self._count == self._capacity:
+            raise UsageError(
+                'attention runs again on the keys and values of a forward pass '
+                'that is over, as under activation checkpointing of an '
+                'attention layer by itself: checkpoint whole stages instead, '
+                "such as 'backbone.layer1'")
         if self._state is None:
             self._state = x.new_empty(
                 (self._capacity, x.shape[0], x.shape[1] // head_dim, head_dim),
