@@ -347,12 +347,53 @@ def test_norm_eval_spares_fresh_attention_alone():
 
 
 def test_light_attention_has_the_rule_of_fresh_norms():
-    net = ELAResNet(18, base_channels=32, norm_eval=True, attention='light')
+    options = dict(depth=18, base_channels=32, norm_eval=True,
+                   attention='light')
+    net = ELAResNet(**options, frozen_stages=1)
     net.train()
-    assert net.layer1.attention[0].norm.training
+    assert net.layer2.attention[0].norm.training
+    assert not net.layer1.attention[0].norm.training, 'a frozen stage'
     net(image())
-    assert net.layer1.attention[0].norm.running_mean.any()
-    assert not net.layer1[0].bn1.training
+    assert net.layer2.attention[0].norm.running_mean.any()
+    assert not net.layer2[0].bn1.training
+    # Decided once, and the weights carry the decision.
+    other = ELAResNet(**options)
+    other.load_state_dict(net.state_dict())
+    other.train()
+    assert other.fresh_norms == net.fresh_norms and len(net.fresh_norms) == 6
+    assert other.layer2.attention[0].norm.training
+    # Attention that was trained under norm_eval=False has seen data.
+    trained = ELAResNet(**{**options, 'norm_eval': False})
+    trained.train()
+    trained(image())
+    state = trained.state_dict()
+    other.load_state_dict(state)
+    other.train()
+    assert not other.fresh_norms
+    assert not any(layer.norm.training for layer in other.layer2.attention)
+
+
+@pytest.mark.parametrize('attention', ['base', 'light'])
+def test_a_zero_start_is_plain_also_in_training_and_in_half(attention):
+    """The same features and gradients of the blocks, bit for bit."""
+    plain = randomized(PlainResNet(18, base_channels=32, norm_eval=False))
+    net = ELAResNet(18, base_channels=32, norm_eval=False,
+                    attention=attention, zero_init_attention=True)
+    net.load_state_dict(plain.state_dict(), strict=False)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = image().to(dtype)
+        outs = []
+        for model in (plain, net):
+            model.to(dtype).train()
+            outs.append(model(x))
+            model.zero_grad()
+            sum(out.square().mean() for out in outs[-1]).backward()
+        assert_same(*outs)
+        for name, parameter in plain.named_parameters():
+            assert torch.equal(net.get_parameter(name).grad, parameter.grad)
+        scales = [p.grad for n, p in net.named_parameters()
+                  if n.endswith('scale.weight')]
+        assert len(scales) == 8 and all(grad.any() for grad in scales)
 
 
 def test_light_attention_starts_from_the_plain_network():
