@@ -4,6 +4,7 @@ attention   whom every layer attends to, as heat maps (figures 2a, 6, 7)
 redundancy  KL divergences and decisions of a run, and its timeline
 features    where consecutive layers look, with and without pruning (3, 5)
 similarity  which blocks return nearly the same, by CKA
+ablate      what it costs to skip each layer, and which measure knew
 whatif      what other criteria and parameters would have skipped
 cost        parameters, GMACs and time, per stage and layer
 report      all of it on one HTML page
@@ -29,10 +30,12 @@ from rich.text import Text
 from torch import nn
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.analysis.ablate import ablate as ablate_layers
 from ela_mm.analysis.attention import measure
 from ela_mm.analysis.cost import Cost, cost_of_config
 from ela_mm.analysis.features import check_grad_cam, choose_layers, look
 from ela_mm.analysis.history import decided, read_run
+from ela_mm.analysis.report.ablate import ablation_section
 from ela_mm.analysis.report.attention import attention_section
 from ela_mm.analysis.report.cost import cost_section
 from ela_mm.analysis.report.features import features_section
@@ -49,10 +52,11 @@ from ela_mm.analysis.whatif import (
     parse_criterion,
     recorded_window,
 )
-from ela_mm.apis.data import dataset_batches, file_batches
+from ela_mm.apis.data import annotated_batches, dataset_batches, file_batches
 from ela_mm.apis.launch import UsageError, check_checkpoint, run
-from ela_mm.apis.loading import build_model, load_model, read_config
+from ela_mm.apis.loading import build_model, criterion_of, load_model, read_config
 from ela_mm.plotting import printable, save
+from ela_mm.pruning.build import build_criterion
 
 FOLDER = 'ela_analysis'
 
@@ -115,6 +119,23 @@ def parse_args() -> argparse.Namespace:
         type=_at_least(4),
         default=8,
         help='pictures that are compared at a time; default: 8')
+
+    command = commands.add_parser(
+        'ablate', help='what it costs to skip each layer')
+    _add_model(command)
+    command.add_argument(
+        '--images',
+        type=_positive,
+        default=256,
+        help='how many of the validation set; default: 256')
+    command.add_argument(
+        '--batch',
+        type=_positive,
+        help="pictures a batch; default: the validation loader's")
+    command.add_argument(
+        '--criterion',
+        help='whose decision is tried as a whole, such as EBQM,mu=0.1; '
+        "default: the config's")
 
     command = commands.add_parser(
         'whatif', help='what other criteria would have skipped')
@@ -362,6 +383,17 @@ def similarity(args: argparse.Namespace) -> None:
     show([section], beside(args, args.checkpoint))
 
 
+def ablate(args: argparse.Namespace) -> None:
+    cfg, model = load(args)
+    criterion = build_criterion(
+        parse_criterion(args.criterion) if args.criterion else
+        criterion_of(cfg))
+    batches = annotated_batches(cfg, args.images, args.batch)
+    found = ablate_layers(model, bar('batches')(list(batches)), criterion)
+    show([ablation_section(found, 'the first of the validation set')],
+         beside(args, args.checkpoint))
+
+
 def whatif(args: argparse.Namespace) -> None:
     _check_whatif(args)
     cost = None
@@ -465,6 +497,7 @@ def main() -> None:
         redundancy=redundancy,
         features=features,
         similarity=similarity,
+        ablate=ablate,
         whatif=whatif,
         cost=cost,
         report=report)[args.command](

@@ -55,6 +55,39 @@ def dataset_batches(cfg: Config,
     yield from itertools.islice(loader, number)
 
 
+def annotated_batches(cfg: Config,
+                      images: int,
+                      batch_size: Optional[int] = None) -> Iterator[dict]:
+    """Batches of the validation set whose labels fit the pictures.
+
+    MMDetection's test pipelines load annotations after they have resized the
+    picture, in its original coordinates, for evaluation. Here they are loaded
+    right after the picture, so that a loss can be computed on them.
+
+    Args:
+        cfg (Config): As for :func:`dataset_batches`, as are the others.
+        images (int): So many at least, unless the set has fewer.
+        batch_size (int, optional): Pictures a batch.
+
+    Yields:
+        dict: What the model's data_preprocessor takes.
+
+    Raises:
+        UsageError: As :func:`dataset_batches`.
+    """
+    cfg = deepcopy(cfg)
+    for name in ('val_dataloader', 'test_dataloader'):
+        steps = pipeline_of(cfg, name)
+        labels = [x for x in steps if 'Annotation' in str(x['type'])]
+        others = [x for x in steps if x not in labels]
+        loads = [i for i, x in enumerate(others)
+                 if 'LoadImage' in str(x['type'])]
+        if labels and loads:
+            steps[:] = [*others[:loads[-1] + 1], *labels,
+                        *others[loads[-1] + 1:]]
+    yield from dataset_batches(cfg, images, batch_size)
+
+
 def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
     """Batches of one picture each, prepared as the config's test pictures.
 

@@ -163,3 +163,18 @@ def _does_not_fit(path: str, why: str) -> str:
             'checkpoint that this very config has trained')
 
 
+def criterion_of(cfg: Config) -> Optional[dict]:
+    """The criterion that a config's ELAPruneHook has.
+
+    Args:
+        cfg (Config): Any.
+
+    Returns:
+        dict | None: Its config; None where it is the default, or there is no
+        such hook.
+    """
+    for hook in cfg.get('custom_hooks') or []:
+        kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+        if getattr(kind, '__name__', str(kind)).endswith('ELAPruneHook'):
+            return hook.get('criterion')
+    return None

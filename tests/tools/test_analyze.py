@@ -132,6 +132,21 @@ def test_similarity(network, request, tmp_path):
         'similarity', config, checkpoint, '--batch', 3)
 
 
+@pytest.mark.parametrize('network', ['detector', 'classifier'])
+def test_ablate(network, request, tmp_path):
+    config, work_dir, _ = request.getfixturevalue(network)
+    checkpoint = max(work_dir.glob('epoch_*.pth'))
+    output = analyze('ablate', config, checkpoint, '--images', 4, '--batch', 2,
+                     '--criterion', 'fixed,n=1', '--out', tmp_path)
+    assert 'on the same 2 batches' in ' '.join(output.split())
+    assert (tmp_path / 'ablation.png').stat().st_size > 10_000
+    table = rows(tmp_path / 'what_skipping_costs_layers.csv')
+    assert [x['layer'] for x in table] == read_record(work_dir)['active']
+    assert all(float(x['margin']) >= 0 for x in table)
+    assert all(bool(x['top1_added']) == (network == 'classifier')
+               for x in table)
+
+
 @needs_cam
 @pytest.mark.parametrize('network', ['detector', 'classifier'])
 def test_features(network, request, tmp_path):

@@ -1,0 +1,291 @@
+"""What it costs to skip a layer, beside how redundant it looks."""
+from copy import deepcopy
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from scipy.stats import t as student
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..models.backbones.layer_attention_mixin import LayerAttentionMixin, find_backbone
+from ..pruning import adjacent_kl
+from ..pruning.criteria import Criterion
+from ..pruning.kl import uniform_kl
+from ..pruning.stability import shares
+
+MEASURES = ('kl', 'excess', 'conditional', 'own_share', 'position')
+# Below so many layers, even a perfect order is no rarity.
+MIN_LAYERS = 5
+
+
+class Redundancy(NamedTuple):
+    """How redundant a layer looks, by each measure; the mean over pictures.
+
+    With P (n, ) the weights of the active layer before, P' (m, ) its own, and
+    s the share of P' on what that one has not seen, equation 11 is ``KL(P ||
+    P'_1..n / (1 - s)) - log(1 - s)``: how differently the two attend to what
+    both see, and how much it attends to what is new.
+
+    Attributes:
+        kl (float): Equation 11, nats.
+        excess (float): The same less what uniform weights have, log(m / n).
+        conditional (float): Its first part alone.
+        own_share (float): s.
+        position (int): Of the layer among the active ones of its stage, from
+            1; late layers look redundant where attention is uniform.
+        stability (float | None): Share of resampled batches on which the
+            criterion would skip the layer; None with fewer than 2 batches.
+    """
+    kl: float
+    excess: float
+    conditional: float
+    own_share: float
+    position: int
+    stability: Optional[float] = None
+
+
+class Cost(NamedTuple):
+    """What a network loses without some layers, on the same batches.
+
+    Attributes:
+        skipped (Tuple[str, ...]): Names of the layers.
+        added (np.ndarray): (batches, ), the loss without them minus the loss
+            with them.
+        loss (float): Mean of that, each batch by its pictures.
+        margin (float | None): Half of its 95% confidence interval (Student's
+            t, paired over batches); None with a single batch.
+        top1 (float | None): Accuracy without them minus that with them, %;
+            None where pictures do not have one label.
+    """
+    skipped: Tuple[str, ...]
+    added: np.ndarray
+    loss: float
+    margin: Optional[float]
+    top1: Optional[float]
+
+
+class Ablated(NamedTuple):
+    """The ablation of a network.
+
+    Attributes:
+        images (int): Number of pictures.
+        batches (int): Of these.
+        loss (float): With all active layers.
+        top1 (float | None): The same, %.
+        layers (Dict[str, Cost]): By name, of each active layer.
+        decision (Cost | None): Of all layers that the criterion would skip
+            together; None if it skips none.
+        criterion (dict): ``type`` and every parameter.
+        redundancy (Dict[str, Redundancy]): Of layers with a predecessor.
+    """
+    images: int
+    batches: int
+    loss: float
+    top1: Optional[float]
+    layers: Dict[str, Cost]
+    decision: Optional[Cost]
+    criterion: dict
+    redundancy: Dict[str, Redundancy]
+
+    def rank_correlation(self, measure: str) -> Optional[float]:
+        """Spearman's between a measure and the loss that skipping adds.
+
+        Args:
+            measure (str): One of ``MEASURES``.
+
+        Returns:
+            float | None: 1 if the layers that look most redundant (a small
+            value) cost least; None with fewer than 5 layers, or equal values.
+        """
+        values = [getattr(x, measure) for x in self.redundancy.values()]
+        costs = [self.layers[name].loss for name in self.redundancy]
+        if len(values) < MIN_LAYERS or min(len(set(values)),
+                                           len(set(costs))) < 2:
+            return None
+        return float(spearmanr(values, costs)[0])
+
+
+class _Tally:
+    """Losses and hits of one network, batch by batch."""
+
+    def __init__(self) -> None:
+        self.losses: List[float] = []
+        self.hits: List[Optional[int]] = []
+
+    def add(self, model: nn.Module, batch: dict) -> None:
+        data = model.data_preprocessor(deepcopy(batch), False)
+        # Detectors draw proposals: for every network the same.
+        with torch.random.fork_rng(_devices(model)):
+            torch.manual_seed(0)
+            try:
+                losses = model._run_forward(data, mode='loss')
+            except (AttributeError, KeyError, TypeError) as error:
+                raise UsageError(
+                    'the loss on the validation set cannot be computed '
+                    f'({type(error).__name__}: {error}): its pipeline has to '
+                    'load annotations') from error
+            self.losses.append(float(model.parse_losses(losses)[0]))
+        self.hits.append(_hits(model, data))
+
+
+def _devices(model: nn.Module) -> list:
+    device = next(model.parameters()).device
+    return [device] if device.type == 'cuda' else []
+
+
+def _hits(model: nn.Module, data: dict) -> Optional[int]:
+    """How many pictures get their label; None where they do not have one."""
+    labels = [getattr(sample, 'gt_label', None)
+              for sample in data.get('data_samples') or [None]]
+    if any(label is None or label.numel() != 1 for label in labels):
+        return None
+    samples = model._run_forward(data, mode='predict')
+    return sum(int(sample.pred_label.item() == label.item())
+               for sample, label in zip(samples, labels))
+
+
+class _Weights:
+    """Measures of neighbours' attention weights, batch by batch."""
+
+    def __init__(self) -> None:
+        self.rows: Dict[str, List[Tuple[float, float, float]]] = {}
+        self.sizes: Dict[str, Tuple[int, int]] = {}
+
+    def see(self, name: str, prev: Tensor, curr: Tensor) -> None:
+        new = curr.double()[..., prev.shape[-1]:].sum(-1)  # (B, h), s
+        rest = (1 - new).clamp(min=1e-8).log()
+        kl = float(adjacent_kl(prev, curr))
+        self.rows.setdefault(name, []).append(
+            (kl, kl + float(rest.mean()), float(new.mean())))
+        self.sizes[name] = prev.shape[-1], curr.shape[-1]
+
+
+@torch.no_grad()
+def ablate(model: nn.Module, batches: Iterable[dict],
+           criterion: Criterion) -> Ablated:
+    """Skip each active layer in turn, and see what the loss says.
+
+    Args:
+        model (nn.Module): A detector or a classifier with one ELA backbone;
+            set to eval mode. Its masks are as before afterwards.
+        batches (Iterable[dict]): With annotations, see
+            :func:`ela_mm.apis.data.annotated_batches`.
+        criterion (Criterion): Whose decision is tried as a whole.
+
+    Returns:
+        Ablated: On the same batches for every layer.
+
+    Raises:
+        UsageError: If there is no picture, no layer attention, or no loss.
+    """
+    backbone = find_backbone(model)
+    model.eval()
+    active = [x for x in backbone.attention_layers if x.active]
+    whole, weights = _Tally(), _Weights()
+    single = {layer.name: _Tally() for layer in active}
+    kept: List[dict] = []
+    counts: List[int] = []
+    for batch in batches:
+        backbone.observe(weights.see)
+        try:
+            _observed(weights, whole, model, batch)
+        finally:
+            backbone.observe(None)
+        for name, tally in single.items():
+            _without(backbone, [name], tally, model, batch)
+        kept.append(batch)
+        counts.append(len(batch['inputs']))
+    if not kept:
+        raise UsageError('no picture to look at: the dataset is empty')
+    redundancy = _redundancy(active, weights, np.array(counts), criterion)
+    skipped = _decision(redundancy, criterion)
+    together = _Tally()
+    for batch in kept if skipped else []:
+        _without(backbone, skipped, together, model, batch)
+    return Ablated(
+        sum(counts), len(counts), _mean(whole.losses, counts),
+        _percent(whole, counts),
+        {name: _cost([name], tally, whole, counts)
+         for name, tally in single.items()},
+        _cost(skipped, together, whole, counts) if skipped else None,
+        criterion.config, redundancy)
+
+
+def _observed(weights: _Weights, whole: _Tally, model: nn.Module,
+              batch: dict) -> None:
+    before = {name: len(rows) for name, rows in weights.rows.items()}
+    whole.add(model, batch)
+    for name, rows in weights.rows.items():
+        # A second pass over the batch, for its labels, shows the same.
+        del rows[before.get(name, 0) + 1:]
+
+
+def _without(backbone: LayerAttentionMixin, names: Sequence[str],
+             tally: _Tally, model: nn.Module, batch: dict) -> None:
+    backbone.skip_layers(names)
+    try:
+        tally.add(model, batch)
+    finally:
+        backbone.restore_layers(names)
+
+
+def _redundancy(active: list, weights: _Weights, counts: np.ndarray,
+                criterion: Criterion) -> Dict[str, Redundancy]:
+    found: Dict[str, Redundancy] = {}
+    positions: Dict[int, int] = {}
+    for layer in active:
+        positions[layer.stage] = positions.get(layer.stage, 0) + 1
+        if layer.name not in weights.rows:
+            continue
+        kl, conditional, own = np.average(
+            weights.rows[layer.name], 0, counts).tolist()
+        found[layer.name] = Redundancy(
+            kl, kl - uniform_kl(*weights.sizes[layer.name]), conditional, own,
+            positions[layer.stage])
+    if len(counts) > 1 and len(found) > 1:
+        series = np.array([
+            [row[0] for row in weights.rows[name]] for name in found]).T
+        share = shares(criterion, np.array([x.kl for x in found.values()]),
+                       series, counts)
+        found = {
+            name: x._replace(stability=float(s))
+            for (name, x), s in zip(found.items(), share.skipped)
+        }
+    return found
+
+
+def _decision(redundancy: Dict[str, Redundancy],
+              criterion: Criterion) -> List[str]:
+    if len(redundancy) < 2:
+        return []
+    try:
+        skip, _ = criterion([x.kl for x in redundancy.values()])
+    except Exception:  # a fit that fails, which the hook answers with none
+        return []
+    return [name for name, gone in zip(redundancy, skip) if gone]
+
+
+def _mean(values: Sequence[float], counts: Sequence[int]) -> float:
+    return float(np.average(values, weights=counts))
+
+
+def _percent(tally: _Tally, counts: Sequence[int]) -> Optional[float]:
+    if None in tally.hits:
+        return None
+    return 100 * sum(tally.hits) / sum(counts)
+
+
+def _cost(names: Sequence[str], tally: _Tally, whole: _Tally,
+          counts: Sequence[int]) -> Cost:
+    added = np.array(tally.losses) - np.array(whole.losses)
+    margin = None
+    if len(added) > 1:
+        margin = float(
+            student.ppf(.975, len(added) - 1) * added.std(ddof=1) /
+            len(added)**.5)
+    with_them = _percent(whole, counts)
+    return Cost(
+        tuple(names), added, _mean(added, counts), margin,
+        None if with_them is None else _percent(tally, counts) - with_them)

@@ -1,0 +1,123 @@
+"""What it costs to skip a layer, against how redundant it looks."""
+from typing import Optional
+
+from ...plotting import KEPT, OUT, SKIPPED, WIDTH, Picture, new_figure, style
+from ..ablate import MEASURES, Ablated, Cost
+from .page import Section, Table
+
+_NAMES = dict(
+    kl='KL, equation 11', excess='excess over uniform weights',
+    conditional='conditional part', own_share='own share',
+    position='position in the stage')
+
+
+def ablation_picture(found: Ablated) -> Picture:
+    """Draw the loss that skipping a layer adds over its KL divergence.
+
+    Args:
+        found (Ablated): From :func:`ela_mm.analysis.ablate.ablate`.
+
+    Returns:
+        Picture: Named ``ablation``.
+    """
+    gone = found.decision.skipped if found.decision else ()
+    with style():
+        figure = new_figure(WIDTH + 1, 3.8)
+        axes = figure.subplots()
+        axes.axhline(0, color=OUT, linewidth=.8)
+        for name, x in found.redundancy.items():
+            cost = found.layers[name]
+            skipped = name in gone
+            axes.errorbar(
+                x.kl, cost.loss, yerr=cost.margin, capsize=2, linewidth=.8,
+                marker='X' if skipped else 'o',
+                color=SKIPPED if skipped else KEPT)
+            axes.annotate(name, (x.kl, cost.loss), fontsize=7,
+                          xytext=(4, 4), textcoords='offset points')
+        axes.set_xlabel('how redundant it looks: KL divergence, nats')
+        axes.set_ylabel('what it costs: loss added')
+        axes.set_title(f'Skipping one layer, {found.images} pictures')
+    return Picture('ablation', figure, _alt(found))
+
+
+def _alt(found: Ablated) -> str:
+    order = sorted(found.layers, key=lambda name: found.layers[name].loss)
+    return ('Loss added by skipping a layer over its KL divergence. Cheapest '
+            f'to skip: {", ".join(order[:3])}; dearest: '
+            f'{", ".join(order[:-4:-1])}.')
+
+
+def ablation_section(found: Ablated, source: str) -> Section:
+    """What each layer is worth, and which measure knew.
+
+    Args:
+        found (Ablated): From :func:`ela_mm.analysis.ablate.ablate`.
+        source (str): What the pictures are, in words.
+
+    Returns:
+        Section: Tables and a picture.
+    """
+    text = [
+        f'Loss in eval mode on {found.images} pictures ({source}), '
+        f'{found.loss:.4g} with all active layers' +
+        ('' if found.top1 is None else f', top-1 {found.top1:.2f}%') +
+        '; then with each layer skipped in turn, on the same '
+        f'{found.batches} batches, so that the differences are paired. '
+        'Intervals are 95%, over batches. A difference whose interval holds 0 '
+        'is none that these pictures show.',
+        _of_decision(found)
+    ]
+    if found.batches == 1:
+        text.append('There is one batch alone: no interval, and no stability. '
+                    'Take more pictures, or smaller batches.')
+    rows = []
+    for name, cost in found.layers.items():
+        x = found.redundancy.get(name)
+        rows.append([
+            name, _difference(cost), _number(cost.top1, '+.2f'),
+            *(_number(x and getattr(x, m), '.4g') for m in MEASURES[:-1]),
+            _number(x and x.stability, '.0%')
+        ])
+    layers = Table(
+        'Layers, one skipped at a time',
+        ['layer', 'loss added', 'top-1 added', 'KL', 'excess', 'conditional',
+         'own share', 'stability'], rows,
+        [['layer', 'loss_added', 'margin', 'top1_added', *MEASURES,
+          'stability']] + [[
+              name, cost.loss, cost.margin, cost.top1,
+              *(found.redundancy.get(name) or [None] * 6)
+          ] for name, cost in found.layers.items()])
+    known = {m: found.rank_correlation(m) for m in MEASURES}
+    ranks = Table(
+        'Rank correlation with the loss added', ['measure', "Spearman's rho"],
+        [[_NAMES[m], _number(rho, '.2f')] for m, rho in known.items()],
+        [['measure', 'rho']] + [[m, rho] for m, rho in known.items()])
+    if None in known.values():
+        text.append('A correlation needs 5 layers whose values differ.')
+    else:
+        text.append('Rank correlations: 1 where the layers that look most '
+                    'redundant cost least to skip, 0 where the measure says '
+                    f'nothing of it. They rest on {len(found.redundancy)} '
+                    'layers of one network.')
+    return Section('What skipping costs', text, [layers, ranks],
+                   [ablation_picture(found)])
+
+
+def _of_decision(found: Ablated) -> str:
+    criterion = dict(found.criterion)
+    kind = criterion.pop('type')
+    if found.decision is None:
+        return f'{kind} would skip no layer on these weights.'
+    return (f'{kind} would skip {", ".join(found.decision.skipped)}: '
+            f'together, {_difference(found.decision)} loss' +
+            ('' if found.decision.top1 is None else
+             f', {found.decision.top1:+.2f} points of top-1') + '.')
+
+
+def _difference(cost: Cost) -> str:
+    margin = '' if cost.margin is None else f' ± {cost.margin:.2g}'
+    return f'{cost.loss:+.4g}{margin}'
+
+
+def _number(value: Optional[float], form: str) -> str:
+    return '-' if value is None else format(value, form)
