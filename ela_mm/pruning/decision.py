@@ -4,19 +4,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-import numpy as np
-
-from ..errors import UsageError
-from .kl import uniform_kl
-from .stability import Decider, shares
+from .stability import Decider
 from .statistics import LayerKL
+from .trust import (
+    Rules,
+    is_by_position,
+    stability_of,
+    step_samples_of,
+    why_unstable,
+)
 from .windows import Window
-
-# A value this near to the uniform layer's, as a share of it, says no more than
-# the position does, however small the noise: this project's choice.
-UNIFORM = .05
-# What to do in a window that ranks by position.
-UNINFORMATIVE = ('warn', 'wait', 'prune')
 
 
 class Outcome(enum.Enum):
@@ -156,32 +153,6 @@ class Moment(NamedTuple):
     iter: int
 
 
-class Rules(NamedTuple):
-    """When a criterion's verdict is not followed.
-
-    Attributes:
-        uninformative (str): Of a window whose ranking is by position:
-            ``'prune'``, the paper's rule, follows it; ``'warn'`` does and says
-            so; ``'wait'`` skips nothing in that window and says so.
-        min_stability (float): A layer is skipped only if at least this share
-            of resampled windows skips it, 0 to 1; 0: always.
-    """
-    uninformative: str = 'warn'
-    min_stability: float = 0.
-
-    def check(self) -> 'Rules':
-        """Raise a UsageError on values that are none."""
-        if self.uninformative not in UNINFORMATIVE:
-            raise UsageError(f'uninformative={self.uninformative!r}: expected '
-                             f'one of {UNINFORMATIVE}')
-        if isinstance(self.min_stability, bool) or not isinstance(
-                self.min_stability, (int, float)) or not (
-                    0 <= self.min_stability <= 1):
-            raise UsageError(f'min_stability={self.min_stability!r}: expected '
-                             'a share from 0 to 1, such as 0.8')
-        return self
-
-
 def decide(layers: Sequence,
            measured: Dict[str, LayerKL],
            criterion: Decider,
@@ -209,12 +180,12 @@ def decide(layers: Sequence,
         cannot be trusted or the criterion cannot rank them.
     """
     rules = rules or Rules()
-    by_position = _is_by_position(layers, measured)
+    by_position = is_by_position(layers, measured)
     note = _why_not(layers, measured, diverged)
     skipped, scores, stability, unstable = [], {}, {}, []
     if note is None:
         skipped, scores, note = _apply(criterion, measured)
-        stability = _stability(criterion, measured)
+        stability = stability_of(criterion, measured)
     if skipped and by_position and rules.uninformative == 'wait':
         skipped, note = [], ("attention is still near uniform "
                              "(uninformative='wait')")
@@ -223,7 +194,7 @@ def decide(layers: Sequence,
                     if stability.get(name, 0.) < rules.min_stability]
         skipped = [name for name in skipped if name not in unstable]
         if not skipped:
-            note = _why_unstable(unstable, stability, rules)
+            note = why_unstable(unstable, stability, rules)
     firsts = _firsts(layers)
     return Decision(
         *moment,
@@ -244,7 +215,7 @@ def decide(layers: Sequence,
         iterations=max((kl.iterations for kl in measured.values()), default=0),
         steps=max((kl.steps or kl.iterations for kl in measured.values()),
                   default=0),
-        step_samples=_step_samples(measured),
+        step_samples=step_samples_of(measured),
         note=note,
         by_position=by_position)
 
@@ -283,29 +254,6 @@ def _apply(
     return skipped, dict(zip(measured, map(_finite, scores))), note
 
 
-def _stability(criterion: Decider,
-               measured: Dict[str, LayerKL]) -> Dict[str, float]:
-    """By name, the share of resampled windows that skip a layer."""
-    lengths = {len(kl.series) for kl in measured.values()}
-    if len(lengths) != 1 or min(lengths) < 2:
-        return {}
-    series = np.array([kl.series for kl in measured.values()]).T  # (steps, L)
-    samples = _step_samples(measured)
-    found = shares(criterion, np.array([kl.mean for kl in measured.values()]),
-                   series, np.array(samples) if samples else None)
-    return dict(zip(measured, found.skipped.tolist()))
-
-
-def _why_unstable(names: List[str], stability: Dict[str, float],
-                  rules: Rules) -> str:
-    if not stability:
-        return ('fewer than 2 steps were recorded, so that nothing is known of '
-                f'stability (min_stability={rules.min_stability})')
-    found = ', '.join(f'{name} in {stability[name]:.0%}' for name in names)
-    return (f'of resampled windows too few skip the same: {found} '
-            f'(min_stability={rules.min_stability})')
-
-
 def _firsts(layers: Sequence) -> Dict[int, str]:
     """The first active layer of every stage, which has no predecessor."""
     firsts: Dict[int, str] = {}
@@ -337,34 +285,5 @@ def _numbers(kl: Optional[LayerKL]) -> Dict[str, Any]:
         kl_iterations=[_finite(float(f'{value:.6g}')) for value in kl.series])
 
 
-def _step_samples(measured: Dict[str, LayerKL]) -> List[int]:
-    """Samples of the steps, unless they are equal, or the layers differ."""
-    weights = {tuple(kl.weights) for kl in measured.values()}
-    if len(weights) != 1 or len(set(*weights)) < 2:
-        return []
-    return list(*weights)
-
-
 def _finite(value: float) -> Optional[float]:
     return float(value) if math.isfinite(value) else None
-
-
-def _is_by_position(layers: Sequence, measured: Dict[str, LayerKL]) -> bool:
-    """Whether most layers measure what a layer of uniform weights would.
-
-    Within the window's own noise (the standard deviation between iterations),
-    or within ``UNIFORM`` of it.
-    """
-    previous: Dict[int, int] = {}  # layers in memory, by stage
-    near = []
-    for layer in layers:
-        if not layer.active:
-            continue
-        kl = measured.get(layer.name)
-        before = previous.get(layer.stage)
-        if kl is not None and before and math.isfinite(kl.mean):
-            expected = uniform_kl(before, layer.sees)
-            near.append(
-                abs(kl.mean - expected) <= max(kl.std, UNIFORM * expected))
-        previous[layer.stage] = layer.sees
-    return bool(near) and sum(near) > len(near) / 2

@@ -11,7 +11,8 @@ from ela_mm.errors import UsageError
 from ela_mm.models.backbones.stages import AttentionLayerInfo
 from ela_mm.pruning import LayerKL, Outcome, decide, ebqm
 from ela_mm.pruning.build import build_criterion
-from ela_mm.pruning.decision import Moment, Rules
+from ela_mm.pruning.decision import Moment
+from ela_mm.pruning.trust import Rules
 
 MOMENT = Moment((1, 3), 3, 24)
 CONFIG = dict(type='EBQM', gamma=.75, alpha=5., beta=1., mu=.3)

@@ -15,7 +15,8 @@ from ...models.backbones.layer_attention_mixin import (
 from ...pruning import KLStatistics
 from ...pruning.build import build_criterion
 from ...pruning.criteria import Criterion
-from ...pruning.decision import Decision, Moment, Rules, decide
+from ...pruning.decision import Decision, Moment, decide
+from ...pruning.trust import Rules
 from ...pruning.windows import Window, Windows
 from .. import surgery
 from ..checkpoints import saves_after_step
