@@ -61,15 +61,15 @@ def set_visualization(cfg: Config, args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args)
-    check_checkpoint(args.checkpoint)
-    cfg.load_from = args.checkpoint
-    cfg.resume = False
     endings = dict(
         pred=('.pkl', '.pickle'), metrics=('.json', '.yaml', '.yml', '.pkl'))
     if args.out is not None and not args.out.endswith(endings[args.out_item]):
         raise UsageError(f'--out {args.out!r}: expected a file name that ends '
                          f'in {" or ".join(endings[args.out_item])}')
+    cfg = load_config(args)
+    check_checkpoint(args.checkpoint)
+    cfg.load_from = args.checkpoint
+    cfg.resume = False
     if args.show or args.show_dir:
         set_visualization(cfg, args)
     host = host_of(cfg)
