@@ -46,10 +46,12 @@ def parse_args() -> argparse.Namespace:
         '--variants',
         nargs='+',
         default=list(benchmark.VARIANTS),
-        choices=[*benchmark.VARIANTS, *benchmark.COMPARED],
+        choices=[*benchmark.VARIANTS, *benchmark.COMPARED,
+                 benchmark.REGULARIZED],
         metavar='VARIANT',
         help='of ' + ', '.join(
-            map(repr, benchmark.VARIANTS + benchmark.COMPARED)).replace(
+            map(repr, benchmark.VARIANTS + benchmark.COMPARED +
+                (benchmark.REGULARIZED, ))).replace(
                 '%', '%%') + '; plain is always there')
     parser.add_argument(
         '--systems',

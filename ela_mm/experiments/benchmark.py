@@ -16,7 +16,12 @@ from torch.utils._pytree import tree_flatten
 from ..errors import UsageError
 from ..pruning import KLStatistics
 from .systems import SYSTEMS, backbone_options
-from .variants import ConcatenatingAttention, OwnValueAttention, replace_attention
+from .variants import (
+    ConcatenatingAttention,
+    OwnValueAttention,
+    replace_attention,
+    watched_similarity,
+)
 
 NETWORKS = ('r18', 'r34', 'r50', 'r101', 'r152', 'cifar20', 'cifar56',
             'cifar110')
@@ -30,6 +35,9 @@ VARIANTS = ('plain', 'concatenating', 'base', 'measuring', 'own value',
 # The compared systems that are not among them under another name.
 COMPARED = tuple(name for name in SYSTEMS
                  if name not in ('ResNet', 'MRLA-L', 'MRLA-B', 'ELA'))
+# The plain network, and a step in which CKA-SR compares 8 samples; from a batch
+# of 4 on.
+REGULARIZED = 'CKA-SR'
 
 
 class Conditions(NamedTuple):
@@ -68,7 +76,8 @@ def build_backbone(network: str,
 
     Args:
         network (str): See :class:`Conditions`.
-        variant (str): One of ``VARIANTS`` or ``COMPARED``, or ``'ELA mask'``.
+        variant (str): One of ``VARIANTS`` or ``COMPARED``, ``'CKA-SR'``, or
+            ``'ELA mask'``.
         with_cp (bool): Activation checkpointing; the plain network never
             has it. Defaults to False.
         mask (Dict[str, Tensor], optional): Buffers ``active`` and
@@ -99,12 +108,15 @@ def build_backbone(network: str,
         options = backbone_options(variant, cls, depth, lambda: (size, size))
     else:
         options = dict(
-            attention=dict(plain=None, light='light').get(variant, 'base'))
+            attention={'plain': None, REGULARIZED: None, 'light': 'light'}.get(
+                variant, 'base'))
     backbone = cls(depth, with_cp=with_cp and variant != 'plain', **options)
     if variant == 'concatenating':
         replace_attention(backbone, ConcatenatingAttention)
     elif variant == 'own value':
         replace_attention(backbone, OwnValueAttention)
+    elif variant == REGULARIZED:
+        backbone.regularizer = watched_similarity(backbone)
     elif variant == 'measuring':
         backbone.observe(KLStatistics().update)
     elif variant == 'ELA mask':
@@ -174,7 +186,10 @@ def _make_forward(backbone: nn.Module,
     def forward() -> Tensor:
         with torch.set_grad_enabled(c.training), torch.autocast(
                 c.device, torch.bfloat16, enabled=c.amp):
-            return network(images)[-1].float().square().mean()
+            loss = network(images)[-1].float().square().mean()
+        if c.training and hasattr(backbone, 'regularizer'):
+            loss = loss + backbone.regularizer()
+        return loss
 
     return forward
 

@@ -6,12 +6,16 @@ weighted sum is a matrix product over the result. It computes what
 every layer. It is here to be measured against, not to be used.
 """
 import math
-from typing import Tuple
+from typing import Callable, Dict, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from ..models.layers import LayerAttention, LayerMemory
+from ..sparsity.cka import cka_sr, pooled
+from ..sparsity.stages import find_stages
+
+MAX_FEATURES = 2**20  # as in CKARegularizationHook
 
 
 class ConcatenatingAttention(LayerAttention):
@@ -78,3 +82,31 @@ def replace_attention(backbone: nn.Module, cls: type) -> None:
     for module in backbone.modules():
         if type(module) is LayerAttention:
             module.__class__ = cls
+
+
+def watched_similarity(backbone: nn.Module,
+                       samples: int = 8) -> Callable[[], Tensor]:
+    """Watch a backbone's blocks as CKARegularizationHook does.
+
+    Args:
+        backbone (nn.Module): With stages of blocks.
+        samples (int): The first so many of a batch. Defaults to 8, the hook's.
+
+    Returns:
+        Callable: The regulariser of the last forward pass, weighted by 1e-4.
+    """
+    stages = find_stages(backbone)
+    seen: Dict[str, Tensor] = {}
+    for blocks in stages.values():
+        for name, block in blocks.items():
+            block.register_forward_hook(
+                lambda block, args, output, name=name: seen.update(
+                    {name: output[:samples]}))
+
+    def regularizer() -> Tensor:
+        features = [[pooled(seen[name], MAX_FEATURES) for name in blocks]
+                    for blocks in stages.values() if len(blocks) > 1]
+        seen.clear()
+        return (1e-4 * cka_sr(features)).float()
+
+    return regularizer

@@ -190,6 +190,33 @@ def test_systems_fit_networks_of_basic_blocks_and_sizes():
     assert [len(p) for p in tables] == [15, 15, 7, 7, 3, 3]
 
 
+def test_a_step_with_cka_sr_compares_the_blocks():
+    net = benchmark.build_backbone('r18', 'CKA-SR').train()
+    outputs = []
+    for stage in net.res_layers:
+        for block in getattr(net, stage):
+            block.register_forward_hook(lambda m, a, out: outputs.append(out))
+    net(torch.randn(9, 3, 32, 32))
+    first = [x[:8].detach().flatten(1).double() for x in outputs]
+    grams = [x @ x.T for x in first]
+
+    def hsic(k, l):  # noqa: E741
+        k, l = (x - x.diag().diag() for x in (k, l))
+        return ((k * l).sum() + k.sum() * l.sum() / 42 -
+                (k.sum(0) * l.sum(0)).sum() / 3)
+
+    pairs = sum(
+        2 * hsic(k, l) / (hsic(k, k) * hsic(l, l)).sqrt()
+        for k, l in zip(grams[::2], grams[1::2]))
+    loss = net.regularizer()
+    assert loss.item() == pytest.approx(1e-4 * (8 + pairs.item()), rel=1e-5)
+    loss.backward()
+    assert net.layer1[0].conv1.weight.grad.abs().sum() > 0
+    conditions = benchmark.Conditions('r18', batch=2, size=32)
+    with pytest.raises(UsageError, match='CKA of 2 samples'):
+        benchmark.make_step(net, conditions)()
+
+
 @needs_counter
 def test_tool_measures_the_mask_of_a_checkpoint(tool, monkeypatch, tmp_path):
     net = benchmark.build_backbone('r18', 'base')
