@@ -201,13 +201,13 @@ def test_a_step_with_cka_sr_compares_the_blocks():
     grams = [x @ x.T for x in first]
 
     def hsic(k, l):  # noqa: E741
-        k, l = (x - x.diag().diag() for x in (k, l))
+        k, l = (x - x.diag().diag() for x in (k, l))  # noqa: E741
         return ((k * l).sum() + k.sum() * l.sum() / 42 -
                 (k.sum(0) * l.sum(0)).sum() / 3)
 
     pairs = sum(
         2 * hsic(k, l) / (hsic(k, k) * hsic(l, l)).sqrt()
-        for k, l in zip(grams[::2], grams[1::2]))
+        for k, l in zip(grams[::2], grams[1::2]))  # noqa: E741
     loss = net.regularizer()
     assert loss.item() == pytest.approx(1e-4 * (8 + pairs.item()), rel=1e-5)
     loss.backward()
