@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import LayerAttentionMixin, find_backbone
-from ..pruning import adjacent_kl
 from ..pruning.criteria import Criterion
-from ..pruning.kl import uniform_kl
+from ..pruning.kl import redundancy_parts
 from ..pruning.stability import shares
 
 MEASURES = ('kl', 'excess', 'conditional', 'own_share', 'position')
@@ -23,16 +22,12 @@ MIN_LAYERS = 5
 class Redundancy(NamedTuple):
     """How redundant a layer looks, by each measure; the mean over pictures.
 
-    With P (n, ) the weights of the active layer before, P' (m, ) its own, and
-    s the share of P' on what that one has not seen, equation 11 is ``KL(P ||
-    P'_1..n / (1 - s)) - log(1 - s)``: how differently the two attend to what
-    both see, and how much it attends to what is new.
-
     Attributes:
         kl (float): Equation 11, nats.
-        excess (float): The same less what uniform weights have, log(m / n).
-        conditional (float): Its first part alone.
-        own_share (float): s.
+        excess (float): The same less that of uniform weights; this and the
+            next two as in :class:`~ela_mm.pruning.kl.Parts`.
+        conditional (float): The first part of equation 11 alone.
+        own_share (float): The share of weight on what is new.
         position (int): Of the layer among the active ones of its stage, from
             1; late layers look redundant where attention is uniform.
         stability (float | None): Share of resampled batches on which the
@@ -150,16 +145,11 @@ class _Weights:
     """Measures of neighbours' attention weights, batch by batch."""
 
     def __init__(self) -> None:
-        self.rows: Dict[str, List[Tuple[float, float, float]]] = {}
-        self.sizes: Dict[str, Tuple[int, int]] = {}
+        self.rows: Dict[str, List[List[float]]] = {}  # as in Parts
 
     def see(self, name: str, prev: Tensor, curr: Tensor) -> None:
-        new = curr.double()[..., prev.shape[-1]:].sum(-1)  # (B, h), s
-        rest = (1 - new).clamp(min=1e-8).log()
-        kl = float(adjacent_kl(prev, curr))
         self.rows.setdefault(name, []).append(
-            (kl, kl + float(rest.mean()), float(new.mean())))
-        self.sizes[name] = prev.shape[-1], curr.shape[-1]
+            torch.stack(redundancy_parts(prev, curr)).tolist())
 
 
 @torch.no_grad()
@@ -239,10 +229,8 @@ def _redundancy(active: list, weights: _Weights, counts: np.ndarray,
         positions[layer.stage] = positions.get(layer.stage, 0) + 1
         if layer.name not in weights.rows:
             continue
-        kl, conditional, own = np.average(
-            weights.rows[layer.name], 0, counts).tolist()
         found[layer.name] = Redundancy(
-            kl, kl - uniform_kl(*weights.sizes[layer.name]), conditional, own,
+            *np.average(weights.rows[layer.name], 0, counts).tolist(),
             positions[layer.stage])
     if len(counts) > 1 and len(found) > 1:
         series = np.array([

@@ -7,6 +7,7 @@ from scipy.stats import entropy
 
 from ela_mm import adjacent_kl
 from ela_mm.pruning import KLStatistics
+from ela_mm.pruning.kl import redundancy_parts
 
 EPS = 1e-8
 
@@ -38,6 +39,43 @@ def test_never_negative_beyond_rounding(n, more, sharpness):
     curr = (torch.randn(2, 2, n + more) * sharpness).softmax(-1)
     kl = adjacent_kl(prev, curr).item()
     assert -1e-6 <= kl <= -np.log(EPS) + 1e-3
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    n=st.integers(1, 12), more=st.integers(0, 4), sharpness=st.floats(0, 60))
+def test_parts_are_those_of_equation_11(n, more, sharpness):
+    prev = (torch.randn(3, 2, n) * sharpness).softmax(-1)
+    curr = (torch.randn(3, 2, n + more) * sharpness).softmax(-1)
+    parts = redundancy_parts(prev, curr)
+    p, p_next = prev.double().numpy(), curr.double().numpy().clip(EPS)
+    # entropy() normalises both.
+    first = entropy(p, p_next[..., :n], axis=-1).mean()
+    assert parts.conditional.item() == pytest.approx(first, abs=2e-5)
+    assert parts.own_share.item() == pytest.approx(
+        curr[..., n:].sum(-1).mean().item(), abs=1e-6)
+    rest = -np.log(p_next[..., :n].sum(-1)).mean()
+    assert parts.kl.item() == pytest.approx(first + rest, abs=2e-5)
+    assert parts.excess.item() == pytest.approx(
+        parts.kl.item() - np.log((n + more) / n), abs=1e-5)
+
+
+def test_a_layer_that_has_learned_nothing_has_no_excess_and_no_first_part():
+    uniform = torch.full((2, 3, 5), 1 / 5), torch.full((2, 3, 7), 1 / 7)
+    parts = redundancy_parts(*uniform)  # two of them new, one that is skipped
+    assert parts.kl.item() == pytest.approx(np.log(7 / 5), abs=1e-6)
+    assert parts.excess.item() == pytest.approx(0, abs=1e-6)
+    assert parts.conditional.item() == pytest.approx(0, abs=1e-6)
+    assert parts.own_share.item() == pytest.approx(2 / 7)
+
+
+def test_a_layer_that_sees_itself_alone_tells_nothing_of_the_others():
+    prev, curr = torch.tensor([[[.75, .25]]]), torch.tensor([[[0., 0., 1.]]])
+    parts = redundancy_parts(prev, curr)
+    assert parts.kl.item() == pytest.approx(-np.log(EPS), abs=1)
+    # What remains is as far from uniform as P itself.
+    assert parts.conditional.item() == pytest.approx(
+        entropy([.75, .25], [.5, .5]), abs=1e-5)
 
 
 def test_equal_weights_have_none_and_disjoint_ones_reach_the_ceiling():
