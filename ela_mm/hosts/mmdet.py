@@ -10,37 +10,12 @@ from mmengine.evaluator import DumpResults
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..models.backbones.resnet import ResNetAttentionMixin
+from ..models.backbones.resnet import PlanesMixin
 from .host import Explained, Host, class_name
 
 
-class _MMDetMixin(ResNetAttentionMixin):
-
-    def _stage_channels(self, kwargs: dict) -> int:
-        return kwargs['planes'] * self.block.expansion
-
-    def _leave_to_host(self, kwargs: dict) -> dict:
-        """Its bottlenecks take plugins, but for two of our own options."""
-        own = [plugin for plugin in self._plugins
-               if 'blocks' in plugin or plugin['position'] == 'conv2']
-        theirs = [plugin for plugin in self._plugins if plugin not in own]
-        if not theirs:
-            return kwargs
-        self._plugins = own
-        return dict(kwargs, plugins=theirs)
-
-    def make_res_layer(self, **kwargs) -> nn.Module:
-        """Build a stage; blocks of two convolutions take no plugins."""
-        if kwargs.get('plugins') and not hasattr(kwargs['block'],
-                                                 'make_block_plugins'):
-            raise UsageError(
-                f'plugins: {kwargs["block"].__name__} of mmdet takes none; '
-                'take a depth of 50 or more, whose blocks are bottlenecks')
-        return super().make_res_layer(**kwargs)
-
-
 @MODELS.register_module()
-class ELAResNet(_MMDetMixin, ResNet):
+class ELAResNet(PlanesMixin, ResNet):
     """mmdet's ResNet (18, 34, 50, 101, 152) with layer attention.
 
     Takes the arguments of :class:`mmdet.models.backbones.ResNet` and those of
@@ -50,7 +25,7 @@ class ELAResNet(_MMDetMixin, ResNet):
 
 
 @MODELS.register_module()
-class ELAResNetV1d(_MMDetMixin, ResNetV1d):
+class ELAResNetV1d(PlanesMixin, ResNetV1d):
     """mmdet's ResNetV1d (deep stem, average-pool shortcut) with attention.
 
     Takes the arguments of the host's class and of the mixin.
@@ -58,7 +33,7 @@ class ELAResNetV1d(_MMDetMixin, ResNetV1d):
 
 
 @MODELS.register_module()
-class ELAResNeXt(_MMDetMixin, ResNeXt):
+class ELAResNeXt(PlanesMixin, ResNeXt):
     """mmdet's ResNeXt (50, 101, 152) with layer attention.
 
     Takes the arguments of the host's class and of the mixin.

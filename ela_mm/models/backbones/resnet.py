@@ -9,6 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
+from ...errors import UsageError
 from ..compared.plugins import (
     apply_plugins,
     check_plugins,
@@ -213,6 +214,36 @@ class ResNetAttentionMixin(LayerAttentionMixin):
             and layer.stage <= self.frozen_stages
             and not layer.module.scale.weight.any()
         ]
+
+
+class PlanesMixin(ResNetAttentionMixin):
+    """The same for hosts whose stages are built from ``planes``.
+
+    Such are mmdet and mmseg: their bottlenecks also take plugins.
+    """
+
+    def _stage_channels(self, kwargs: dict) -> int:
+        return kwargs['planes'] * self.block.expansion
+
+    def _leave_to_host(self, kwargs: dict) -> dict:
+        """Leave it all plugins but those with two of our own options."""
+        own = [plugin for plugin in self._plugins
+               if 'blocks' in plugin or plugin['position'] == 'conv2']
+        theirs = [plugin for plugin in self._plugins if plugin not in own]
+        if not theirs:
+            return kwargs
+        self._plugins = own
+        return dict(kwargs, plugins=theirs)
+
+    def make_res_layer(self, **kwargs) -> nn.Module:
+        """Build a stage; blocks of two convolutions take no plugins."""
+        block = kwargs['block']
+        if kwargs.get('plugins') and not hasattr(block, 'make_block_plugins'):
+            raise UsageError(
+                f'plugins: {block.__name__} of '
+                f'{block.__module__.split(".")[0]} takes none; take a depth '
+                'of 50 or more, whose blocks are bottlenecks')
+        return super().make_res_layer(**kwargs)
 
 
 def _is_pretrained(init_cfg) -> bool:
