@@ -77,7 +77,7 @@ def main() -> None:
         host.tta(cfg)
     check_data(cfg, 'test_dataloader')
     set_up_distributed(cfg)
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, trains=False)
     if args.out is not None and args.out_item == 'pred':
         runner.test_evaluator.metrics.append(host.dump_results(args.out))
     metrics = runner.test()

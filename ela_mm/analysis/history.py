@@ -22,7 +22,7 @@ class Run(NamedTuple):
     Attributes:
         work_dir (str): Its path.
         record (dict): Of all decisions, see docs/record.md.
-        config (str | None): Path of the config that mmengine left there.
+        config (str | None): Path of the config that it was trained with.
         checkpoint (str | None): The latest that was written to its end.
         unit (str): ``'epoch'`` or ``'iteration'``: what windows and the
             following points count.
@@ -85,7 +85,7 @@ def read_run(work_dir: str) -> Run:
     return Run(
         work_dir=work_dir,
         record=record,
-        config=_config(work_dir),
+        config=_config(work_dir, logs),
         checkpoint=latest_intact(work_dir)[0],
         unit='epoch' if by_epoch else 'iteration',
         step_times=_step_times(logs, unit),
@@ -107,8 +107,16 @@ def decided(run: Run) -> List[Decision]:
     return run.decisions
 
 
-def _config(work_dir: str) -> Optional[str]:
-    """The newest: a work dir may have been trained in more than once."""
+def _config(work_dir: str, logs: '_Logs') -> Optional[str]:
+    """Of the latest start that has trained, else the newest in the work dir.
+
+    The hosts' own test tools replace the config in the work dir by that of
+    the test, in which ``--tta`` wraps the model.
+    """
+    if logs.start is not None:
+        path = osp.join(logs.start, 'config.py')  # LocalVisBackend's
+        if osp.isfile(path):
+            return path
     paths = glob.glob(osp.join(glob.escape(work_dir), '*.py'))
     for path in sorted(
             filter(osp.isfile, paths), key=osp.getmtime, reverse=True):
@@ -125,16 +133,18 @@ class _Logs(NamedTuple):
         steps (Dict[int, dict]): Logged training steps, by iteration.
         metrics (Dict[int, dict]): Validations, by epoch, or by iteration in
             an iteration-based loop.
+        start (str | None): Folder of the latest start that has trained.
     """
     steps: Dict[int, dict]
     metrics: Dict[int, dict]
+    start: Optional[str]
 
 
 def _read_logs(work_dir: str) -> _Logs:
     """Join the logs of all starts; a later one takes over where it began."""
     pattern = osp.join(
         glob.escape(work_dir), '*', 'vis_data', 'scalars.json')
-    logs = _Logs({}, {})
+    logs = _Logs({}, {}, None)
     # Named by the time of the start.
     for path in sorted(filter(osp.isfile, glob.glob(pattern))):
         steps, metrics = _read_log(path)
@@ -147,6 +157,7 @@ def _read_logs(work_dir: str) -> _Logs:
                 del points[x]
         logs.steps.update(steps)
         logs.metrics.update(metrics)
+        logs = logs._replace(start=osp.dirname(path))
     return logs
 
 

@@ -10,6 +10,7 @@ from typing import Callable, Optional, TextIO
 import torch
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.dist import master_only
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -117,14 +118,36 @@ def set_up_distributed(cfg: Config) -> None:
     cfg.model_wrapper_cfg = wrapper
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config asks for."""
+def build_runner(cfg: Config, trains: bool = True) -> Runner:
+    """Build the runner that the config asks for.
+
+    Args:
+        cfg (Config): The whole config.
+        trains (bool): Whether it is going to train. If not, its config goes
+            to the folder of its log: the one in the work dir says how what
+            lies there was trained. Defaults to True.
+
+    Returns:
+        Runner: Of the config's ``runner_type``.
+    """
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
+    if not trains:
+        kind = cfg.get('runner_type', Runner)
+        kind = RUNNERS.get(kind) if isinstance(kind, str) else kind
+        if kind is not None:  # else building it says so
+            build = type(kind.__name__, (kind, ),
+                         dict(dump_config=_dump_beside_log)).from_cfg
     runner = build(cfg)
     for handler in runner.logger.handlers:
         if isinstance(handler, logging.FileHandler):
             _escape(handler.stream)
     return runner
+
+
+@master_only
+def _dump_beside_log(runner: Runner) -> None:
+    name = osp.basename(runner.cfg.filename or 'config.py')
+    runner.cfg.dump(osp.join(runner.log_dir, name))
 
 
 def _escape(stream: TextIO) -> None:

@@ -357,7 +357,7 @@ def report_of(work_dir, say=print):
 def test_a_report_says_what_is_left_out(tmp_path):
     """No config file, no pictures: the record alone."""
     toy_runner(tmp_path, max_epochs=1).train()
-    for path in tmp_path.glob('*.py'):
+    for path in tmp_path.rglob('*.py'):
         path.unlink()
     said = []
     text = report_of(tmp_path, said.append)

@@ -1,13 +1,17 @@
 """The same network on mmpretrain, and the tools on a classifier's config."""
+import shutil
+
 import cv2
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain import ImageClassificationInferencer, get_model
 from mmpretrain.registry import MODELS
 from support.classifier import train_classifier
 from support.running import tool
 
+from ela_mm.analysis.history import read_run
 from ela_mm.engine.journal.record import read_record
 from ela_mm.hosts.mmdet import ELAResNet as DetectionELAResNet
 from ela_mm.hosts.mmpretrain import ELAResNet
@@ -56,12 +60,26 @@ def test_tools_train_a_classifier(trained):
 
 
 def test_tools_test_a_classifier_with_tta(trained, tmp_path):
+    """In the run's own work dir, whose config stays the training's."""
     config, work_dir, _ = trained
+    before = (work_dir / config.name).read_text()
     process = tool('test.py', config, work_dir / 'epoch_1.pth', '--work-dir',
-                   tmp_path, '--out', tmp_path / 'metrics.json', '--out-item',
+                   work_dir, '--out', tmp_path / 'metrics.json', '--out-item',
                    'metrics', '--tta')
     assert process.returncode == 0, process.stderr[-2000:]
     assert 'accuracy/top1' in (tmp_path / 'metrics.json').read_text()
+    assert (work_dir / config.name).read_text() == before
+    (beside_the_log, ) = work_dir.glob(f'*/{config.name}')
+    assert 'tta_model' in beside_the_log.read_text()
+
+
+def test_a_run_is_read_with_the_config_it_was_trained_with(trained, tmp_path):
+    """Also where another tool has put its own over it since."""
+    config, work_dir, _ = trained
+    copy = shutil.copytree(work_dir, tmp_path / 'work')
+    (copy / config.name).write_text('model = dict(type="TTA")')
+    cfg = Config.fromfile(read_run(str(copy)).config)
+    assert cfg.model.backbone.type == 'ELAResNet' and cfg.load_from is None
 
 
 def test_python_use_gives_the_pruned_network(trained):
