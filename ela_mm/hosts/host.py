@@ -1,6 +1,6 @@
 """What only a host knows; by itself, of models that are of no host."""
 from copy import deepcopy
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -98,16 +98,24 @@ class Host:
                     'predictions can be averaged: set tta_model in the config')
             cfg.tta_model = self.tta_model
         if 'tta_pipeline' not in cfg:
-            *steps, pack = deepcopy(dataset.pipeline)
-            if self.tta_meta_keys:
-                pack.meta_keys = self.tta_meta_keys
-            flips = [dict(type='RandomFlip', prob=p) for p in (1., 0.)]
-            cfg.tta_pipeline = [
-                *steps,
-                dict(type='TestTimeAug', transforms=[flips, [pack]])
-            ]
+            cfg.tta_pipeline = self.tta_steps(dataset.pipeline)
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
         dataset.pipeline = cfg.tta_pipeline
+
+    def tta_steps(self, pipeline: Sequence[dict]) -> List[dict]:
+        """Make a pipeline that flips out of a test pipeline.
+
+        Args:
+            pipeline (Sequence[dict]): Its last step packs; not changed.
+
+        Returns:
+            List[dict]: Its last step is a TestTimeAug.
+        """
+        *steps, pack = deepcopy(list(pipeline))
+        if self.tta_meta_keys:
+            pack['meta_keys'] = self.tta_meta_keys
+        flips = [dict(type='RandomFlip', prob=p) for p in (1., 0.)]
+        return [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
 
     def dump_results(self, path: str) -> DumpResults:
         """Build the metric that writes predictions into a ``.pkl``."""

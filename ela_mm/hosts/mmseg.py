@@ -1,0 +1,209 @@
+"""ELA on MMSegmentation's ResNet family, and what only MMSegmentation knows."""
+from typing import List, Optional, Sequence, Tuple
+
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import DumpResults
+from mmseg.models import (  # all of them, or none
+    DepthEstimator,
+    EncoderDecoder,
+    ResNeSt,
+    ResNet,
+    ResNetV1c,
+    ResNetV1d,
+    ResNeXt,
+)
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from ..compat.compiling import is_compiling
+from ..models.backbones.resnet import PlanesMixin
+from .host import Explained, Host, class_name
+
+
+@MODELS.register_module()
+class ELAResNet(PlanesMixin, ResNet):
+    """mmseg's ResNet (18, 34, 50, 101, 152) with layer attention.
+
+    Takes the arguments of :class:`mmseg.models.backbones.ResNet`, dilations,
+    ``multi_grid`` and ``contract_dilation`` among them, and those of
+    :class:`~ela_mm.models.backbones.layer_attention_mixin.LayerAttentionMixin`.
+    Returns a tuple of (B, C, H, W), one per entry of ``out_indices``.
+    """
+
+
+@MODELS.register_module()
+class ELAResNetV1c(PlanesMixin, ResNetV1c):
+    """mmseg's ResNetV1c (deep stem) with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAResNetV1d(PlanesMixin, ResNetV1d):
+    """mmseg's ResNetV1d (deep stem, average-pool shortcut) with attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAResNeXt(PlanesMixin, ResNeXt):
+    """mmseg's ResNeXt (50, 101, 152) with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAResNeSt(PlanesMixin, ResNeSt):
+    """mmseg's ResNeSt (50, 101, 152, 200) with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+class MMSeg(Host):
+    """MMSegmentation."""
+
+    scope = 'mmseg'
+    deep_stem = tuple(f'stem.{i}' for i in (0, 1, 3, 4, 6, 7))
+    main_metrics = ('mIoU', 'mDice', 'mFscore')
+    exportable = dict(segmentor='an mmseg EncoderDecoder')
+    tta_model = dict(type='mmseg.SegTTAModel')
+
+    def picture_shape(self, backbone: dict) -> Tuple[int, int]:
+        """Say for which pictures a backbone is made: ADE20K's crops."""
+        return 512, 512
+
+    def show(self, cfg: Config, folder: Optional[str]) -> None:
+        """Let the visualization hook draw every picture of a test.
+
+        As with the host's own tool they are in ``vis_data/vis_image`` below
+        the folder.
+        """
+        cfg.default_hooks.visualization.update(draw=True, interval=1)
+        if folder:
+            drawing = cfg.setdefault('visualizer', {})
+            drawing.update(save_dir=folder)
+            drawing.setdefault('type', 'mmseg.SegLocalVisualizer')
+            drawing.vis_backends = [dict(type='LocalVisBackend')]
+
+    def tta_steps(self, pipeline: Sequence[dict]) -> List[dict]:
+        """Flip pictures alone: predictions are flipped back, labels are not."""
+        *steps, augment = super().tta_steps(pipeline)
+        labels = [x for x in steps if 'Annotation' in str(x['type'])]
+        flips, pack = augment['transforms']
+        return [
+            *(x for x in steps if x not in labels),
+            dict(augment, transforms=[flips, *([x] for x in labels), pack])
+        ]
+
+    def dump_results(self, path: str) -> DumpResults:
+        """Build the metric that writes label maps, without their logits."""
+        return _DumpMaps(out_file_path=path)
+
+    def explain(self, model: nn.Module, data: dict) -> Explained:
+        """Choose what class activation maps explain: the pixels of a class.
+
+        Of those found in the picture it is the one with most pixels; the one
+        called background is only taken where it is alone. Its score is its
+        mean logit over the pixels that are found to be of it, as Seg-Grad-CAM
+        takes their sum (Vinogradova et al., AAAI 2020, eq. 2).
+        """
+        if not _segments(model):
+            return super().explain(model, data)
+        from pytorch_grad_cam.utils.model_targets import (
+            SemanticSegmentationTarget,
+        )
+        with torch.no_grad():
+            logits = _Segmentor(model)(data['inputs'])[0]  # (classes, H, W)
+            found = _labels(model, logits)  # (H, W)
+        pixels = {int(x): int((found == x).sum()) for x in found.unique()}
+        label = max(
+            pixels, key=lambda x: (class_name(model, x) != 'background',
+                                   pixels[x]))
+        share = (found == label) / pixels[label]  # (H, W), sums to 1
+        target = SemanticSegmentationTarget(
+            min(label, len(logits) - 1), share.cpu().numpy())
+        # Of a single logit the other class is where it is small.
+        sign = -1 if len(logits) == 1 and label == 0 else 1
+        return Explained(
+            _Segmentor, lambda answer: sign * target(answer),
+            f'the {pixels[label]} pixels of class {class_name(model, label)}')
+
+    def default_part(self, model: nn.Module) -> str:
+        """Say what of a model is exported: all of it, if it segments."""
+        return 'segmentor' if _segments(model) else super().default_part(model)
+
+    def export(self, model: nn.Module,
+               scores: bool) -> Tuple[nn.Module, List[str]]:
+        """Make a module of the segmentor, from pictures to maps.
+
+        These are of the pictures' size; sliding windows and flips are left to
+        whoever runs it.
+        """
+        ending = None
+        if scores:
+            ending = (
+                nn.Sigmoid() if model.out_channels == 1 else nn.Softmax(dim=1))
+        return (_Segmentor(model, ending).eval(),
+                ['scores' if scores else 'logits'])  # (B, classes, H, W)
+
+
+def _segments(model: nn.Module) -> bool:
+    return isinstance(model, EncoderDecoder) and not isinstance(
+        model, DepthEstimator)
+
+
+def _labels(model: nn.Module, logits: Tensor) -> Tensor:
+    """(classes, H, W) to (H, W), as the host's postprocess_result does."""
+    if len(logits) > 1:
+        return logits.argmax(0)
+    return (logits[0].sigmoid() > model.decode_head.threshold).long()
+
+
+class _Segmentor(nn.Module):
+    """Pictures (B, 3, H, W) to logits (B, classes, H, W).
+
+    Args:
+        model (nn.Module): An EncoderDecoder.
+        scores (nn.Module, optional): Makes scores of logits.
+    """
+
+    def __init__(self,
+                 model: nn.Module,
+                 scores: Optional[nn.Module] = None) -> None:
+        super().__init__()
+        self.model = model
+        self.scores = scores or nn.Identity()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        shape = inputs.shape[2:]
+        # Heads look at the first alone, but those that predict masks; and a
+        # graph for any batch has no length.
+        number = 1 if is_compiling() else len(inputs)
+        meta = dict(ori_shape=shape, img_shape=shape, pad_shape=shape)
+        logits = self.model.encode_decode(
+            inputs, [dict(meta) for _ in range(number)])
+        return self.scores(logits)
+
+
+class _DumpMaps(DumpResults):
+    """Keeps of a prediction what can be scored later, in few bytes."""
+
+    def process(self, data_batch: dict, predictions: Sequence[dict]) -> None:
+        super().process(data_batch, [_small(x) for x in predictions])
+
+
+def _small(prediction: dict) -> dict:
+    labels = prediction['pred_sem_seg']['data']
+    if labels.max() < 256:
+        labels = labels.to(torch.uint8)
+    # Logits are float32 and one map per class: hundreds of MB a picture.
+    kept = {k: v for k, v in prediction.items() if k != 'seg_logits'}
+    return dict(kept, pred_sem_seg=dict(data=labels))
+
+
+HOST = MMSeg()
