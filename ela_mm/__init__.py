@@ -15,7 +15,7 @@ from .engine import (  # noqa: E402
     ReseedHook,
     SparseTrainingHook,
 )
-from .hosts.registration import register  # noqa: E402
+from .hosts.registration import register, register_host  # noqa: E402
 from .models import LayerAttention, LayerMemory  # noqa: E402
 from .pruning import adjacent_kl, ebqm  # noqa: E402
 from .version import __version__  # noqa: E402
@@ -24,5 +24,6 @@ register()
 
 __all__ = [
     'CKARegularizationHook', 'ELAPruneHook', 'LayerAttention', 'LayerMemory',
-    'ReseedHook', 'SparseTrainingHook', '__version__', 'adjacent_kl', 'ebqm'
+    'ReseedHook', 'SparseTrainingHook', '__version__', 'adjacent_kl', 'ebqm',
+    'register_host'
 ]

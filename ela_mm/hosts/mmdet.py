@@ -3,7 +3,7 @@ from copy import deepcopy
 from typing import Dict, List, Optional
 
 import torch
-from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
+from mmdet.models import ResNet, ResNetV1d, ResNeXt  # all of them, or none
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults

@@ -2,6 +2,7 @@
 from typing import List, Tuple
 
 from mmengine.config import Config, ConfigDict
+from mmpretrain.models import ImageClassifier  # all of them, or none
 from mmpretrain.models.backbones import (
     ResNet,
     ResNet_CIFAR,
@@ -12,7 +13,6 @@ from mmpretrain.models.backbones import (
     SEResNeXt,
 )
 from mmpretrain.models.backbones.resnet import Bottleneck
-from mmpretrain.models.classifiers import ImageClassifier
 from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from mmpretrain.registry import MODELS
 from torch import nn

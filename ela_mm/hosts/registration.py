@@ -1,7 +1,10 @@
 """The hosts that are installed, and whose a config or a model is."""
+import sys
+import warnings
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, Optional, Tuple
 
 from mmengine.config import Config
 from torch import nn
@@ -10,24 +13,86 @@ from ..errors import UsageError
 from .host import Host
 
 # Modules to import for their registrations, by host; the first holds its HOST.
+# A host that others make use of comes before them.
 HOSTS = dict(
-    mmdet=('ela_mm.hosts.mmdet', 'ela_mm.datasets.mmdet'),
     mmpretrain=('ela_mm.hosts.mmpretrain', 'ela_mm.hosts.mmpretrain_cifar',
-                'ela_mm.datasets.mmpretrain'))
+                'ela_mm.datasets.mmpretrain'),
+    mmdet=('ela_mm.hosts.mmdet', 'ela_mm.datasets.mmdet'),
+    mmseg=('ela_mm.hosts.mmseg', 'ela_mm.datasets.mmseg'))
 _MMENGINE = Host()
 _installed: Dict[str, Host] = {}
+_failed: Dict[str, Exception] = {}
 
 
 def register() -> None:
-    """Register backbones and datasets with every installed host."""
-    for name, modules in HOSTS.items():
-        if find_spec(name) is not None:
-            host, *_ = [import_module(module) for module in modules]
-            _installed[name] = host.HOST
+    """Register backbones and datasets with every installed host.
+
+    One that cannot be imported is left out, with a warning that says why.
+    """
+    for name in HOSTS:
+        if name in _installed or find_spec(name) is None:
+            continue
+        try:
+            register_host(name)
+        except Exception as error:
+            _failed[name] = error
+            warnings.warn(
+                f'ela_mm goes on without {name}, which cannot be imported: '
+                f'{_reason(name)}. Once it can, '
+                f'ela_mm.register_host({name!r}) adds what is missing',
+                stacklevel=2)
+
+
+def register_host(name: str) -> None:
+    """Register backbones and datasets with a host; once is enough.
+
+    Importing :mod:`ela_mm` does so. It is for a host that could not be
+    imported by then, or was installed later.
+
+    Args:
+        name (str): ``'mmdet'`` or ``'mmpretrain'``.
+
+    Raises:
+        UsageError: On another name.
+        Exception: What importing the host raises.
+    """
+    if name not in HOSTS:
+        raise UsageError(f'no host is called {name!r}: expected one of '
+                         f'{", ".join(HOSTS)}')
+    with _hidden(other for other in _failed if other != name):
+        host, *_ = [import_module(module) for module in HOSTS[name]]
+    _installed[name] = host.HOST
+    _failed.pop(name, None)
+
+
+@contextmanager
+def _hidden(names: Iterable[str]) -> Iterator[None]:
+    """Let packages look as if they were not installed.
+
+    mmdet makes use of mmpretrain where it is installed: one that fails in
+    another way than by an ImportError would take mmdet along.
+    """
+    names = set(names)
+    hidden = {key: module for key, module in sys.modules.items()
+              if key.split('.')[0] in names}
+    for key in hidden:
+        del sys.modules[key]
+    sys.modules.update(dict.fromkeys(names))  # None: an ImportError
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+        sys.modules.update(hidden)
+
+
+def _reason(name: str) -> str:
+    error = _failed[name]
+    return f'{type(error).__name__}: {error}'
 
 
 def installed() -> Tuple[Host, ...]:
-    """List the hosts whose packages are installed."""
+    """List the hosts that are installed and can be imported."""
     return tuple(_installed.values())
 
 
@@ -43,7 +108,7 @@ def host_of(cfg: Config, kind: Any = None) -> Host:
         Host: That of mmengine where no host is named.
 
     Raises:
-        UsageError: If the host is not installed.
+        UsageError: If the host is not installed or cannot be imported.
     """
     if kind is None:
         kind = (cfg.get('model') or {}).get('type')
@@ -54,8 +119,10 @@ def host_of(cfg: Config, kind: Any = None) -> Host:
         scope = scope if dot and scope in HOSTS else None
     scope = scope or cfg.get('default_scope')
     if scope in HOSTS and scope not in _installed:
-        raise UsageError(f'the config is one of {scope}, which is not '
-                         'installed: install it, or take a config of '
+        what = ('is not installed: install it' if scope not in _failed else
+                f'cannot be imported ({_reason(scope)}): mend that')
+        raise UsageError(f'the config is one of {scope}, which {what}, or '
+                         'take a config of '
                          f'{" or ".join(_installed) or "another host"}')
     return _installed.get(scope, _MMENGINE)
 

@@ -1,4 +1,8 @@
 """Whose a config or a model is, and what follows for it."""
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +23,7 @@ from ela_mm.hosts import registration
 from ela_mm.hosts.mmpretrain import ELAResNet
 from ela_mm.hosts.registration import host_of, host_of_model
 
+ROOT = Path(__file__).parents[2]
 SMALL = dict(depth=18, stem_channels=16, base_channels=16)
 
 
@@ -75,6 +80,61 @@ def test_a_host_that_is_missing_is_named(monkeypatch):
     assert host_of(config('mmpretrain', 'ImageClassifier')).main_metrics
     assert host_of_model(ToyClassifier.__new__(ToyClassifier)).scope
     assert list(parts()) == ['backbone', 'classifier']
+
+
+BROKEN = """
+import sys, warnings
+import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+class Broken:  # as of a package that mmpretrain expects in another version
+    def find_spec(self, name, path=None, target=None):
+        if name == 'mmpretrain.models.multimodal':
+            raise TypeError('NoneType takes no arguments')
+
+sys.meta_path.insert(0, Broken())
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    import ela_mm
+said = [str(w.message) for w in caught if 'ela_mm' in str(w.message)]
+assert len(said) == 1 and ('without mmpretrain, which cannot be imported: '
+                           'TypeError: NoneType takes no arguments') in said[0]
+
+from ela_mm.errors import UsageError
+from ela_mm.hosts.registration import host_of, installed
+assert [host.scope for host in installed()] == ['mmdet']
+asked = dict(type='mmdet.ELAResNet', depth=18)
+assert MODELS.build(asked).attention_layers
+
+# Whoever asks for its classes learns why, however often, and by any door.
+asked = dict(type='mmpretrain.ELAResNet', depth=18)
+for _ in range(2):
+    with pytest.raises(TypeError, match='takes no arguments'):
+        MODELS.build(asked)
+    with pytest.raises(TypeError, match='takes no arguments'):
+        import ela_mm.hosts.mmpretrain
+    with pytest.raises(TypeError, match='takes no arguments'):
+        ela_mm.register_host('mmpretrain')
+with pytest.raises(UsageError, match='of mmpretrain, which cannot be imported '
+                   '.TypeError: .* or take a config of mmdet'):
+    host_of(Config(dict(default_scope='mmpretrain')))
+
+del sys.meta_path[0]  # mended
+ela_mm.register_host('mmpretrain')
+assert MODELS.build(asked).attention_layers
+assert host_of(Config(dict(default_scope='mmpretrain'))).scope == 'mmpretrain'
+"""
+
+
+def test_a_host_that_cannot_be_imported_is_left_out():
+    """mmdet, which makes use of mmpretrain where it is there, goes on."""
+    subprocess.run([sys.executable, '-c', BROKEN], check=True, cwd=ROOT)
+
+
+def test_hosts_that_nobody_knows_are_not_registered():
+    with pytest.raises(UsageError, match="'mmfoo': expected one of .*mmdet"):
+        registration.register_host('mmfoo')
 
 
 def test_only_classifiers_have_defaults_of_loaders():
