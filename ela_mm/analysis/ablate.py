@@ -105,7 +105,8 @@ class Ablated(NamedTuple):
 class _Tally:
     """Losses and hits of one network, batch by batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, accuracy: bool) -> None:
+        self.accuracy = accuracy
         self.losses: List[float] = []
         self.hits: List[Optional[int]] = []
 
@@ -122,7 +123,7 @@ class _Tally:
                     f'({type(error).__name__}: {error}): its pipeline has to '
                     'load annotations') from error
             self.losses.append(float(model.parse_losses(losses)[0]))
-        self.hits.append(_hits(model, data))
+        self.hits.append(_hits(model, data) if self.accuracy else None)
 
 
 def _devices(model: nn.Module) -> list:
@@ -153,8 +154,8 @@ class _Weights:
 
 
 @torch.no_grad()
-def ablate(model: nn.Module, batches: Iterable[dict],
-           criterion: Criterion) -> Ablated:
+def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
+           accuracy: bool = True) -> Ablated:
     """Skip each active layer in turn, and see what the loss says.
 
     Args:
@@ -163,6 +164,8 @@ def ablate(model: nn.Module, batches: Iterable[dict],
         batches (Iterable[dict]): With annotations, see
             :func:`ela_mm.apis.data.annotated_batches`.
         criterion (Criterion): Whose decision is tried as a whole.
+        accuracy (bool): Whether to count hits as well, in a second pass over
+            each batch. Defaults to True.
 
     Returns:
         Ablated: On the same batches for every layer.
@@ -173,8 +176,8 @@ def ablate(model: nn.Module, batches: Iterable[dict],
     backbone = find_backbone(model)
     model.eval()
     active = [x for x in backbone.attention_layers if x.active]
-    whole, weights = _Tally(), _Weights()
-    single = {layer.name: _Tally() for layer in active}
+    whole, weights = _Tally(accuracy), _Weights()
+    single = {layer.name: _Tally(accuracy) for layer in active}
     kept: List[dict] = []
     counts: List[int] = []
     for batch in batches:
@@ -191,7 +194,7 @@ def ablate(model: nn.Module, batches: Iterable[dict],
         raise UsageError('no picture to look at: the dataset is empty')
     redundancy = _redundancy(active, weights, np.array(counts), criterion)
     skipped = _decision(redundancy, criterion)
-    together = _Tally()
+    together = _Tally(accuracy)
     for batch in kept if skipped else []:
         _without(backbone, skipped, together, model, batch)
     return Ablated(
