@@ -9,14 +9,20 @@ carries it.
 import logging
 import re
 from copy import deepcopy
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Type
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ...errors import UsageError
-from .stages import AttentionLayerInfo, Observer, Stage, attention_kind
+from .stages import (
+    ATTENTION,
+    AttentionLayerInfo,
+    Observer,
+    Stage,
+    attention_kind,
+)
 
 # What attention's state may have or lack, and be the same attention.
 _OPTIONAL = {'scale.weight', 'norm.num_batches_tracked'}
@@ -31,7 +37,8 @@ class LayerAttentionMixin:
     Put it before the host's class: ``class ELAResNet(LayerAttentionMixin,
     ResNet)``. All arguments of the host stay valid. A family of backbones
     overrides :attr:`attention_stages` and puts stages of
-    ``attention_kind`` in place of the host's.
+    ``attention_kind`` in place of the host's: while the host builds them, or
+    after it in :meth:`add_attention`.
 
     Args:
         attention (str | None): ``'base'`` for MRLA-base, which ELA prunes,
@@ -39,19 +46,26 @@ class LayerAttentionMixin:
             another name of
             :data:`~ela_mm.models.backbones.stages.ATTENTION`. Defaults to
             ``'base'``.
-        head_dim (int, optional): d, channels per head. Defaults to 16 for
-            ``'base'`` and 32 for ``'light'``, the paper's.
+        head_dim (int, optional): d, channels per head. Defaults to the
+            largest of 16, 8 and 4 that divides the channels of every stage,
+            and for ``'light'`` of 32, 16, 8 and 4. The paper has the first of
+            each; another is said in the log.
         act (bool): Whether a relu ends the term of ``'base'``. Defaults to
             True.
         zero_init_attention (bool): Start from the plain network, bit for bit,
             by a learnable scale per channel that is 0 at first. For training
             that starts from plain weights. Defaults to False.
 
+    Attributes:
+        kinds (Dict[str, Type[Stage]]): The values of ``attention`` that the
+            family offers.
+
     Raises:
-        UsageError: On an unknown ``attention``, a ``head_dim`` that does not
-            divide the channels of a stage, or an option that the chosen
-            attention does not have.
+        UsageError: On an ``attention`` that the family does not offer, a
+            ``head_dim`` that does not divide the channels of a stage, or an
+            option that the chosen attention does not have.
     """
+    kinds: Dict[str, Type[Stage]] = ATTENTION
 
     def __init__(self,
                  *args,
@@ -60,6 +74,11 @@ class LayerAttentionMixin:
                  act: bool = True,
                  zero_init_attention: bool = False,
                  **kwargs) -> None:
+        if 'attention_groups' in kwargs:
+            raise UsageError(
+                f'attention_groups={kwargs["attention_groups"]!r}: '
+                f'{type(self).__name__} has stages, and attention starts anew '
+                'at each; it is an option of plain vision transformers')
         # Plain values, which the host's __init__ needs to build stages.
         self.attention = attention
         self.attention_options: Dict[str, Any] = {}
@@ -69,8 +88,11 @@ class LayerAttentionMixin:
                                       zero_init_attention, False)):
             if value != default:
                 self.attention_options[name] = value
-        self.attention_kind = attention_kind(attention, self.attention_options)
+        self.attention_kind = attention_kind(
+            attention, self.attention_options, self.kinds)
         super().__init__(*args, **kwargs)
+        if self.attention_kind is not None:
+            self.add_attention()
         if self.attention_kind is not None and self.attention_kind.prunable:
             total = sum(len(stage) for stage in self.attention_stages)
             for name in ('active', 'visible'):
@@ -81,6 +103,46 @@ class LayerAttentionMixin:
         """The stages that have attention, in order; none without any."""
         raise NotImplementedError(
             f'{type(self).__name__} must say where its stages are')
+
+    def add_attention(self) -> None:
+        """Put stages in place of the host's, which is built by now.
+
+        Families whose host lets them build the stages do nothing here.
+        """
+
+    def fit_head_dim(self, channels: Sequence[int]) -> None:
+        """Choose ``head_dim``, unless the user did.
+
+        Args:
+            channels (Sequence[int]): C of every stage.
+        """
+        choices = self.attention_kind.head_dims
+        if not choices or 'head_dim' in self.attention_options:
+            return
+        fitting = next((d for d in choices if all(
+            c % d == 0 for c in channels)), choices[0])
+        if fitting != choices[0]:
+            print_log(
+                f'head_dim={fitting}: the largest of '
+                f'{", ".join(map(str, choices))} that divides the channels of '
+                f'every stage ({", ".join(map(str, channels))})', 'current')
+        self.attention_options['head_dim'] = fitting
+
+    def is_frozen(self, layer: AttentionLayerInfo) -> bool:
+        """Tell whether the host's ``frozen_stages`` freezes a layer."""
+        return False
+
+    @property
+    def inert_layers(self) -> List[str]:
+        """Active layers that add exactly 0 and cannot learn otherwise.
+
+        Such are fresh, zero-initialised layers in frozen stages.
+        """
+        return [
+            layer.name for layer in self.attention_layers
+            if layer.active and layer.module.scale is not None
+            and self.is_frozen(layer) and not layer.module.scale.weight.any()
+        ]
 
     def forward(self, x: Tensor) -> Any:
         """Run the host's network.

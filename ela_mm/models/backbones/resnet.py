@@ -1,12 +1,9 @@
 """The ResNet family: stages come from ``make_res_layer``.
 
-Also what this family's ``norm_eval`` and ``frozen_stages`` mean for attention,
-and the plugins that a config puts into blocks.
+Also the plugins that a config puts into blocks.
 """
-from typing import Dict, Iterable, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence
 
-import torch
-from mmengine.logging import print_log
 from torch import nn
 
 from ...errors import UsageError
@@ -16,14 +13,11 @@ from ..compared.plugins import (
     init_plugins,
     plugin_norms,
 )
-from .layer_attention_mixin import LayerAttentionMixin
-from .stages import Stage, StageSpec
-
-# Values of the buffer fresh_norm_mask.
-_UNDECIDED, _AS_THE_HOST, _FRESH = -1, 0, 1
+from .fresh_norms import FreshNormsMixin
+from .stages import AttentionLayerInfo, Stage, StageSpec
 
 
-class ResNetAttentionMixin(LayerAttentionMixin):
+class ResNetAttentionMixin(FreshNormsMixin):
     """Adds layer attention to a ResNet class of a host.
 
     Args:
@@ -49,13 +43,6 @@ class ResNetAttentionMixin(LayerAttentionMixin):
         check_plugins(plugins or (), kwargs.get('num_stages', 4))
         self._plugins = plugins or ()
         super().__init__(*args, **self._leave_to_host(kwargs))
-        total = sum(map(len, self._new_norms().values()))
-        if self.attention_kind is not None or total:
-            self.register_buffer(
-                'fresh_norm_mask',
-                torch.full((len(self._new_norms()), ),
-                           _UNDECIDED,
-                           dtype=torch.int8))
 
     def _leave_to_host(self, kwargs: dict) -> dict:
         """Hand the host those plugins that it puts into blocks itself."""
@@ -76,10 +63,13 @@ class ResNetAttentionMixin(LayerAttentionMixin):
                       self.last_norm_reader)
         if self.attention_kind is None:
             return blocks
+        channels = self._stage_channels(kwargs)
+        # RegNet knows all widths beforehand; elsewhere they are multiples.
+        self.fit_head_dim(getattr(self, 'stage_widths', [channels]))
         spec = StageSpec(
             # The host appends a stage's name to res_layers after it is built.
             name=f'layer{len(self.res_layers) + 1}',
-            channels=self._stage_channels(kwargs),
+            channels=channels,
             norm_cfg=kwargs['norm_cfg'],
             # mmpretrain has a rate per block, mmdet no stochastic depth.
             drop_path_rates=kwargs.get('drop_path_rate', [0.] * len(blocks)),
@@ -106,114 +96,25 @@ class ResNetAttentionMixin(LayerAttentionMixin):
 
     # --- norms ---------------------------------------------------------------
 
-    @property
-    def fresh_norms(self) -> Optional[frozenset]:
-        """Layers whose norms ``norm_eval=True`` leaves in training mode.
+    def is_frozen(self, layer: AttentionLayerInfo) -> bool:
+        """Tell whether the host's ``frozen_stages`` freezes a layer."""
+        return layer.stage <= self.frozen_stages
 
-        ``norm_eval`` freezes the statistics of pretrained norms. Those of
-        attention that starts fresh have seen no data; frozen, they would stay
-        at mean 0 and variance 1 for good. It is decided once, when training
-        starts, by whether a norm has ever seen a batch; those of frozen
-        stages stay frozen. The decision is a buffer: whoever loads the
-        weights, to resume or to fine-tune, goes on with it. None: not decided
-        yet; setting None decides anew.
-        """
-        if not hasattr(self, 'fresh_norm_mask'):
-            return frozenset()
-        states = self.fresh_norm_mask.tolist()
-        if _UNDECIDED in states:
-            return None
-        names = self._new_norms()
-        return frozenset(
-            name for name, state in zip(names, states) if state == _FRESH)
-
-    @fresh_norms.setter
-    def fresh_norms(self, names: Optional[Iterable[str]]) -> None:
-        if names is None:
-            self.fresh_norm_mask.fill_(_UNDECIDED)
-            return
-        names = set(names)
-        self.fresh_norm_mask.copy_(torch.tensor(
-            [_FRESH if name in names else _AS_THE_HOST
-             for name in self._new_norms()]))
-
-    def _new_norms(self) -> Dict[str, List[nn.Module]]:
-        """By block, the norms that attention and plugins brought along."""
+    def new_norms(self) -> Dict[str, List[nn.Module]]:
+        """List, by block, the norms of attention and of plugins."""
         norms = {}
         for name in self.res_layers:
             stage = getattr(self, name)
-            for i, block in enumerate(stage):
-                norms[f'{name}.{i}'] = plugin_norms(block) + (
+            for i in range(len(stage)):
+                norms[f'{name}.{i}'] = plugin_norms(stage[i]) + (
                     stage.norms(i) if isinstance(stage, Stage) else [])
         return norms
 
-    def _find_fresh_norms(self) -> List[str]:
-        """Blocks that are not frozen, and whose new norms have seen no batch.
-
-        Those of skipped layers will not see one either.
-        """
+    def frozen_norms(self) -> List[str]:
+        """Name the blocks of frozen stages."""
         frozen = self.res_layers[:max(self.frozen_stages, 0)]
-        skipped = {x.name for x in self.attention_layers if not x.active}
-        return [
-            f'{stage}.{i}' for stage in self.res_layers if stage not in frozen
-            for i in range(len(getattr(self, stage)))
-            if f'{stage}.{i}' not in skipped and any(
-                getattr(norm, 'num_batches_tracked', None) == 0
-                for norm in self._new_norms()[f'{stage}.{i}'])
-        ]
-
-    def train(self, mode: bool = True):
-        """Set the mode as the host does; keep fresh norms in training.
-
-        Args:
-            mode (bool): Training or evaluation. Defaults to True.
-
-        Returns:
-            ResNetAttentionMixin: self, where the hosts return None.
-        """
-        super().train(mode)
-        if not (mode and self.norm_eval and hasattr(self, 'fresh_norm_mask')):
-            return self
-        if self.fresh_norm_mask.is_meta:  # which holds nothing to read
-            return self
-        if self.fresh_norms is None:
-            self.fresh_norms = self._find_fresh_norms()
-            if self.fresh_norms:
-                print_log(
-                    f'norm_eval=True: the norms of {len(self.fresh_norms)} '
-                    'attention layers have seen no data yet and stay in '
-                    'training mode', 'current')
-        fresh = self.fresh_norms
-        for name, norms in self._new_norms().items():
-            if name in fresh:
-                for norm in norms:
-                    norm.train()
-        return self
-
-    def _load_from_state_dict(self, state_dict, prefix, *args,
-                              **kwargs) -> None:
-        """Load; weights of a time before the buffer decide anew."""
-        name = prefix + 'fresh_norm_mask'
-        if hasattr(self, 'fresh_norm_mask') and any(
-                key.startswith(prefix) for key in state_dict):
-            undecided = torch.full_like(self.fresh_norm_mask, _UNDECIDED)
-            if state_dict.setdefault(name, undecided).shape != (
-                    undecided.shape):
-                state_dict[name] = undecided
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    @property
-    def inert_layers(self) -> List[str]:
-        """Active layers that add exactly 0 and cannot learn otherwise.
-
-        Such are fresh, zero-initialised layers in frozen stages.
-        """
-        return [
-            layer.name for layer in self.attention_layers
-            if layer.active and layer.module.scale is not None
-            and layer.stage <= self.frozen_stages
-            and not layer.module.scale.weight.any()
-        ]
+        return [name for name in self.new_norms()
+                if name.split('.')[0] in frozen]
 
 
 class PlanesMixin(ResNetAttentionMixin):

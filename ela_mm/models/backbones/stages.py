@@ -112,10 +112,13 @@ class Stage(BaseModule):
     Attributes:
         options (Tuple[str, ...]): Options of the backbone that :meth:`build`
             takes as keywords.
+        head_dims (Tuple[int, ...]): Channels per head that :meth:`build` may
+            be given where the user names none, the paper's first.
         prunable (bool): Whether a layer has weights over layers, and may be
             skipped by itself.
     """
     options: Tuple[str, ...] = ('head_dim', )
+    head_dims: Tuple[int, ...] = ()
     prunable = False
 
     def __init__(self, name: str, blocks: nn.Sequential,
@@ -191,10 +194,10 @@ class Stage(BaseModule):
         return len(self.attention)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return (self.block(i) for i in range(len(self)))
+        return iter(self[:])
 
     def __getitem__(self, index):
-        return list(self)[index]
+        return [self.block(i) for i in range(len(self))][index]
 
 
 #: The kinds of attention, by the name that a config gives.
@@ -218,31 +221,36 @@ def register_attention(name: str) -> Callable[[Type[Stage]], Type[Stage]]:
     return register
 
 
-def attention_kind(name: Optional[str],
-                   options: Dict[str, Any]) -> Optional[Type[Stage]]:
+def attention_kind(
+        name: Optional[str],
+        options: Dict[str, Any],
+        kinds: Dict[str, Type[Stage]] = ATTENTION) -> Optional[Type[Stage]]:
     """Find the class of stage that a backbone is to have.
 
     Args:
         name (str, optional): None for the host's plain stages.
         options (Dict[str, Any]): What the user gave beside it.
+        kinds (Dict[str, Type[Stage]]): Those that the backbone's family
+            offers. Defaults to :data:`ATTENTION`.
 
     Returns:
         Type[Stage] | None: None for the host's plain stages.
 
     Raises:
-        UsageError: On an unknown name, or an option that the kind lacks.
+        UsageError: On a name that the family does not offer, or an option
+            that the kind lacks.
     """
-    if name is not None and name not in ATTENTION:
+    if name is not None and name not in kinds:
         raise UsageError(f'attention={name!r}: expected one of '
-                         f'{(*ATTENTION, None)}')
-    kind = None if name is None else ATTENTION[name]
+                         f'{(*kinds, None)}')
+    kind = None if name is None else kinds[name]
     for option, value in options.items():
         if kind is None or option not in kind.options:
-            having = [repr(n) for n, k in ATTENTION.items()
+            having = [repr(n) for n, k in kinds.items()
                       if option in k.options]
             raise UsageError(
                 f'attention={name!r} knows no {option} (given: {value!r}): it '
-                f'is an option of {", ".join(having)}')
+                f'is an option of {", ".join(having) or "other backbones"}')
     return kind
 
 
@@ -262,6 +270,7 @@ class AttentionStage(Stage):
         observer (Callable | None): Sees neighbouring layers' weights.
     """
     options = ('head_dim', 'act', 'zero_init_attention')
+    head_dims = (16, 8, 4)
     prunable = True
 
     def __init__(self, name: str, blocks: nn.Sequential,
@@ -303,7 +312,7 @@ class AttentionStage(Stage):
         """
         layer = self.attention[i]
         used = {name: self.active[i] for name, _ in layer.named_children()}
-        used.update(dict.fromkeys(('key', 'value'), self.visible[i]))
+        used.update(dict.fromkeys(layer.remembering, self.visible[i]))
         return used, layer
 
     def withhold_gradients(self) -> None:
@@ -352,10 +361,21 @@ class AttentionStage(Stage):
                     f'those of {self.name}.{i}',
                     stacklevel=2)
 
-    def step(self, i: int, x: Tensor,
-             memory: LayerMemory) -> Tuple[Tensor, Optional[Tensor]]:
-        """Run a block, and its attention as far as it is not skipped."""
-        return _attend(self, i, self.block(i)(x), memory)
+    def step(self, i: int, x: Tensor, memory: LayerMemory,
+             *args: Any) -> Tuple[Tensor, Optional[Tensor]]:
+        """Run a block, and its attention as far as it is not skipped.
+
+        Args:
+            i (int): Of the block.
+            x (Tensor): (B, C', H', W'), what leaves the step before.
+            memory (LayerMemory): From :meth:`new_memory`.
+            *args: What the host hands to a block beside x.
+
+        Returns:
+            tuple: What leaves the step (B, C, H, W), and the weights
+            (B, h, n) over layers; None of a skipped layer.
+        """
+        return _attend(self, i, self.block(i)(x, *args), memory)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the blocks and the active layers.
@@ -366,10 +386,23 @@ class AttentionStage(Stage):
         Returns:
             Tensor: (B, C, H, W).
         """
+        return self.run(x)
+
+    def run(self, x: Tensor, *args: Any) -> Tensor:
+        """Do what :meth:`forward` does, for blocks that take more than x.
+
+        Args:
+            x (Tensor): (B, C_in, H_in, W_in), or as the subclass has it.
+            *args: What the host hands to each block beside x.
+
+        Returns:
+            Tensor: (B, C, H, W), or as the subclass has it.
+        """
         memory = _remember_nothing(self, x)
         seen = []
         for i in range(len(self)):
-            x, weights = self.step(i, x, memory)  # (B, C, H, W), (B, h, n)
+            # (B, C, H, W), (B, h, n)
+            x, weights = self.step(i, x, memory, *args)
             seen.append(weights)
         # A graph of torch.fx is made before a window, and runs in it.
         if self.observer is not None or isinstance(x, fx.Proxy):
@@ -436,6 +469,7 @@ class LightAttentionStage(Stage):
         layers (List[LightLayerAttention]): One per block.
     """
     options = ('head_dim', 'zero_init_attention')
+    head_dims = (32, 16, 8, 4)
 
     def __init__(self, name: str, blocks: nn.Sequential,
                  layers: List[LightLayerAttention]) -> None:

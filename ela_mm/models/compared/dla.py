@@ -121,6 +121,7 @@ class DLAStage(AttentionStage):
         blocks (nn.Sequential): The host's blocks.
         layers (List[DynamicLayerAttention]): One per block.
     """
+    head_dims = (32, 16, 8, 4)
 
     @classmethod
     def build(cls,

@@ -133,9 +133,14 @@ class LayerAttention(ScaledAttention):
             then checkpointed with what follows it, and runs twice. Defaults
             to False.
 
+    Attributes:
+        remembering (Tuple[str, ...]): Names of the children that
+            :meth:`remember` runs.
+
     Raises:
         UsageError: If ``head_dim`` is not a positive divisor of ``channels``.
     """
+    remembering: Tuple[str, ...] = ('key', 'value')
 
     def __init__(self,
                  channels: int,
