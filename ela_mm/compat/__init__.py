@@ -2,7 +2,8 @@
 
 Imported for its effect by :mod:`ela_mm`, before any host package:
 
-- :mod:`.mmcv_ops` lets ``mmcv-lite`` stand in for the compiled ``mmcv``;
+- :mod:`.mmcv_ops` lets ``mmcv-lite`` stand in for the compiled ``mmcv``, with
+  the ops in :mod:`.ops`;
 - :mod:`.checkpoints` lets mmengine's checkpoints load under ``weights_only``;
 - :mod:`.moved` keeps the earlier names of this package's modules.
 
