@@ -8,10 +8,11 @@ from collections import defaultdict
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from ..engine.checkpoints import latest_intact
-from ..engine.journal.record import decisions_of, read_record
+from ..engine.journal.record import decisions_of, edits_of, read_record
 from ..errors import UsageError
 from ..hosts.registration import installed
 from ..pruning.decision import Decision
+from ..pruning.edit import MaskEdit
 
 Points = List[Tuple[float, float]]
 
@@ -46,16 +47,29 @@ class Run(NamedTuple):
         return decisions_of(self.record)
 
     @property
+    def edits(self) -> List[MaskEdit]:
+        """What was changed by hand, in checkpoints that it went on from."""
+        return edits_of(self.record)
+
+    def place(self, edit: MaskEdit) -> int:
+        """Where an edit lies among the points."""
+        return edit.epoch if self.unit == 'epoch' else edit.iter
+
+    @property
     def active(self) -> List[Tuple[float, int]]:
         """Pairs of unit and the number of active layers from then on."""
-        decided = self.decisions
         # What was skipped before training, fresh in frozen stages, is no
         # decision; the first window finds it gone.
-        start = (
-            decided[0].active + len(decided[0].skipped)
-            if decided else len(self.record['active']))
-        return [(0, start)] + [
-            (d.window[1], d.active) for d in decided]
+        changes = sorted(
+            [(d.window[1], 0, -len(d.skipped)) for d in self.decisions] +
+            [(self.place(e), 1, len(e.restored) - len(e.skipped))
+             for e in self.edits])
+        count = len(self.record['active']) - sum(c for *_, c in changes)
+        points = [(0, count)]
+        for x, _, change in changes:
+            count += change
+            points.append((x, count))
+        return points
 
 
 def read_run(work_dir: str) -> Run:

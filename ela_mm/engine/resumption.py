@@ -8,7 +8,12 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from ..errors import UsageError
 from .checkpoints import DEPLOY_KEY, is_within_epoch
-from .journal.record import decision_from_json, decision_to_json
+from .journal.record import (
+    decision_from_json,
+    decision_to_json,
+    edit_from_json,
+    edit_to_json,
+)
 
 # Where the hook keeps its state in mmengine's checkpoints.
 STATE_KEY = 'ela_prune_hook'
@@ -40,7 +45,8 @@ def hook_state(hook, runner) -> Dict[str, Any]:
     return dict(
         statistics=statistics,
         window=None if window is None else list(window),
-        decisions=[decision_to_json(d) for d in hook.decisions])
+        decisions=[decision_to_json(d) for d in hook.decisions],
+        edits=[edit_to_json(e) for e in hook.journal.edits])
 
 
 def state_to_resume(runner, checkpoint: dict) -> Optional[Dict[str, Any]]:
@@ -127,7 +133,9 @@ def _load(hook, state: Dict[str, Any]) -> None:
     hook.journal.decisions = [
         decision_from_json(d) for d in state['decisions']
     ]
-    window = state.get('window')  # earlier versions did not say it
+    # Of earlier versions: neither edits nor the window.
+    hook.journal.edits = [edit_from_json(e) for e in state.get('edits', [])]
+    window = state.get('window')
     hook.statistics.load_state_dict(
         state['statistics'], _device(hook),
         None if window is None else tuple(window))

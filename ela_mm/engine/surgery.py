@@ -61,15 +61,21 @@ def skip(runner, names: List[str], mode: str) -> None:
         averaged = getattr(hook, 'ema_model', None)
         if averaged is not None:
             find_backbone(averaged).skip_layers(names, mode)
-    # Momentum of a skipped layer is dead weight; that of a part which others
-    # have frozen for a while is not.
-    unused = _unused(backbone)
+    _forget_momentum(runner)
+    wrap_anew(runner)
+
+
+def _forget_momentum(runner) -> None:
+    """Of skipped layers, where it is dead weight.
+
+    That of a part which others have frozen for a while is not.
+    """
+    unused = _unused(find_backbone(runner.model))
     wrapper = runner.optim_wrapper
     wrappers = wrapper.values() if hasattr(wrapper, 'values') else [wrapper]
     for wrapper in wrappers:
         for parameter in unused.intersection(wrapper.optimizer.state):
             del wrapper.optimizer.state[parameter]
-    wrap_anew(runner)
 
 
 def prepare(runner) -> None:
@@ -87,6 +93,7 @@ def prepare(runner) -> None:
             'fresh weights: they add exactly 0 and cannot learn, so they '
             f'are skipped from the start ({", ".join(inert)})')
     elif not all(layer.active for layer in backbone.attention_layers):
+        _forget_momentum(runner)  # of a mask that was edited by hand
         wrap_anew(runner)  # the model was wrapped before the mask came
 
 

@@ -14,6 +14,7 @@ from ...plotting import (
     style,
 )
 from ...pruning.decision import Decision, LayerDecision, Outcome
+from ...pruning.edit import MaskEdit
 from ...pruning.windows import window_name
 from ..cost import Cost
 from ..history import Run
@@ -39,7 +40,8 @@ def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
             'active.',
             _why(run),
         ]
-        if len(run.record['active']) + len(skipped) < total:
+        by_hand = sum(len(e.skipped) - len(e.restored) for e in run.edits)
+        if len(run.record['active']) + len(skipped) + by_hand < total:
             lines[0] += (' The others were skipped before, since they could '
                          'not learn or the training started without them.')
     elif run.decisions:
@@ -49,6 +51,7 @@ def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
         ]
     else:
         lines = ['No window has ended yet: nothing has been decided.']
+    lines += [_by_hand(run, edit) for edit in run.edits]
     lines += _gain(run)
     if cost is not None:
         blocks = sum(stage.seconds for stage in cost.stages)
@@ -77,6 +80,15 @@ def _why(run: Run) -> str:
     return (f'In {spans} attention was still near uniform: the layers went by '
             'their position in the stage, not because attention had learned '
             'to repeat. Measure later or longer, or after the warm-up.')
+
+
+def _by_hand(run: Run, edit: MaskEdit) -> str:
+    done = [f'{what} {", ".join(names)}' for what, names in
+            (('restored', edit.restored), ('skipped', edit.skipped)) if names]
+    return (f'The run went on from a checkpoint of {run.unit} '
+            f'{run.place(edit)} that was edited by hand: '
+            f'{" and ".join(done)}' +
+            (f' (window {edit.undone} undone)' if edit.undone else '') + '.')
 
 
 def _gain(run: Run) -> List[str]:

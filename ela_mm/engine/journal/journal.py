@@ -4,8 +4,9 @@ from typing import Any, Dict, List
 from mmengine.dist import is_main_process
 
 from ...pruning.decision import Decision
+from ...pruning.edit import MaskEdit
 from ...pruning.windows import Windows
-from .record import FORMAT, decision_to_json, write_record
+from .record import FORMAT, decision_to_json, edit_to_json, write_record
 from .table import prune_table
 
 
@@ -23,6 +24,8 @@ class Journal:
 
     Attributes:
         decisions (List[Decision]): One per window that has ended.
+        edits (List[MaskEdit]): What was changed by hand in a checkpoint that
+            the run has gone on from.
     """
 
     def __init__(self, windows: Windows, criterion: Dict[str, Any], skip: str,
@@ -34,6 +37,7 @@ class Journal:
         self.picture = picture
         self.warns = warns
         self.decisions: List[Decision] = []
+        self.edits: List[MaskEdit] = []
 
     def tell(self, runner, layers: List, decision: Decision) -> None:
         """Add a decision and tell of it.
@@ -108,6 +112,8 @@ class Journal:
             layers=[layer.name for layer in layers],
             active=[layer.name for layer in layers if layer.active],
             decisions=[decision_to_json(d) for d in self.decisions])
+        if self.edits:
+            record['edits'] = [edit_to_json(e) for e in self.edits]
         try:
             write_record(record, runner.work_dir)
         except OSError as error:  # the checkpoints hold all of it, too

@@ -13,6 +13,7 @@ from ...errors import UsageError
 from ...pruning.build import build_criterion
 from ...pruning.criteria import CRITERIA
 from ...pruning.decision import Decision, LayerDecision, Outcome, StepTimes
+from ...pruning.edit import MaskEdit
 
 FILE_NAME = 'ela_decisions.json'
 FORMAT = 1
@@ -93,6 +94,7 @@ def read_record(folder: str) -> dict:
     try:
         _expect(record, _RECORD, 'it')
         decisions_of(record)
+        edits_of(record)
         for decision in record['decisions']:
             _complete(decision['criterion'])
     except (KeyError, TypeError, ValueError) as error:
@@ -116,6 +118,29 @@ def decisions_of(record: Dict[str, Any]) -> List[Decision]:
     return [decision_from_json(d) for d in record['decisions']]
 
 
+def edits_of(record: Dict[str, Any]) -> List[MaskEdit]:
+    """Read what was changed by hand, from :func:`read_record`."""
+    return [edit_from_json(e) for e in record.get('edits') or []]
+
+
+def edit_to_json(edit: MaskEdit) -> Dict[str, Any]:
+    """Turn an edit into what a record and a checkpoint hold of it."""
+    return dict(
+        epoch=edit.epoch,
+        iter=edit.iter,
+        restored=edit.restored,
+        skipped=edit.skipped,
+        undone=edit.undone and list(edit.undone))
+
+
+def edit_from_json(entry: Dict[str, Any]) -> MaskEdit:
+    """Read an edit back; raises as :func:`decision_from_json`."""
+    _expect(entry, _EDIT, 'an edit')
+    undone = entry.get('undone')
+    return MaskEdit(entry['epoch'], entry['iter'], list(entry['restored']),
+                    list(entry['skipped']), undone and tuple(undone))
+
+
 # --- one decision ------------------------------------------------------------
 
 # What is expected where: a tuple of types, a list of one kind of items or of a
@@ -132,6 +157,7 @@ _RECORD = {
     'layers': [_TEXT],
     'active': [_TEXT],
     'decisions': [(dict, )],
+    'edits?': [(dict, )],
 }
 _LAYER = {
     'name': _TEXT,
@@ -161,6 +187,13 @@ _DECISION = {
     'step_time_before': _NUMBER_OR_NONE,
     'step_time_after': _NUMBER_OR_NONE,
     'steps_timed?': [_INT, _INT],
+}
+_EDIT = {
+    'epoch': _INT,
+    'iter': _INT,
+    'restored': [_TEXT],
+    'skipped': [_TEXT],
+    'undone?': [_INT, _INT],
 }
 # Of a number; beyond it neither floats nor pictures can be trusted.
 _LARGEST = 1e15

@@ -1,0 +1,243 @@
+"""Restore or skip attention layers in a checkpoint, without its config."""
+import re
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from torch import Tensor
+
+from ..engine.checkpoints import DEPLOY_KEY
+from ..engine.journal.record import decision_from_json, edit_to_json
+from ..engine.resumption import STATE_KEY
+from ..errors import UsageError
+from ..models.backbones.layer_attention_mixin import SKIP_MODES
+from ..pruning.decision import Decision
+from ..pruning.edit import MaskEdit
+
+# Of a tensor of attention in a backbone: its stage and index.
+_LAYER = re.compile(r'(.+)\.attention\.(\d+)\.')
+
+
+class Edited(NamedTuple):
+    """What :func:`edit_mask` did.
+
+    Attributes:
+        checkpoint (dict): To be saved; the given one is as it was.
+        edit (MaskEdit): What changed.
+        layers (List[str]): Names of all prunable layers.
+        before (int): Active layers in the given checkpoint.
+        after (int): In the new one.
+        places (List[str]): Keys of the checkpoint whose masks were changed:
+            ``state_dict``, and with EMA ``ema_state_dict``.
+        left_out (Tuple[int, int] | None): The window that was being measured,
+            whose statistics so far are left out.
+    """
+    checkpoint: Dict[str, Any]
+    edit: MaskEdit
+    layers: List[str]
+    before: int
+    after: int
+    places: List[str]
+    left_out: Optional[Tuple[int, int]]
+
+
+def edit_mask(checkpoint: Dict[str, Any],
+              restore: Sequence[str] = (),
+              skip: Sequence[str] = (),
+              undo_window: Optional[int] = None,
+              skip_mode: str = 'layer') -> Edited:
+    """Change which attention layers of a checkpoint are active.
+
+    Restored layers have the weights that they had when they were skipped. The
+    masks of averaged models change as well, and the state of ELAPruneHook
+    takes the change down, so that a resumed run goes on with it and its
+    record tells of it. What it has measured in a window that has not ended is
+    left out: it was measured between other neighbours.
+
+    Args:
+        checkpoint (Dict[str, Any]): As mmengine saves it, loaded.
+        restore (Sequence[str]): Names of skipped layers, such as
+            ``'layer3.5'``.
+        skip (Sequence[str]): Names of active layers.
+        undo_window (int, optional): Restore what this window has skipped;
+            windows are counted from 1.
+        skip_mode (str): ``'layer'`` or ``'retrieval'``, as for
+            ``skip_layers`` of the backbone. Defaults to ``'layer'``.
+
+    Returns:
+        Edited: The new checkpoint, and what was done.
+
+    Raises:
+        UsageError: On a checkpoint without a mask or one for deployment, on
+            unknown names, on layers that are as wanted already, on a window
+            that decided nothing, and if nothing is asked for.
+    """
+    if skip_mode not in SKIP_MODES:
+        raise UsageError(f'skip={skip_mode!r}: expected one of {SKIP_MODES}')
+    if not (restore or skip or undo_window is not None):
+        raise UsageError('nothing to do: name layers to restore or to skip, or '
+                         'a window to undo')
+    meta = checkpoint.get('meta') or {}
+    if DEPLOY_KEY in meta:
+        raise UsageError(
+            'a deploy checkpoint has lost the weights of skipped layers: edit '
+            'the checkpoint of the training, and export it again')
+    masks = _masks(checkpoint)
+    state = checkpoint.get(STATE_KEY) or {}
+    decisions = _decisions(checkpoint)
+    key, prefix = masks[0]
+    layers = _layers(checkpoint[key], prefix, decisions)
+    active = dict(zip(layers, checkpoint[key][f'{prefix}active'].tolist()))
+    undone = None
+    if undo_window is not None:
+        undone = _decision(decisions, undo_window)
+        restore = [*(n for n in undone.skipped if not active.get(n, True)),
+                   *restore]
+        if not restore:
+            raise UsageError(f'window {undo_window} {undone.window} has '
+                             'skipped no layer that is skipped now: nothing to '
+                             'undo')
+    restore, skip = list(dict.fromkeys(restore)), list(dict.fromkeys(skip))
+    _check_names(active, restore, skip)
+    edited = dict(checkpoint)
+    for key, prefix in masks:
+        edited[key] = _with_mask(edited[key], prefix, layers, restore, skip,
+                                 skip_mode)
+    edit = MaskEdit(
+        meta.get('epoch', 0), meta.get('iter', 0), restore, skip,
+        undone and undone.window)
+    window = state.get('window') if state.get('statistics') else None
+    if state:
+        edited[STATE_KEY] = dict(
+            state, statistics={}, window=None,
+            edits=[*state.get('edits', []), edit_to_json(edit)])
+    before = sum(active.values())
+    return Edited(edited, edit, layers, before,
+                  before + len(restore) - len(skip),
+                  [key for key, _ in masks], window and tuple(window))
+
+
+def describe(checkpoint: Dict[str, Any]) -> str:
+    """Say which layers of a checkpoint are active, and what was decided.
+
+    Args:
+        checkpoint (Dict[str, Any]): As mmengine saves it, loaded.
+
+    Returns:
+        str: A line a stage, and one a window that has decided.
+
+    Raises:
+        UsageError: On a checkpoint without a mask.
+    """
+    key, prefix = _masks(checkpoint)[0]
+    decisions = _decisions(checkpoint)
+    layers = _layers(checkpoint[key], prefix, decisions)
+    active = checkpoint[key][f'{prefix}active'].tolist()
+    lines = [f'{sum(active)} of {len(layers)} attention layers active']
+    stages: Dict[str, Dict[bool, List[str]]] = {}
+    for name, attends in zip(layers, active):
+        stage, index = name.rsplit('.', 1)
+        stages.setdefault(stage, {True: [], False: []})[attends].append(index)
+    for stage, indices in stages.items():
+        lines.append(f'{stage}: {" ".join(indices[True]) or "none"} active, '
+                     f'{" ".join(indices[False]) or "none"} skipped')
+    for number, decision in enumerate(decisions, start=1):
+        lines.append(f'window {number} {decision.window} skipped '
+                     f'{", ".join(decision.skipped) or "none"}')
+    return '\n'.join(lines)
+
+
+def _decisions(checkpoint: Dict[str, Any]) -> List[Decision]:
+    state = checkpoint.get(STATE_KEY) or {}
+    return [decision_from_json(d) for d in state.get('decisions', [])]
+
+
+def _masks(checkpoint: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """Where masks are: keys of state dicts, and prefixes within them."""
+    found = [(key, prefix) for key, state in checkpoint.items()
+             if isinstance(state, dict) for prefix in _prefixes(state)]
+    if not any(key == 'state_dict' for key, _ in found):
+        raise UsageError(
+            'the checkpoint has no mask of attention layers: expected one of a '
+            "training with an ELA backbone, such as 'ELAResNet', and "
+            "attention='base'")
+    found.sort(key=lambda place: place[0] != 'state_dict')
+    for key in dict.fromkeys(key for key, _ in found):
+        inside = [prefix for other, prefix in found if other == key]
+        if len(inside) > 1:
+            raise UsageError(
+                f'{key!r} has several backbones with masks '
+                f'({", ".join(inside)}): expected one')
+    return found
+
+
+def _prefixes(state: Dict[str, Any]) -> Iterator[str]:
+    for name, value in state.items():
+        prefix = name[:-len('active')] if isinstance(name, str) else ''
+        if (isinstance(value, Tensor) and name == f'{prefix}active'
+                and isinstance(state.get(f'{prefix}visible'), Tensor)):
+            yield prefix
+
+
+def _layers(state: Dict[str, Tensor], prefix: str,
+            decisions: Sequence[Decision]) -> List[str]:
+    """Names in the order of the mask."""
+    found = {}
+    for name in state:
+        match = _LAYER.match(name[len(prefix):])
+        if match and name.startswith(prefix):
+            found[f'{match[1]}.{match[2]}'] = None
+    names = list(found)
+    if decisions:  # which say it themselves
+        names = [layer.name for layer in decisions[-1].layers]
+    if set(names) != set(found) or len(names) != len(
+            state[f'{prefix}active']):
+        raise UsageError(
+            f'the mask is of {len(state[prefix + "active"])} attention layers, '
+            f'the weights of {len(found)} and the record of {len(names)}: the '
+            'checkpoint was changed or damaged')
+    return names
+
+
+def _decision(decisions: Sequence[Decision], number: int) -> Decision:
+    if not decisions:
+        raise UsageError('the checkpoint has no decisions of ELAPruneHook: '
+                         'name the layers to restore')
+    if not 1 <= number <= len(decisions):
+        windows = ', '.join(f'{i}: {d.window}'
+                            for i, d in enumerate(decisions, start=1))
+        raise UsageError(f'window {number}: expected one that has decided '
+                         f'({windows})')
+    return decisions[number - 1]
+
+
+def _check_names(active: Dict[str, bool], restore: Sequence[str],
+                 skip: Sequence[str]) -> None:
+    for names, wanted, there in ((restore, 'restore', True),
+                                 (skip, 'skip', False)):
+        for name in names:
+            if name not in active:
+                order = list(active)
+                raise UsageError(f'no attention layer {name!r}: the checkpoint '
+                                 f'has {order[0]} to {order[-1]}')
+            if name in restore and name in skip:
+                raise UsageError(f'{name} is to be restored and skipped: '
+                                 'expected one of them')
+            if active[name] is there:
+                others = [n for n in active if active[n] is not there]
+                raise UsageError(
+                    f'{name} is {"active" if there else "skipped"} already; '
+                    f'to {wanted}: {", ".join(others) or "none"}')
+
+
+def _with_mask(state: Dict[str, Any], prefix: str, layers: Sequence[str],
+               restore: Sequence[str], skip: Sequence[str],
+               skip_mode: str) -> Dict[str, Any]:
+    changed = type(state)(state)  # an OrderedDict stays one
+    for name in ('active', 'visible'):
+        mask = state[prefix + name].clone()
+        for layer in restore:
+            mask[layers.index(layer)] = True
+        for layer in skip:
+            mask[layers.index(layer)] = (
+                name == 'visible' and skip_mode == 'retrieval')
+        changed[prefix + name] = mask
+    return changed

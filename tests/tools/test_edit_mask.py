@@ -1,0 +1,157 @@
+"""A mask edited by hand: in every copy, and known to the run that goes on."""
+import pytest
+import torch
+from mmengine.runner import Runner
+from support.running import tool
+from support.toy import toy_config, toy_runner
+
+from ela_mm.analysis.history import read_run
+from ela_mm.analysis.report.redundancy import summarize
+from ela_mm.apis.edit_mask import edit_mask
+from ela_mm.engine.checkpoints import DEPLOY_KEY
+from ela_mm.engine.journal.record import read_record
+from ela_mm.errors import UsageError
+
+EMA = dict(type='EMAHook', momentum=0.1)
+SMALL = {'model.backbone.depth': 18}  # two layers a stage
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Work dir of three epochs with EMA; window 1 decided, window 2 begun."""
+    folder = tmp_path_factory.mktemp('trained')
+    toy_runner(folder, windows=[(1, 1), (3, 4)], max_epochs=4, hooks=[EMA],
+               **SMALL).train()
+    return folder
+
+
+def load(path):
+    return torch.load(path, map_location='cpu')
+
+
+def active_of(checkpoint, key='state_dict', prefix='backbone.'):
+    mask = checkpoint[key][f'{prefix}active']
+    assert torch.equal(mask, checkpoint[key][f'{prefix}visible'])
+    return mask.tolist()
+
+
+def resume(trained, folder, path, **overrides):
+    cfg = toy_config(folder, windows=[(1, 1), (3, 4)], max_epochs=4,
+                     hooks=[EMA], load_from=str(path), resume=True,
+                     **{**SMALL, **overrides})
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+def test_an_undone_window_is_taken_back_everywhere(trained, tmp_path):
+    skipped = read_record(trained)['decisions'][0]['skipped']
+    process = tool('edit_mask.py', trained / 'epoch_1.pth', '--undo-window', 1,
+                   '--out', tmp_path / 'edited.pth')
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert f'{8 - len(skipped)} -> 8 of 8 attention layers active, in ' \
+        'state_dict and ema_state_dict' in process.stdout
+    before, after = load(trained / 'epoch_1.pth'), load(tmp_path / 'edited.pth')
+    assert all(active_of(after))
+    assert all(active_of(after, 'ema_state_dict', 'module.backbone.'))
+    assert not all(active_of(before))
+    for name, value in before['state_dict'].items():
+        if not name.endswith(('active', 'visible')):
+            assert torch.equal(value, after['state_dict'][name])
+    assert after['meta']['epoch'] == 1 and 'optimizer' in after
+
+    runner = resume(trained, tmp_path / 'on', tmp_path / 'edited.pth',
+                    **{'train_cfg.max_epochs': 4})
+    first, second = read_record(tmp_path / 'on')['decisions']
+    assert first['skipped'] == skipped
+    assert not any(x['status'] == 'skipped before' for x in second['layers'])
+    ema = next(h for h in runner.hooks if hasattr(h, 'ema_model'))
+    assert [x.active for x in ema.ema_model.module.backbone.attention_layers
+            ] == [x.active for x in runner.model.backbone.attention_layers]
+    run = read_run(str(tmp_path / 'on'))
+    assert [edit.undone for edit in run.edits] == [(1, 1)]
+    assert run.active == [(0, 8), (1, 8 - len(skipped)), (1, 8),
+                          (4, len(run.record['active']))]
+    text = ' '.join(summarize(run))
+    assert f'edited by hand: restored {", ".join(skipped)} (window (1, 1) ' \
+        'undone)' in text
+    assert 'skipped before' not in text
+    # Its own checkpoints hold the edit, and may be edited once more.
+    again = edit_mask(load(tmp_path / 'on' / 'epoch_2.pth'), skip=skipped[:1])
+    assert len(again.checkpoint['ela_prune_hook']['edits']) == 2
+
+
+def test_momentum_of_layers_skipped_by_hand_is_forgotten(trained, tmp_path):
+    checkpoint = load(trained / 'epoch_2.pth')
+    active = read_record(trained)['decisions'][0]
+    name = next(x['name'] for x in active['layers'] if x['status'] == 'kept')
+    torch.save(edit_mask(checkpoint, skip=[name]).checkpoint,
+               tmp_path / 'edited.pth')
+    held = len(checkpoint['optimizer']['state'])
+    # To the epoch that it was saved in: nothing is trained.
+    runner = resume(trained, tmp_path, tmp_path / 'edited.pth',
+                    **{'custom_hooks.0.windows': [(1, 1)],
+                       'train_cfg.max_epochs': 2})
+    layer = next(x for x in runner.model.backbone.attention_layers
+                 if x.name == name)
+    parameters = list(layer.module.parameters())
+    state = runner.optim_wrapper.optimizer.state
+    assert not layer.active and parameters
+    assert not any(p in state or p.requires_grad for p in parameters)
+    assert len(state) == held - len(parameters)
+
+
+def test_an_edit_within_a_window_starts_its_statistics_over(trained):
+    checkpoint = load(trained / 'epoch_3.pth')
+    skipped = read_record(trained)['decisions'][0]['skipped']
+    assert checkpoint['ela_prune_hook']['statistics']
+    done = edit_mask(checkpoint, restore=skipped[:1])
+    assert done.left_out == (3, 4)
+    assert not done.checkpoint['ela_prune_hook']['statistics']
+    assert checkpoint['ela_prune_hook']['statistics']  # the given one
+
+
+def test_retrieval_alone_stays_visible(trained):
+    checkpoint = load(trained / 'epoch_2.pth')
+    done = edit_mask(checkpoint, skip=['layer1.0'], skip_mode='retrieval')
+    state = done.checkpoint['state_dict']
+    assert not state['backbone.active'][0] and state['backbone.visible'][0]
+
+
+def test_what_a_checkpoint_holds_is_described(trained):
+    process = tool('edit_mask.py', trained / 'epoch_2.pth')
+    record = read_record(trained)['decisions'][0]
+    lines = process.stdout.splitlines()
+    assert lines[0] == f'{record["active"]} of 8 attention layers active'
+    assert lines[-1] == (f'window 1 (1, 1) skipped '
+                         f'{", ".join(record["skipped"])}')
+    assert not list(trained.glob('*_edited.pth'))
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(), 'nothing to do'),
+    (dict(restore=['layer9.0']), "no attention layer 'layer9.0'.*layer1.0 to"),
+    (dict(restore=['layer1.0']), 'layer1.0 is active already'),
+    (dict(skip=['layer1.0'], restore=['layer1.0']), 'to be restored and skipp'),
+    (dict(undo_window=2), r'window 2: expected one .*1: \(1, 1\)'),
+    (dict(skip=['layer1.0'], skip_mode='all'), "skip='all'"),
+])
+def test_what_cannot_be_edited_is_said(trained, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        edit_mask(load(trained / 'epoch_2.pth'), **arguments)
+
+
+def test_checkpoints_that_cannot_be_edited(trained):
+    checkpoint = load(trained / 'epoch_2.pth')
+    done = edit_mask(checkpoint, undo_window=1).checkpoint
+    with pytest.raises(UsageError, match='no layer that is skipped now'):
+        edit_mask(done, undo_window=1)
+    with pytest.raises(UsageError, match='export it again'):
+        edit_mask({**checkpoint, 'meta': {DEPLOY_KEY: True}}, skip=['layer1.0'])
+    with pytest.raises(UsageError, match='no mask'):
+        edit_mask(dict(state_dict={}), skip=['layer1.0'])
+    del checkpoint['ela_prune_hook']
+    with pytest.raises(UsageError, match='no decisions'):
+        edit_mask(checkpoint, undo_window=1)
+    assert edit_mask(checkpoint, skip=['layer1.0']).after == sum(
+        active_of(checkpoint)) - 1

@@ -1,0 +1,86 @@
+"""Restore skipped attention layers in a checkpoint, or skip more by hand.
+
+    tools/edit_mask.py CHECKPOINT --undo-window 2
+    tools/edit_mask.py CHECKPOINT --restore layer3.5 --skip layer2.1
+
+Without options it says which layers are active. The new checkpoint loads as
+the old one does; resumed, the run goes on with it, and its record tells of it.
+"""
+import argparse
+import os.path as osp
+
+import torch
+from mmengine.runner import CheckpointLoader
+
+import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.apis.deploy import whole_file
+from ela_mm.apis.edit_mask import Edited, describe, edit_mask
+from ela_mm.apis.launch import UsageError, check_checkpoint, run
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('checkpoint', help='of a training; it stays as it is')
+    parser.add_argument(
+        '--restore', nargs='+', default=[], metavar='LAYER',
+        help='skipped layers that are to attend again, such as layer3.5')
+    parser.add_argument(
+        '--skip', nargs='+', default=[], metavar='LAYER',
+        help='active layers that are not to attend any more')
+    parser.add_argument(
+        '--undo-window', type=int, metavar='NUMBER',
+        help='restore what this window has skipped; the first is 1')
+    parser.add_argument(
+        '--skip-mode', choices=['layer', 'retrieval'], default='layer',
+        help='what --skip leaves out: the whole layer, or its retrieval, so '
+        'that later layers still see it; default: layer')
+    parser.add_argument(
+        '--out', metavar='FILE.pth', help='default: <checkpoint>_edited.pth')
+    return parser.parse_args()
+
+
+def tell(done: Edited, target: str) -> None:
+    """Say what was done, and how to go on."""
+    edit = done.edit
+    if edit.undone is not None:
+        print(f'window {edit.undone} is undone')
+    if edit.restored:
+        print(f'restored, with the weights that they had when they were '
+              f'skipped: {", ".join(edit.restored)}')
+    if edit.skipped:
+        print(f'skipped: {", ".join(edit.skipped)}')
+    print(f'{done.before} -> {done.after} of {len(done.layers)} attention '
+          f'layers active, in {" and ".join(done.places)}')
+    if done.left_out is not None:
+        print(f'left out: what was measured so far in window {done.left_out}, '
+              'between other neighbours')
+    print(f'written to {target}: go on with tools/train.py CONFIG --resume '
+          f'{target}, or name it as any checkpoint')
+
+
+def main() -> None:
+    args = parse_args()
+    if '://' in args.checkpoint:
+        raise UsageError(f'{args.checkpoint!r}: expected a file; download it '
+                         'first')
+    check_checkpoint(args.checkpoint)
+    checkpoint = CheckpointLoader.load_checkpoint(
+        args.checkpoint, map_location='cpu', logger='silent')
+    if not (args.restore or args.skip or args.undo_window is not None):
+        print(describe(checkpoint))
+        return
+    target = args.out or osp.splitext(args.checkpoint)[0] + '_edited.pth'
+    if osp.realpath(target) == osp.realpath(args.checkpoint):
+        raise UsageError(f'--out {target!r} is the checkpoint itself: expected '
+                         'another file to write to')
+    done = edit_mask(checkpoint, args.restore, args.skip, args.undo_window,
+                     args.skip_mode)
+    with whole_file(target) as file:
+        torch.save(done.checkpoint, file)
+    tell(done, target)
+
+
+if __name__ == '__main__':
+    run(main)
