@@ -1,6 +1,6 @@
 """Redundancy of neighbouring attention layers (equation 11) and its parts."""
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Tuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,16 @@ from ..errors import UsageError
 # Padding value and lower clamp of weights. The paper lets it go to 0; 1e-8,
 # this project's choice, bounds D at -log(eps) = 18.4 nats.
 EPS = 1e-8
+# What a criterion may rank layers by, and the value of ``Parts`` that it is.
+REDUNDANCY = dict(paper='kl', excess='excess', conditional='conditional')
+
+
+def check_redundancy(name: str) -> str:
+    """Return the name of a measure; raise a UsageError if it is none."""
+    if name not in REDUNDANCY:
+        raise UsageError(f'redundancy={name!r}: expected one of '
+                         f'{tuple(REDUNDANCY)}')
+    return name
 
 
 class Parts(NamedTuple):
@@ -39,7 +49,6 @@ class Parts(NamedTuple):
     own_share: Tensor
 
 
-@torch.no_grad()
 def redundancy_parts(prev: Tensor, curr: Tensor, eps: float = EPS) -> Parts:
     """Measure a layer's redundancy, and split it, in one pass over the weights.
 
@@ -56,6 +65,20 @@ def redundancy_parts(prev: Tensor, curr: Tensor, eps: float = EPS) -> Parts:
     Raises:
         UsageError: If the shapes do not fit together.
     """
+    kl, conditional = kl_and_first_part(prev, curr, eps)
+    before, now = prev.shape[2], curr.shape[2]
+    own = curr[..., before:].detach().float().sum(-1).mean()
+    return Parts(kl, kl - uniform_kl(before, now), conditional, own)
+
+
+@torch.no_grad()
+def kl_and_first_part(prev: Tensor, curr: Tensor,
+                      eps: float = EPS) -> Tuple[Tensor, Tensor]:
+    """Compute equation 11 and its first part, as in :func:`redundancy_parts`.
+
+    Returns:
+        tuple: ``kl`` and ``conditional`` of :class:`Parts`.
+    """
     if (prev.dim() != 3 or curr.dim() != 3 or prev.shape[:2] != curr.shape[:2]
             or prev.shape[2] > curr.shape[2]):
         raise UsageError(
@@ -68,12 +91,8 @@ def redundancy_parts(prev: Tensor, curr: Tensor, eps: float = EPS) -> Parts:
     terms = p * (p / p_next).log()  # (B, h, m)
     # Not 1 - s: where all weight is on what is new, that leaves only rounding.
     rest = p_next[..., :before].sum(-1)  # (B, h)
-    kl = terms.sum(-1).mean()
-    return Parts(
-        kl=kl,
-        excess=kl - uniform_kl(before, now),
-        conditional=(terms[..., :before].sum(-1) + rest.log()).mean(),
-        own_share=curr[..., before:].float().sum(-1).mean())
+    first = terms[..., :before].sum(-1) + rest.log()  # (B, h)
+    return terms.sum(-1).mean(), first.mean()
 
 
 def adjacent_kl(prev: Tensor, curr: Tensor, eps: float = EPS) -> Tensor:
@@ -98,7 +117,7 @@ def adjacent_kl(prev: Tensor, curr: Tensor, eps: float = EPS) -> Tensor:
     Raises:
         UsageError: If the shapes do not fit together.
     """
-    return redundancy_parts(prev, curr, eps).kl
+    return kl_and_first_part(prev, curr, eps)[0]
 
 
 def uniform_kl(before: int, now: int) -> float:

@@ -1,5 +1,5 @@
 """Averages a window's KL divergences over samples, iterations and ranks."""
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -7,120 +7,16 @@ from torch import Tensor
 
 from ..compat.compiling import is_compiling
 from ..errors import UsageError
-from .kl import adjacent_kl
+from .layer_kl import (  # noqa: F401
+    ITERATIONS_KEPT,
+    SUMS,
+    LayerKL,
+    LayerSums,
+    Observed,
+    is_state,
+    reduced,
+)
 from .windows import Window
-
-# Iterations of a window whose single values are kept; even.
-ITERATIONS_KEPT = 1000
-
-
-class LayerKL(NamedTuple):
-    """The redundancy of one layer over a window.
-
-    Attributes:
-        mean (float): KL divergence in nats, over all samples and heads; NaN
-            or infinite if it was so in any iteration.
-        std (float): Standard deviation in nats between iterations.
-        samples (int): Samples of all ranks that it rests on.
-        iterations (int): Iterations that it rests on, every rank's counted:
-            on R ranks R times the steps.
-        bad_iterations (int): Those of them whose value was not finite.
-        series (List[float]): Mean over the samples of all ranks in single
-            steps, in order: all of them, or from 1,000 on every second,
-            fourth, ... so that at most 1,000 remain.
-        weights (Sequence[int]): Samples of all ranks in these steps.
-        steps (int): Training steps that it rests on, each of all ranks.
-    """
-    mean: float
-    std: float
-    samples: int
-    iterations: int
-    bad_iterations: int
-    series: List[float]
-    weights: Sequence[int] = ()
-    steps: int = 0
-
-
-class _Layer:
-    """What is known of one layer, on its weights' device.
-
-    Attributes:
-        sums (Tensor): (3, ) float64, sums over iterations of b * kl and
-            b * kl^2, where b is the batch size, and of 1 where kl is not
-            finite. Left on the device, no step waits for the GPU.
-        samples (int): Sum of b.
-        iterations (int): Summed over ranks wherever ``sums`` is.
-        seen (int): Iterations of this rank, the same on all of them.
-        values (Tensor): (ITERATIONS_KEPT, ) float64, b * kl of every
-            ``stride``-th iteration.
-        batches (List[int]): b of the same.
-    """
-
-    def __init__(self, device, state: Optional[Dict[str, Any]] = None) -> None:
-        state = state or dict()
-        self.sums = state.get('sums', torch.zeros(3)).to(device, _widest(device))
-        self.samples = state.get('samples', 0)
-        self.iterations = state.get('iterations', 0)
-        self.seen = state.get('seen', 0)
-        kept = state.get('values', torch.zeros(0))
-        self.values = torch.zeros(
-            ITERATIONS_KEPT, dtype=_widest(device), device=device)
-        self.values[:len(kept)] = kept.to(device)
-        self.batches = list(state.get('batches', []))
-
-    @property
-    def stride(self) -> int:
-        stride = 1
-        while self.seen > stride * ITERATIONS_KEPT:
-            stride *= 2
-        return stride
-
-    def add(self, kl: Tensor, batch: int) -> None:
-        weighted = kl * batch
-        bad = (~kl.isfinite()).to(kl.dtype)
-        self.sums += torch.stack([weighted, weighted * kl, bad])
-        self.samples += batch
-        self.iterations += 1
-        position, left_out = divmod(self.seen, self.stride)
-        self.seen += 1
-        if left_out:
-            return
-        if position == ITERATIONS_KEPT:  # full: every other one goes
-            position //= 2
-            self.values[:position] = self.values[::2].clone()
-            self.batches = self.batches[::2]
-        self.values[position] = weighted
-        self.batches.append(batch)
-
-    def forget_values(self) -> None:
-        """Keep the place in the series alone: the first rank has the rest."""
-        self.sums = torch.zeros_like(self.sums)
-        self.values = torch.zeros_like(self.values)
-        self.batches = [0] * len(self.batches)
-        self.samples = self.iterations = 0
-
-    def to_row(self) -> Tensor:
-        """All numbers but ``seen`` as (5 + 2 * ITERATIONS_KEPT, ) float64."""
-        batches = self.sums.new_zeros(ITERATIONS_KEPT)
-        batches[:len(self.batches)] = self.sums.new_tensor(self.batches)
-        counts = self.sums.new_tensor([self.samples, self.iterations])
-        return torch.cat(
-            [self.sums, counts, self.values, batches])
-
-    def from_row(self, row: Tensor) -> None:
-        self.sums, counts, self.values, batches = row.split(
-            [3, 2, ITERATIONS_KEPT, ITERATIONS_KEPT])
-        self.samples, self.iterations = (int(n) for n in counts.tolist())
-        self.batches = [int(n) for n in batches[:len(self.batches)].tolist()]
-
-    def state_dict(self) -> Dict[str, Any]:
-        return dict(
-            sums=self.sums.cpu().clone(),
-            samples=self.samples,
-            iterations=self.iterations,
-            seen=self.seen,
-            values=self.values[:len(self.batches)].cpu().clone(),
-            batches=list(self.batches))
 
 
 class KLStatistics:
@@ -132,9 +28,9 @@ class KLStatistics:
     """
 
     def __init__(self) -> None:
-        self._layers: Dict[str, _Layer] = {}
+        self._layers: Dict[str, LayerSums] = {}
         # Of the step that is running: it counts once it has ended.
-        self._pending: List[Tuple[str, Tensor, int]] = []
+        self._pending: List[Tuple[str, Observed]] = []
         self._step: Optional[int] = None
         self._ended: Optional[int] = None  # the last step that counts
         self._scattered = False
@@ -158,13 +54,13 @@ class KLStatistics:
     def observe(self, layer: str, prev: Tensor, curr: Tensor) -> None:
         """See one layer within a step; arguments as :meth:`update`'s."""
         if not _recomputing():
-            self._pending.append((layer, _mean_kl(prev, curr), len(curr)))
+            self._pending.append((layer, Observed.of(prev, curr)))
 
     def end_step(self) -> None:
         """Add what the step has shown."""
         if self._step != self._ended:
-            for layer, kl, batch in self._pending:
-                self._add(layer, kl, batch)
+            for layer, observed in self._pending:
+                self._add(layer, observed)
         self._ended = self._step
         self._pending.clear()
 
@@ -194,18 +90,18 @@ class KLStatistics:
         """
         if _recomputing():
             return
-        self._add(layer, _mean_kl(prev, curr), len(curr))
+        self._add(layer, Observed.of(prev, curr))
 
-    def _add(self, layer: str, kl: Tensor, batch: int) -> None:
+    def _add(self, layer: str, observed: Observed) -> None:
         if layer not in self._layers:
-            self._layers[layer] = _Layer(kl.device)
-        self._layers[layer].add(kl.to(_widest(kl.device)), batch)
+            self._layers[layer] = LayerSums(observed.values.device)
+        self._layers[layer].add(observed)
 
     def _total(self, layers: List[str]) -> Tensor:
         """Rows of all layers, summed over ranks: the same bits on each."""
         device = next((x.sums.device for x in self._layers.values()), 'cpu')
         rows = torch.stack([
-            (self._layers.get(name) or _Layer(device)).to_row()
+            (self._layers.get(name) or LayerSums(device)).to_row()
             for name in layers
         ])
         if _distributed():
@@ -229,19 +125,11 @@ class KLStatistics:
         if not layers:
             return {}
         statistics = {}
-        for name, row in zip(layers, self._total(layers).tolist()):
-            total, squares, bad, samples, iterations = row[:5]
-            if not samples:
-                continue
-            mean = total / samples
-            variance = max(squares / samples - mean * mean, 0.)
-            values, batches = row[5:5 + ITERATIONS_KEPT], row[-ITERATIONS_KEPT:]
+        for name, row in zip(layers, self._total(layers).cpu()):
             own = self._layers.get(name)
-            statistics[name] = LayerKL(
-                mean, variance**0.5, int(samples), int(iterations), int(bad),
-                [v / batch for v, batch in zip(values, batches) if batch],
-                [int(batch) for batch in batches if batch],
-                own.seen if own else 0)
+            found = reduced(row, own.seen if own else 0)
+            if found is not None:
+                statistics[name] = found
         return statistics
 
     def move_to_rank_0(self, layers: List[str]) -> None:
@@ -300,35 +188,14 @@ class KLStatistics:
                 layer = dict(
                     sums=layer * layer.new_tensor([1., 1., 0.]),
                     samples=int(layer[2]))
-            if not _is_state(layer):
+            if not is_state(layer):
                 raise UsageError(
                     f"the checkpoint's statistics of {name} are none: expected "
-                    'sums of 3 numbers and as many values as batches; it was '
+                    f'{SUMS} sums and as many values as batches; it was '
                     'changed or damaged, resume from another one')
-            self._layers[name] = _Layer(device, layer)
+            self._layers[name] = LayerSums(device, layer)
             if _distributed() and dist.get_rank() != 0:
                 self._layers[name].forget_values()
-
-
-def _is_state(layer: Any) -> bool:
-    """Whether it is what :meth:`_Layer.state_dict` returns, or once did."""
-    if not isinstance(layer, dict):
-        return False
-    values, batches = layer.get('values', []), layer.get('batches', [])
-    sums = layer.get('sums')
-    return (isinstance(sums, Tensor) and sums.shape == (3, )
-            and len(values) == len(batches) <= ITERATIONS_KEPT)
-
-
-def _mean_kl(prev: Tensor, curr: Tensor) -> Tensor:
-    """The mean over samples and heads; of no samples 0, which weighs nothing."""
-    return adjacent_kl(prev, curr) if len(curr) else curr.new_zeros(())
-
-
-def _widest(device) -> torch.dtype:
-    """float64, but on devices that have none (Apple's MPS)."""
-    mps = torch.device(device).type == 'mps'
-    return torch.float32 if mps else torch.float64
 
 
 def _recomputing() -> bool:

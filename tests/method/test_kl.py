@@ -149,8 +149,8 @@ def test_single_iterations_are_kept_in_order():
 
 @pytest.mark.parametrize('iterations', [7, 8, 9, 15, 16, 17, 33, 100])
 def test_many_iterations_are_thinned_evenly(monkeypatch, iterations):
-    monkeypatch.setattr('ela_mm.pruning.statistics.ITERATIONS_KEPT', 8)
-    statistics, expected = KLStatistics(), []
+    monkeypatch.setattr('ela_mm.pruning.layer_kl.ITERATIONS_KEPT', 8)
+    statistics, expected, firsts = KLStatistics(), [], []
     for i in range(iterations):
         if i == iterations // 2:  # an interruption changes nothing
             state = statistics.state_dict()
@@ -159,6 +159,8 @@ def test_many_iterations_are_thinned_evenly(monkeypatch, iterations):
         prev, curr = weights(2, 2, 3), weights(2, 2, 4)
         statistics.update('layer1.1', prev, curr)
         expected.append(adjacent_kl(prev, curr).item())
+        # entropy() normalises.
+        firsts.append(entropy(prev, curr[..., :3], axis=-1).mean())
     stride = 1
     while iterations > 8 * stride:
         stride *= 2
@@ -166,6 +168,9 @@ def test_many_iterations_are_thinned_evenly(monkeypatch, iterations):
     assert kl.series == pytest.approx(expected[::stride], rel=1e-12)
     assert len(kl.series) <= 8 and kl.iterations == iterations
     assert kl.mean == pytest.approx(np.mean(expected))  # of all of them
+    assert kl.conditional_series == pytest.approx(firsts[::stride], abs=1e-5)
+    assert kl.conditional == pytest.approx(np.mean(firsts), abs=1e-5)
+    assert kl.conditional_std == pytest.approx(np.std(firsts), abs=1e-4)
 
 
 def test_bad_iterations_are_counted():
@@ -190,3 +195,49 @@ def test_sums_of_older_checkpoints_are_taken_up():
     statistics.update('layer1.1', weights(2, 2, 3), weights(2, 2, 4))
     assert measured(statistics).samples == 6
     assert len(measured(statistics).series) == 1
+
+
+def test_states_without_a_first_part_are_taken_up():
+    """As the last version saved them: what it did not measure is unknown."""
+    statistics = KLStatistics()
+    values = torch.tensor([2., 4.], dtype=torch.float64)
+    statistics.load_state_dict({'layer1.1': dict(
+        sums=torch.tensor([6., 10., 0.], dtype=torch.float64), samples=4,
+        iterations=2, seen=2, values=values, batches=[2, 2])}, 'cpu')
+    kl = measured(statistics)
+    assert (kl.mean, kl.std, kl.series) == (1.5, .5, [1., 2.])
+    assert np.isnan([kl.uniform, kl.excess, kl.conditional,
+                     *kl.conditional_series]).all()
+    prev, curr = weights(2, 2, 3), weights(2, 2, 4)
+    statistics.update('layer1.1', prev, curr)
+    kl = measured(statistics)
+    assert kl.mean == pytest.approx(
+        (6 + 2 * adjacent_kl(prev, curr).item()) / 6)
+    assert kl.excess == pytest.approx(kl.mean - np.log(4 / 3))
+    # Of a window that nobody has seen whole.
+    assert np.isnan(kl.conditional) and np.isfinite(kl.conditional_series[-1])
+
+
+# --- the measures that a criterion may rank by -------------------------------
+
+
+@pytest.mark.parametrize('n, m', [(2, 3), (2, 5)])
+def test_measures_of_a_window(n, m):
+    """m - n > 1 where layers that are skipped stay visible."""
+    statistics, excess, first = KLStatistics(), [], []
+    for batch in (3, 3, 1):
+        prev, curr = weights(batch, 2, n), weights(batch, 2, m)
+        statistics.update('layer1.1', prev, curr)
+        p, q = prev.numpy(), curr[..., :n].numpy()
+        first.append(entropy(p, q, axis=-1).mean())
+        excess.append((p * np.log(p / q)).sum(-1).mean() - np.log(m / n))
+    kl = measured(statistics)
+    assert kl.by('paper') == kl
+    for name, expected in (('excess', excess), ('conditional', first)):
+        chosen = kl.by(name)
+        assert chosen.series == pytest.approx(expected, abs=2e-6)
+        assert chosen.mean == pytest.approx(
+            np.average(expected, weights=[3, 3, 1]), abs=2e-6)
+        assert chosen.std == pytest.approx(np.sqrt(np.cov(
+            expected, fweights=[3, 3, 1], ddof=0)), abs=1e-5)
+        assert (chosen.samples, chosen.weights) == (7, [3, 3, 1])

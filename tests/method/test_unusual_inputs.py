@@ -13,7 +13,7 @@ from ela_mm import LayerAttention, LayerMemory
 from ela_mm.hosts.mmdet import ELAResNet
 from ela_mm.models.backbones.stages import ATTENTION, AttentionStage
 from ela_mm.models.layers.bank import batch_norm, without_bank
-from ela_mm.pruning import KLStatistics, statistics
+from ela_mm.pruning import KLStatistics, layer_kl
 
 KINDS = [*ATTENTION, None]
 
@@ -313,7 +313,7 @@ def test_a_window_on_a_device_without_float64(monkeypatch):
     net.observe(expected.update)
     for x in xs:
         net(x)
-    monkeypatch.setattr(statistics, '_widest', lambda device: torch.float32)
+    monkeypatch.setattr(layer_kl, '_widest', lambda device: torch.float32)
     net.observe(found.update)
     with WithoutFloat64():
         for x in xs:

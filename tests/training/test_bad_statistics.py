@@ -241,7 +241,7 @@ def test_a_record_that_cannot_be_written_does_not_end_the_training(tmp_path):
 
 
 @pytest.mark.parametrize('change', [
-    dict(sums=torch.zeros(4)), dict(sums=[1., 2., 3.]),
+    dict(sums=torch.zeros(4)), dict(sums=[1., 2., 3.]), dict(values=[1.]),
     dict(values=torch.zeros(3)), dict(batches=[1] * 2000), None])
 def test_a_state_that_is_none_is_refused(change):
     statistics = KLStatistics()

@@ -149,10 +149,11 @@ def test_what_is_exchanged(two):
             for name, count in calls] == expected
     sizes = [size for name, size in calls if name in ('all_reduce',
                                                       'broadcast')]
-    # Per active layer 5 sums and 1,000 iterations' values and batch sizes.
-    assert sizes[0] == 8 * 2005 * 16
+    # Per active layer 9 numbers, and of 1,000 iterations two values and the
+    # batch size.
+    assert sizes[0] == 8 * 3009 * 16
     left = two[1][0]['decisions'][-1]['active']
-    assert sizes[-1] == 8 * 2005 * left
+    assert sizes[-1] == 8 * 3009 * left
 
 
 def test_resume_inside_a_window(two, tmp_path):
