@@ -33,6 +33,8 @@ def read_version() -> str:
 
 DETECTION = ['mmdet>=3.1,<3.4']
 CLASSIFICATION = ['mmpretrain>=1.0,<1.3']
+# mmseg imports ftfy and regex, which it declares for its text encoders alone.
+SEGMENTATION = ['mmsegmentation>=1.2.2,<1.3', 'ftfy', 'regex']
 DEMO = ['scikit-learn>=1.2']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 # tools/analyze.py: the report's page, and Score-CAM.
@@ -45,7 +47,8 @@ NOTEBOOK = ['ipykernel', 'nbclient', 'nbformat']
 setup(
     name='ela_mm',
     version=read_version(),
-    description='Efficient Layer Attention for MMDetection and MMPretrain: '
+    description='Efficient Layer Attention for MMDetection, MMPretrain and '
+    'MMSegmentation: '
     'layer attention that prunes its own redundancy while it trains',
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
@@ -62,6 +65,7 @@ setup(
     extras_require=dict(
         det=DETECTION,
         cls=CLASSIFICATION,
+        seg=SEGMENTATION,
         demo=DEMO,
         export=EXPORT,
         analyze=ANALYZE,

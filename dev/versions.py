@@ -29,7 +29,7 @@ TORCH = re.compile(r'^(torch|torchvision|numpy)\b')
 # Whose versions are reported: distributions under either name.
 REPORTED = ('torch', 'torchvision', 'mmengine', 'onedl-mmengine', 'mmcv-lite',
             'mmcv', 'onedl-mmcv', 'mmdet', 'onedl-mmdetection', 'mmpretrain',
-            'onedl-mmpretrain', 'numpy', 'scipy')
+            'onedl-mmpretrain', 'mmsegmentation', 'numpy', 'scipy')
 
 
 def set_names() -> List[str]:
