@@ -13,6 +13,7 @@ import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.apis.convert import from_mrla, to_mrla
 from ela_mm.apis.deploy import whole_file
 from ela_mm.apis.launch import UsageError, check_checkpoint, run
+from ela_mm.hosts.registration import installed
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,7 +30,7 @@ def parse_args() -> argparse.Namespace:
         'code have the same')
     parser.add_argument(
         '--host',
-        choices=['mmpretrain', 'mmdet'],
+        choices=[host.scope for host in installed() if host.deep_stem],
         default='mmpretrain',
         help='whose stem of three convolutions the network has')
     parser.add_argument(

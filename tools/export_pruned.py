@@ -19,8 +19,8 @@ from ela_mm.apis.onnx import check_onnx, export_onnx, part_of, parts
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='config file, of a detector or a '
-                        'classifier')
+    parser.add_argument('config', help='config file, of a detector, a '
+                        'classifier or a segmentor')
     parser.add_argument('checkpoint', help='checkpoint file that it trained')
     parser.add_argument(
         '--out',
@@ -37,11 +37,12 @@ def parse_args() -> argparse.Namespace:
     group.add_argument(
         '--part',
         choices=list(parts()),
-        help='what it holds; default: the classifier where there is one')
+        help='what it holds; default: the classifier or the segmentor where '
+        'there is one')
     group.add_argument(
         '--scores',
         action='store_true',
-        help='end a classifier with scores instead of logits')
+        help='end a classifier or a segmentor with scores instead of logits')
     group.add_argument(
         '--shape',
         nargs=2,

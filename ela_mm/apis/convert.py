@@ -38,7 +38,8 @@ def from_mrla(state: Dict[str, Tensor],
             the classification code (``stages.0.1.mrla.mrla.Wq.weight``) or
             from its MMDetection 2 code (``backbone.layer1.1...``).
         host (str): Whose stem of three convolutions it is to have:
-            ``'mmpretrain'`` or ``'mmdet'``. Defaults to ``'mmpretrain'``.
+            ``'mmpretrain'``, ``'mmdet'`` or ``'mmseg'``. Defaults to
+            ``'mmpretrain'``.
 
     Returns:
         Dict[str, Tensor]: The same tensors under this package's names, with

@@ -1,4 +1,4 @@
-"""Backbones and classifiers as ONNX graphs, tried before they are written."""
+"""Networks and parts of them as ONNX graphs, tried before they are written."""
 import importlib.util
 from typing import Dict, List, Optional, Tuple
 
@@ -45,16 +45,19 @@ def part_of(model: nn.Module,
     Args:
         model (nn.Module): From
             :func:`~ela_mm.apis.loading.load_model`.
-        part (str, optional): A key of :func:`parts`: ``'backbone'`` or, for
-            mmpretrain's ``ImageClassifier`` alone, ``'classifier'``. Defaults
-            to the classifier where there is one, else to the backbone.
-        scores (bool): Whether the classifier ends with scores, not with
-            logits. Defaults to False.
+        part (str, optional): A key of :func:`parts`: ``'backbone'``,
+            ``'classifier'`` for mmpretrain's ``ImageClassifier``, or
+            ``'segmentor'`` for mmseg's ``EncoderDecoder``. Defaults to the
+            classifier or the segmentor where there is one, else to the
+            backbone.
+        scores (bool): Whether these end with scores, not with logits.
+            Defaults to False.
 
     Returns:
         tuple: A module of normalised pictures (B, 3, H, W), and the names of
         its outputs: ``feature_<stage>`` of each ``out_indices`` entry, from 1,
-        or ``logits`` or ``scores`` (B, classes).
+        or ``logits`` or ``scores``, (B, classes) of a classifier and (B,
+        classes, H, W) of a segmentor.
 
     Raises:
         UsageError: If there is no such part, or the model does not have it.
@@ -71,7 +74,8 @@ def part_of(model: nn.Module,
     if part != 'backbone':
         return host.export(model, scores)
     if scores:
-        raise UsageError("scores need part 'classifier'; a backbone has none")
+        others = ' or '.join(repr(x) for x in parts() if x != 'backbone')
+        raise UsageError(f'scores need part {others}; a backbone has none')
     backbones = ela_backbones(model)
     if len(backbones) > 1:
         raise UsageError(f'the model has {len(backbones)} ELA backbones '
