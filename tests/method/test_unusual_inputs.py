@@ -332,15 +332,21 @@ def test_a_window_on_a_device_without_float64(monkeypatch):
     ids=['base', 'light', 'with_cp', 'GN'])
 @pytest.mark.parametrize('training', [False, True])
 def test_a_pretended_cuda_device(options, training):
-    """No tensor of attention is on the CPU, and none is read back."""
+    """No tensor of attention is on the CPU, and none is read back, nor by the
+    statistics of a window."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     net = network(**options)
     net.train(training)
     if options.get('attention') != 'light':
         net.skip_layers(['layer2.0'], 'retrieval')
         net.skip_layers(['layer3.0'])
-    seen = []
-    net.observe(lambda name, prev, curr: seen.append((prev, curr)))
+    seen, statistics = [], KLStatistics()
+
+    def observe(name, prev, curr):
+        seen.append((prev, curr))
+        statistics.update(name, prev, curr)
+
+    net.observe(observe)
     net.to('meta')
     with FakeTensorMode(allow_non_fake_inputs=True):
         net.to_empty(device='cuda')
