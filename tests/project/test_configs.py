@@ -9,6 +9,8 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from support import ROOT
 
 CONFIGS = sorted((ROOT / 'configs').glob('*ela_r*.py'))
+SEGMENTATION = [path for path in CONFIGS
+                if path.stem.endswith(('cityscapes', 'ade20k'))]
 COCO = [path for path in CONFIGS
         if 'rcnn' in path.stem and 'digits' not in path.stem]
 IMAGENET = [path for path in CONFIGS if 'imagenet' in path.stem]
@@ -43,7 +45,9 @@ def test_builds(path):
         assert model.with_mask == ('mask' in path.stem)
     for hook in cfg.custom_hooks:
         HOOKS.build(hook)
-    assert pruning(cfg).windows[-1][-1] <= cfg.train_cfg.max_epochs
+    hook = pruning(cfg)
+    unit = 'max_epochs' if hook.get('by_epoch', True) else 'max_iters'
+    assert hook.windows[-1][-1] <= cfg.train_cfg[unit]
 
 
 @pytest.mark.parametrize('path', IMAGENET, ids=ids)
@@ -100,6 +104,24 @@ def test_coco_follows_section_4_2(path):
     assert cfg.train_cfg.max_epochs == 12
     assert cfg.train_dataloader.dataset.type == 'CocoDataset'
     assert len(path.read_text().splitlines()) < 15
+
+
+@pytest.mark.parametrize('path', SEGMENTATION, ids=ids)
+def test_segmentation_prunes_where_coco_does(path):
+    """In the first and the seventh twelfth, from plain ImageNet weights."""
+    cfg = Config.fromfile(path)
+    hook = pruning(cfg)
+    total = cfg.train_cfg.max_iters
+    assert hook.windows == [(1, round(total / 12)),
+                            (total // 2 + 1, round(total * 7 / 12))]
+    assert hook.criterion == dict(
+        type='EBQM', gamma=0.75, alpha=2.0, beta=5.0, mu=0.2)
+    assert cfg.model.pretrained == 'open-mmlab://resnet50_v1c'
+    assert cfg.model.backbone.zero_init_attention
+    dilated = 'd8' in path.stem
+    assert cfg.model.backbone.dilations == ((1, 1, 2, 4) if dilated else
+                                            (1, 1, 1, 1))
+    assert len(path.read_text().splitlines()) < 30
 
 
 def test_pretrained_backbone_as_the_comment_shows(tmp_path):

@@ -79,7 +79,7 @@ def test_a_host_that_is_missing_is_named(monkeypatch):
             host_of(cfg)
     assert host_of(config('mmpretrain', 'ImageClassifier')).main_metrics
     assert host_of_model(ToyClassifier.__new__(ToyClassifier)).scope
-    assert list(parts()) == ['backbone', 'classifier']
+    assert {'backbone', 'classifier'} <= set(parts())
 
 
 BROKEN = """
@@ -103,7 +103,8 @@ assert len(said) == 1 and ('without mmpretrain, which cannot be imported: '
 
 from ela_mm.errors import UsageError
 from ela_mm.hosts.registration import host_of, installed
-assert [host.scope for host in installed()] == ['mmdet']
+scopes = [host.scope for host in installed()]
+assert 'mmdet' in scopes and 'mmpretrain' not in scopes
 asked = dict(type='mmdet.ELAResNet', depth=18)
 assert MODELS.build(asked).attention_layers
 
