@@ -39,6 +39,7 @@ from ela_mm.experiments.grid import (
     short_name,
 )
 from ela_mm.hosts.registration import host_of_model
+from ela_mm.models.backbones.pictures import picture_channels
 from ela_mm.plotting import printable
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
@@ -120,7 +121,8 @@ def classifier_macs(model: nn.Module, cfg: Config) -> Optional[int]:
     if host_of_model(model).default_part(model) == 'backbone':
         return None
     try:
-        return count_macs(model, (3, *picture_shape(cfg))).macs
+        picture = picture_channels(model), *picture_shape(cfg)
+        return count_macs(model, picture).macs
     except UsageError as error:  # an old torch, which is no reason to fail
         print(error)
         return None

@@ -1,0 +1,1 @@
+"""Does redundancy find the layers that matter least? A study of that."""

@@ -1,0 +1,110 @@
+"""How soon attention leaves uniform weights, by how it starts."""
+import json
+import os.path as osp
+from copy import deepcopy
+from itertools import islice
+from typing import List, NamedTuple, Optional
+
+import numpy as np
+import torch
+
+from ...engine.journal.record import write_whole
+from ...models.backbones.layer_attention_mixin import find_backbone
+from ...pruning.trust import is_by_position
+from .cells import RESULT, Measures
+from .numbers import correlation
+from .study import Study
+from .training import Run, augmented, build_network, evaluate, load_pictures
+
+# Before the training, so many batches are looked at.
+FIRST_BATCHES = 5
+
+
+class StartCell(NamedTuple):
+    """One network with one start."""
+    study: Study
+    name: str
+    depth: int
+    seed: int
+    out: str
+
+    @property
+    def folder(self) -> str:
+        return osp.join(self.out, self.name.replace(' ', '_'),
+                        f'depth_{self.depth}', f'seed_{self.seed}')
+
+    @property
+    def label(self) -> str:
+        return f'{self.name}, ResNet-{self.depth}, seed {self.seed}'
+
+    def result(self) -> Optional[dict]:
+        """What was measured; None if it is not finished."""
+        path = osp.join(self.folder, RESULT)
+        if not osp.isfile(path):
+            return None
+        with open(path, encoding='utf-8') as file:
+            return json.load(file)
+
+
+def start_cells(study: Study, out: str) -> List[StartCell]:
+    """The networks of a study of starts, seeds outermost."""
+    return [StartCell(study, name, depth, seed, out) for seed in study.seeds
+            for depth in study.depths for name in study.starts]
+
+
+def run_start(cell: StartCell) -> None:
+    """Train with a start; every epoch is a window.
+
+    A start names what differs from the study: ``training`` and ``backbone``.
+    """
+    torch.set_num_threads(1)
+    study, own = cell.study, cell.study.starts[cell.name]
+    cfg = study.network_config(cell.depth)
+    cfg.model.backbone.update(own.get('backbone', {}))
+    training = study.training._replace(**own.get('training', {}))
+    train, _, test = load_pictures(cfg, study.pictures)
+    run = Run(study, cell.folder, build_network(cfg, training, cell.seed),
+              train, cell.seed, training)
+    path = osp.join(cell.folder, 'epochs.json')
+    epochs = []  # from 0 on, before the first
+    if run.go_on():
+        with open(path, encoding='utf-8') as file:
+            epochs = json.load(file)[:run.epoch + 1]
+    else:
+        epochs.append(_distance(run, _untrained(run)))
+    while run.epoch < training.epochs:
+        measures = Measures()
+        run.train_epoch(measures.see)
+        epochs.append(dict(_distance(run, measures),
+                           **evaluate(run.network, test)))
+        write_whole(json.dumps(epochs, indent=1), path)
+        run.save()
+    write_whole(json.dumps(dict(epochs=epochs), indent=1),
+                osp.join(cell.folder, RESULT))
+
+
+@torch.no_grad()
+def _untrained(run: Run) -> Measures:
+    measures, training = Measures(), run.training
+    network = deepcopy(run.network).train()  # norms keep what they see
+    find_backbone(network).observe(measures.see)
+    for batch in islice(augmented(run.pictures, run.study.pictures,
+                                  training.batch_size, run.seed, 0),
+                        FIRST_BATCHES):
+        network._run_forward(network.data_preprocessor(batch, True),
+                             mode='tensor')
+    return measures
+
+
+def _distance(run: Run, measures: Measures) -> dict:
+    """From uniform: |D - log(m / n)| to log(m / n), the median of the layers."""
+    layers = list(measures.by_layer().values())
+    infos = find_backbone(run.network).attention_layers
+    statistics = measures.statistics.reduce(list(measures.sums))
+    kl = [x['kl'] for x in layers]
+    positions = [x['position'] for x in layers]
+    distances = [abs(x['excess']) / x['position'] for x in layers]
+    return dict(distance=float(np.median(distances)),
+                rank_by_position=correlation(kl, positions),
+                largest_kl=max(kl), kl=kl,
+                by_position=bool(is_by_position(infos, statistics)))

@@ -1,0 +1,165 @@
+"""Sums a study up, over the networks that are finished."""
+from collections import Counter
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+from .cells import BASE, Cell, cells_of
+from .numbers import (
+    Interval,
+    chance_overlap,
+    chance_range,
+    correlation,
+    correlation_within,
+    interval,
+    overlaps,
+)
+from .study import SELECTORS, Study
+
+# What is compared with the loss that skipping adds.
+MEASURES = ('kl', 'excess', 'conditional', 'own_share', 'position')
+# That loss on every second batch, compared with the others: how far it can be
+# known from these pictures.
+HALVES = 'halves'
+
+
+class Correlation(NamedTuple):
+    """Of one measure in one window of networks of one depth.
+
+    Attributes:
+        over_all (Interval | None): Spearman's over all layers, one value a
+            seed.
+        within (Interval | None): Its mean within stages.
+    """
+    over_all: Optional[Interval]
+    within: Optional[Interval]
+
+
+class Overlap(NamedTuple):
+    """Of the sets that a selector chooses in networks of one depth.
+
+    Attributes:
+        mean (float): Jaccard's index, over the pairs of seeds.
+        pairs (List[float]): Of each.
+        layers (Dict[str, int]): Layer to the number of seeds that skip it.
+        seeds (int): Number of sets.
+    """
+    mean: float
+    pairs: List[float]
+    layers: Dict[str, int]
+    seeds: int
+
+
+class Accuracy(NamedTuple):
+    """Test accuracies of one way to prune in networks of one depth, %.
+
+    Attributes:
+        at_once (Interval | None): Right after pruning, less that before it.
+        end (Interval): At the end of the training.
+        added (Interval | None): That less the same seed's without pruning.
+        seeds (List[int]): Which are finished.
+    """
+    at_once: Optional[Interval]
+    end: Interval
+    added: Optional[Interval]
+    seeds: List[int]
+
+
+def correlations(cells: List[Cell], window: str) -> Dict[str, Correlation]:
+    """Rank correlations of the measures with the loss that skipping adds."""
+    names = (*MEASURES, HALVES)
+    over_all: Dict[str, list] = {name: [] for name in names}
+    within: Dict[str, list] = {name: [] for name in names}
+    for measured in filter(None, (cell.window(window) for cell in cells)):
+        layers = list(measured['layers'].values())
+        costs = [x['added'] for x in layers]
+        stages = [x['stage'] for x in layers]
+        rows = [(m, [x[m] for x in layers], costs) for m in MEASURES]
+        if all(len(x.get('batches', ())) > 1 for x in layers):
+            rows.append((HALVES,
+                         [sum(x['batches'][::2]) for x in layers],
+                         [sum(x['batches'][1::2]) for x in layers]))
+        for name, values, others in rows:
+            over_all[name].append(correlation(values, others))
+            within[name].append(correlation_within(stages, values, others))
+    return {name: Correlation(interval(over_all[name]),
+                              interval(within[name])) for name in names}
+
+
+def selected(cells: List[Cell], window: str) -> Dict[str, Overlap]:
+    """How alike the sets are that networks of other seeds would skip."""
+    cells = [cell for cell in cells if cell.window(window) is not None]
+    found = {}
+    for selector in SELECTORS:
+        sets = [cell.chosen(selector, window) for cell in cells]
+        pairs = overlaps(sets)
+        counts = Counter(name for own in sets for name in own)
+        if pairs:
+            found[selector] = Overlap(sum(pairs) / len(pairs), pairs,
+                                      dict(counts.most_common()), len(sets))
+    return found
+
+
+def accuracies(cells: List[Cell]) -> Dict[str, Accuracy]:
+    """Accuracies of the ways to prune, and of networks that are not."""
+    found = {}
+    for run in ('plain', BASE, *SELECTORS):
+        done = [cell for cell in cells if cell.result(run)]
+        if not done:
+            continue
+        ends = [cell.result(run)['top1'] for cell in done]
+        paired = [cell for cell in done if cell.result(BASE)]
+        added = at_once = None
+        if run != BASE:
+            added = interval([cell.result(run)['top1'] -
+                              cell.result(BASE)['top1'] for cell in paired])
+        if run in SELECTORS:
+            at_once = interval([
+                cell.result(run)['pruned']['top1'] -
+                cell.result(BASE, 'at_decision.json')['top1']
+                for cell in paired
+            ])
+        found[run] = Accuracy(at_once, interval(ends), added,
+                              [cell.seed for cell in done])
+    return found
+
+
+def paired_with(cells: List[Cell], one: str,
+                other: str) -> Optional[Interval]:
+    """Accuracy of one way to prune less that of another, over common seeds."""
+    return interval([
+        cell.result(one)['top1'] - cell.result(other)['top1'] for cell in cells
+        if cell.result(one) and cell.result(other)
+    ])
+
+
+def by_position(cells: List[Cell], window: str) -> Tuple[int, int]:
+    """In how many networks the hook says that layers rank by position."""
+    known = [x['by_position'] for x in
+             filter(None, (cell.window(window) for cell in cells))]
+    return sum(known), len(known)
+
+
+def with_position(cells: List[Cell], window: str,
+                  measure: str = 'kl') -> Optional[Interval]:
+    """Rank correlation of a measure with KL of uniform weights."""
+    return interval([
+        correlation([x[measure] for x in measured['layers'].values()],
+                    [x['position'] for x in measured['layers'].values()])
+        for measured in filter(None, (cell.window(window) for cell in cells))
+    ])
+
+
+def chance(study: Study, cells: List[Cell], window: str) -> tuple:
+    """Overlap of random sets: expected, and 95% range of a study's mean."""
+    known = [x for x in (cell.window(window) for cell in cells) if x]
+    layers, number = len(known[0]['layers']), study.depths[cells[0].depth]
+    return (chance_overlap(layers, number),
+            *chance_range(layers, number, len(known)))
+
+
+def networks(study: Study, out: str) -> Dict[int, List[Cell]]:
+    """The networks of a study by depth, those that have begun."""
+    found: Dict[int, List[Cell]] = {}
+    for cell in cells_of(study, out):
+        if any(cell.window(window) for window in study.windows):
+            found.setdefault(cell.depth, []).append(cell)
+    return found
