@@ -6,6 +6,12 @@
 
 Each run has its own process and folder. What is finished is not run again, a
 run that was killed goes on from its last checkpoint.
+
+A study asks whether redundancy finds the layers that matter least, or how
+attention should start (docs/validity.md):
+
+    tools/ablation.py --preset validity --jobs 2
+    tools/ablation.py --preset validity_digits
 """
 import argparse
 import csv
@@ -38,12 +44,16 @@ from ela_mm.experiments.grid import (
     read_grid,
     short_name,
 )
+from ela_mm.experiments.validity.report import write_report
+from ela_mm.experiments.validity.run import run_study
+from ela_mm.experiments.validity.study import is_study, read_study
 from ela_mm.hosts.registration import host_of_model
 from ela_mm.models.backbones.pictures import picture_channels
 from ela_mm.plotting import printable
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 PRESETS = osp.join(ROOT, 'configs', 'ablations')
+STUDIES = osp.join(ROOT, 'configs', 'studies')
 CELL = 'cell.json'
 RESULT = 'result.json'
 # Of results.csv; the metrics follow.
@@ -64,15 +74,37 @@ def parse_args() -> argparse.Namespace:
         '--collect',
         action='store_true',
         help='run nothing, tabulate what is finished')
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        default=1,
+        help="of a study: processes at a time, a thread each. Default: 1")
+    parser.add_argument(
+        '--data-root',
+        help="of a study: folder of its pictures, in place of the config's")
     # One run, in its own process: its folder, with the cell in it.
     parser.add_argument('--cell', help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def presets() -> List[str]:
-    """Names of the grids that come along."""
-    return sorted(osp.splitext(name)[0] for name in os.listdir(PRESETS)
+    """Names of the grids and studies that come along."""
+    return sorted(osp.splitext(name)[0] for folder in (PRESETS, STUDIES)
+                  for name in os.listdir(folder)
                   if name.endswith(('.yaml', '.py')))
+
+
+def preset_path(name: str) -> str:
+    """File of a preset.
+
+    Raises:
+        UsageError: If there is none of that name.
+    """
+    if name not in presets():
+        raise UsageError(f'unknown preset {name!r}: expected one of '
+                         f'{", ".join(presets())}')
+    return next(path for folder in (PRESETS, STUDIES)
+                for path in glob.glob(osp.join(folder, f'{name}.*')))
 
 
 def train_cell(folder: str) -> None:
@@ -284,6 +316,19 @@ def _spread(values: Iterable[Optional[float]], digits: int) -> str:
     return text
 
 
+def run_and_report(args: argparse.Namespace, path: str, out: str) -> None:
+    """Run a study, then write its tables and pictures."""
+    study = read_study(path, ROOT, args.data_root)
+    if args.jobs < 1:
+        raise UsageError(f'--jobs {args.jobs}: expected 1 or more')
+    failures = 0 if args.collect else run_study(study, out, args.jobs)
+    text, written = write_report(study, out)
+    print('', text, *written, sep='\n')
+    if failures:
+        raise UsageError(f'{failures} networks failed; the same command runs '
+                         'them again')
+
+
 def main() -> None:
     args = parse_args()
     if args.cell:
@@ -292,13 +337,13 @@ def main() -> None:
     if (args.grid is None) == (args.preset is None):
         raise UsageError('expected either a grid file or --preset '
                          f'({", ".join(presets())})')
-    if args.preset is not None and args.preset not in presets():
-        raise UsageError(f'unknown preset {args.preset!r}: expected one of '
-                         f'{", ".join(presets())}')
-    path = args.grid or glob.glob(osp.join(PRESETS, f'{args.preset}.*'))[0]
-    grid = read_grid(path)
+    path = args.grid or preset_path(args.preset)
     name = osp.splitext(osp.basename(path))[0]
     out = args.out or osp.join('work_dirs', f'ablation_{name}')
+    if is_study(path):
+        run_and_report(args, path, out)
+        return
+    grid = read_grid(path)
     runs = cells(grid, ROOT)
     failures = 0 if args.collect else run_grid(runs, out, grid['metrics'][0])
     table = tabulate(grid, runs, out)
