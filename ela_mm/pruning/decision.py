@@ -4,11 +4,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from .kl import REDUNDANCY
 from .stability import Decider
 from .statistics import LayerKL
 from .trust import (
     Rules,
     is_by_position,
+    is_saturated,
     stability_of,
     step_samples_of,
     why_unstable,
@@ -46,6 +48,11 @@ class LayerDecision:
         bad_iterations (int): Those whose value was not finite.
         kl_iterations (List[float | None]): Of single steps, in order, the
             mean over the samples of all ranks.
+        excess (float | None): ``kl`` less what uniform weights would have.
+        conditional (float | None): Mean of the first part of equation 11;
+            this and ``excess`` as in :class:`~ela_mm.pruning.kl.Parts`.
+        conditional_std (float | None): Standard deviation between iterations.
+        conditional_iterations (List[float | None]): As ``kl_iterations``.
         mapped (float | None): What the criterion compared with its threshold;
             None where the layer was out of reach.
         stability (float | None): Share of resampled windows that skip the
@@ -59,6 +66,11 @@ class LayerDecision:
     kl_std: Optional[float] = None
     bad_iterations: int = 0
     kl_iterations: List[Optional[float]] = field(default_factory=list)
+    excess: Optional[float] = None
+    conditional: Optional[float] = None
+    conditional_std: Optional[float] = None
+    conditional_iterations: List[Optional[float]] = field(
+        default_factory=list)
     mapped: Optional[float] = None
     stability: Optional[float] = None
 
@@ -71,6 +83,34 @@ class LayerDecision:
     def short(self) -> str:
         """``<stage>.<index>``, for pictures and tables."""
         return f'{self.stage}.{self.index}'
+
+    def measured(self, redundancy: str) -> 'Measured':
+        """What a measure says of the layer.
+
+        Args:
+            redundancy (str): A key of :data:`ela_mm.pruning.kl.REDUNDANCY`.
+
+        Returns:
+            Measured: Of None where it is not known.
+        """
+        if redundancy == 'conditional':
+            return Measured(self.conditional, self.conditional_std,
+                            self.conditional_iterations)
+        if redundancy == 'paper':
+            return Measured(self.kl, self.kl_std, self.kl_iterations)
+        if self.excess is None or self.kl is None:
+            return Measured()
+        uniform = self.kl - self.excess
+        return Measured(self.excess, self.kl_std, [
+            None if kl is None else kl - uniform for kl in self.kl_iterations
+        ])
+
+
+class Measured(NamedTuple):
+    """A measure of a layer: mean, std, and of single steps; nats."""
+    mean: Optional[float] = None
+    std: Optional[float] = None
+    iterations: Sequence[Optional[float]] = ()
 
 
 @dataclass
@@ -108,6 +148,9 @@ class Decision:
         note (str | None): Why nothing is skipped.
         by_position (bool): Whether the measured values are those of layers
             that weigh all others alike: the ranking is by position then.
+        saturated (bool): Whether all measured values are at the ceiling.
+        redundancy (str): What the criterion has ranked by, a key of
+            :data:`ela_mm.pruning.kl.REDUNDANCY`.
         times (StepTimes): What the pruning gained, once it is timed.
     """
     window: Window
@@ -122,6 +165,8 @@ class Decision:
     step_samples: List[int] = field(default_factory=list)
     note: Optional[str] = None
     by_position: bool = False
+    saturated: bool = False
+    redundancy: str = 'paper'
     times: StepTimes = field(default_factory=StepTimes)
 
     @property
@@ -160,13 +205,15 @@ def decide(layers: Sequence,
            moment: Moment,
            skip_mode: str = 'layer',
            diverged: Optional[str] = None,
-           rules: Optional[Rules] = None) -> Decision:
+           rules: Optional[Rules] = None,
+           redundancy: str = 'paper') -> Decision:
     """Decide which layers to skip.
 
     Args:
         layers (Sequence[AttentionLayerInfo]): All of the network, in order.
         measured (Dict[str, LayerKL]): Of the candidates, by name.
-        criterion (Callable): From KL divergences to a verdict and scores.
+        criterion (Callable): From values of ``redundancy`` to a verdict and
+            scores.
         config (Dict[str, Any]): The criterion's, for the record.
         moment (Moment): Of the decision.
         skip_mode (str): How layers are skipped. Defaults to ``'layer'``.
@@ -174,6 +221,8 @@ def decide(layers: Sequence,
             not finite.
         rules (Rules, optional): When not to trust the criterion. Defaults to
             the paper's: always trust it.
+        redundancy (str): What the criterion ranks by, a key of
+            :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to ``'paper'``.
 
     Returns:
         Decision: It skips nothing, and says why, where the measurements
@@ -181,14 +230,20 @@ def decide(layers: Sequence,
     """
     rules = rules or Rules()
     by_position = is_by_position(layers, measured)
-    note = _why_not(layers, measured, diverged)
+    saturated = is_saturated(measured)
+    ranked = {name: kl.by(redundancy) for name, kl in measured.items()}
+    note = (_why_not(layers, measured, diverged)
+            or _why_unknown(ranked, redundancy))
     skipped, scores, stability, unstable = [], {}, {}, []
     if note is None:
-        skipped, scores, note = _apply(criterion, measured)
-        stability = stability_of(criterion, measured)
-    if skipped and by_position and rules.uninformative == 'wait':
-        skipped, note = [], ("attention is still near uniform "
-                             "(uninformative='wait')")
+        skipped, scores, note = _apply(criterion, ranked)
+        stability = stability_of(criterion, ranked)
+    if skipped and rules.uninformative == 'wait' and (by_position
+                                                      or saturated):
+        skipped, note = [], ('attention is ' + (
+            'saturated, with every KL divergence at its ceiling'
+            if saturated else 'still near uniform') +
+                             " (uninformative='wait')")
     if skipped and rules.min_stability:
         unstable = [name for name in skipped
                     if stability.get(name, 0.) < rules.min_stability]
@@ -217,7 +272,9 @@ def decide(layers: Sequence,
                   default=0),
         step_samples=step_samples_of(measured),
         note=note,
-        by_position=by_position)
+        by_position=by_position,
+        saturated=saturated,
+        redundancy=redundancy)
 
 
 def _why_not(layers: Sequence, measured: Dict[str, LayerKL],
@@ -237,6 +294,15 @@ def _why_not(layers: Sequence, measured: Dict[str, LayerKL],
         return (f'{len(measured)} layers were measured; ranking needs at '
                 'least 2')
     return None
+
+
+def _why_unknown(ranked: Dict[str, LayerKL],
+                 redundancy: str) -> Optional[str]:
+    if all(math.isfinite(kl.mean) for kl in ranked.values()):
+        return None
+    return (f'the {REDUNDANCY[redundancy]} is not known of this whole window, '
+            'which began in an earlier version (redundancy='
+            f'{redundancy!r})')
 
 
 def _apply(
@@ -282,7 +348,15 @@ def _numbers(kl: Optional[LayerKL]) -> Dict[str, Any]:
         kl=_finite(kl.mean),
         kl_std=_finite(kl.std),
         bad_iterations=kl.bad_iterations,
-        kl_iterations=[_finite(float(f'{value:.6g}')) for value in kl.series])
+        kl_iterations=_rounded(kl.series),
+        excess=_finite(kl.excess),
+        conditional=_finite(kl.conditional),
+        conditional_std=_finite(kl.conditional_std),
+        conditional_iterations=_rounded(kl.conditional_series))
+
+
+def _rounded(series: Sequence[float]) -> List[Optional[float]]:
+    return [_finite(float(f'{value:.6g}')) for value in series]
 
 
 def _finite(value: float) -> Optional[float]:

@@ -10,13 +10,14 @@ from ..errors import UsageError
 # Padding value and lower clamp of weights. The paper lets it go to 0; 1e-8,
 # this project's choice, bounds D at -log(eps) = 18.4 nats.
 EPS = 1e-8
+CEILING = -math.log(EPS)
 # What a criterion may rank layers by, and the value of ``Parts`` that it is.
 REDUNDANCY = dict(paper='kl', excess='excess', conditional='conditional')
 
 
 def check_redundancy(name: str) -> str:
     """Return the name of a measure; raise a UsageError if it is none."""
-    if name not in REDUNDANCY:
+    if not isinstance(name, str) or name not in REDUNDANCY:
         raise UsageError(f'redundancy={name!r}: expected one of '
                          f'{tuple(REDUNDANCY)}')
     return name

@@ -5,14 +5,14 @@ from typing import Dict, List, NamedTuple, Sequence
 import numpy as np
 
 from ..errors import UsageError
-from .kl import uniform_kl
+from .kl import CEILING, uniform_kl
 from .stability import Decider, shares
 from .statistics import LayerKL
 
-# A value this near to the uniform layer's, as a share of it, says no more than
-# the position does, however small the noise: this project's choice.
-UNIFORM = .05
-# What to do in a window that ranks by position.
+# A value this near to the uniform layer's, or to the ceiling, as a share of it,
+# says no more than those do, however small the noise: this project's choice.
+NEAR = .05
+# What to do in a window that ranks by position, or not at all.
 UNINFORMATIVE = ('warn', 'wait', 'prune')
 
 
@@ -20,9 +20,10 @@ class Rules(NamedTuple):
     """When a criterion's verdict is not followed.
 
     Attributes:
-        uninformative (str): Of a window whose ranking is by position:
-            ``'prune'``, the paper's rule, follows it; ``'warn'`` does and says
-            so; ``'wait'`` skips nothing in that window and says so.
+        uninformative (str): Of a window whose attention is near uniform or
+            saturated: ``'prune'``, the paper's rule, follows its ranking;
+            ``'warn'`` does and says so; ``'wait'`` skips nothing in that
+            window and says so.
         min_stability (float): A layer is skipped only if at least this share
             of resampled windows skips it, 0 to 1; 0: always.
     """
@@ -46,7 +47,7 @@ def is_by_position(layers: Sequence, measured: Dict[str, LayerKL]) -> bool:
     """Whether most layers measure what a layer of uniform weights would.
 
     Within the window's own noise (the standard deviation between iterations),
-    or within ``UNIFORM`` of it.
+    or within ``NEAR`` of it.
     """
     previous: Dict[int, int] = {}  # layers in memory, by stage
     near = []
@@ -58,9 +59,19 @@ def is_by_position(layers: Sequence, measured: Dict[str, LayerKL]) -> bool:
         if kl is not None and before and math.isfinite(kl.mean):
             expected = uniform_kl(before, layer.sees)
             near.append(
-                abs(kl.mean - expected) <= max(kl.std, UNIFORM * expected))
+                abs(kl.mean - expected) <= max(kl.std, NEAR * expected))
         previous[layer.stage] = layer.sees
     return bool(near) and sum(near) > len(near) / 2
+
+
+def is_saturated(measured: Dict[str, LayerKL]) -> bool:
+    """Whether all layers sit at the ceiling of the KL divergence.
+
+    Each attends to itself alone then, as MRLA-base may after a few steps
+    without a warm-up: none differs from the others.
+    """
+    means = [kl.mean for kl in measured.values() if math.isfinite(kl.mean)]
+    return bool(means) and min(means) >= (1 - NEAR) * CEILING
 
 
 def stability_of(criterion: Decider,

@@ -1,18 +1,25 @@
 """The decision at a window's end: pure, typed, and the same once read back."""
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ela_mm import ELAPruneHook
-from ela_mm.engine.journal.record import decision_from_json, decision_to_json
+from ela_mm.engine.journal.journal import Journal
+from ela_mm.engine.journal.record import (
+    decision_from_json,
+    decision_to_json,
+    read_record,
+)
 from ela_mm.errors import UsageError
 from ela_mm.models.backbones.stages import AttentionLayerInfo
 from ela_mm.pruning import LayerKL, Outcome, decide, ebqm
 from ela_mm.pruning.build import build_criterion
 from ela_mm.pruning.decision import Moment
 from ela_mm.pruning.trust import Rules
+from ela_mm.pruning.windows import Windows
 
 MOMENT = Moment((1, 3), 3, 24)
 CONFIG = dict(type='EBQM', gamma=.75, alpha=5., beta=1., mu=.3)
@@ -111,11 +118,12 @@ def test_the_record_has_the_keys_of_format_1():
         network(3), {'layer1.1': kl(.1), 'layer1.2': kl(3.)}))
     assert list(entry) == [
         'window', 'epoch', 'iter', 'samples', 'iterations', 'criterion',
-        'skip', 'layers', 'skipped', 'active', 'total', 'note',
+        'redundancy', 'skip', 'layers', 'skipped', 'active', 'total', 'note',
         'step_time_before', 'step_time_after', 'steps_timed']
     assert list(entry['layers'][0]) == [
         'name', 'stage', 'index', 'kl', 'kl_std', 'bad_iterations',
-        'kl_iterations', 'mapped', 'stability', 'status']
+        'kl_iterations', 'excess', 'conditional', 'conditional_std',
+        'conditional_iterations', 'mapped', 'stability', 'status']
 
 
 # --- by position -------------------------------------------------------------
@@ -158,6 +166,115 @@ def test_attention_that_has_learned_is_not():
     # Within the window's own noise nothing can be told apart.
     noisy = {name: x._replace(std=.5) for name, x in learned.items()}
     assert decided(layers, noisy).by_position
+
+
+# --- the measure that decides ------------------------------------------------
+
+
+def split():
+    """By KL 1.1 is the smallest, by its excess 1.2, by its first part 1.3."""
+    rows = {'layer1.1': (.5, .9, .4), 'layer1.2': (.6, 1.6, .3),
+            'layer1.3': (.7, .8, .2), 'layer1.4': (3., .1, 2.)}
+    return {
+        name: LayerKL(mean, .1, 8, 4, 0, [mean - .1, mean + .1], [], 2, uniform,
+                      first, .2, [first - .2, first + .2])
+        for name, (mean, uniform, first) in rows.items()
+    }
+
+
+@pytest.mark.parametrize('redundancy, goes, values', [
+    ('paper', 'layer1.1', [.5, .6, .7, 3.]),
+    ('excess', 'layer1.2', [-.4, -1., -.1, 2.9]),
+    ('conditional', 'layer1.3', [.4, .3, .2, 2.])])
+def test_the_criterion_ranks_by_the_measure_that_was_chosen(
+        redundancy, goes, values):
+    layers = network(5)
+    decision = decided(layers, split(), dict(type='fixed', n=1),
+                       redundancy=redundancy)
+    assert decision.skipped == [goes] and decision.redundancy == redundancy
+    # Without a threshold of its own, what it compares is the measure.
+    assert [x.mapped for x in decision.layers[1:]] == pytest.approx(values)
+    assert [x.kl for x in decision.layers[1:]] == [.5, .6, .7, 3.]
+    assert [x.excess for x in decision.layers[1:]] == pytest.approx(
+        [-.4, -1., -.1, 2.9])
+    assert [x.conditional for x in decision.layers[1:]] == [.4, .3, .2, 2.]
+    chosen = [x.measured(redundancy) for x in decision.layers]
+    assert [x.mean for x in chosen] == pytest.approx([None, *values])
+    std = .2 if redundancy == 'conditional' else .1
+    assert {x.std for x in chosen[1:]} == {std}
+    for mean, x in zip(values, chosen[1:]):
+        assert x.iterations == pytest.approx([mean - std, mean + std])
+    again = decision_from_json(
+        json.loads(json.dumps(decision_to_json(decision))))
+    assert again == decision
+
+
+@pytest.mark.parametrize('redundancy', ['excess', 'conditional'])
+def test_stability_is_that_of_the_measure(redundancy):
+    steady = unsure()['layer1.1'].series
+    turns, mirrored = (unsure()[f'layer1.{i}'].series for i in (2, 3))
+    measured = {
+        name: LayerKL(.5, .1, 80, 80, 0, list(shown), [], 80, .5, np.mean(first),
+                      .1, list(first))
+        for name, shown, first in (
+            ('layer1.1', turns, steady if redundancy == 'conditional' else turns),
+            ('layer1.2', mirrored, turns), ('layer1.3', [9.] * 80, [9.] * 80))
+    }
+    decision = decided(network(4), measured, dict(type='fixed', n=1),
+                       redundancy=redundancy)
+    share = {x.name: x.stability for x in decision.layers}
+    if redundancy == 'conditional':  # in KL itself they take turns
+        assert share['layer1.1'] == 1.
+    else:
+        assert .2 < share['layer1.1'] < .8
+
+
+def test_a_measure_that_is_not_known_skips_nothing():
+    """Of a window that an earlier version has begun."""
+    old = {f'layer1.{i}': kl(.1 * i) for i in range(1, 5)}
+    for redundancy in ('excess', 'conditional'):
+        decision = decided(network(5), old, FIXED, redundancy=redundancy)
+        assert not decision.skipped and 'earlier version' in decision.note
+        assert redundancy in decision.note
+        assert decision.layers[1].measured(redundancy).mean is None
+    assert decided(network(5), old, FIXED).skipped
+
+
+def test_records_of_earlier_versions_know_kl_alone():
+    entry = decision_to_json(decided(network(5), split(), FIXED))
+    del entry['redundancy']
+    for layer in entry['layers']:
+        for name in ('excess', 'conditional', 'conditional_std',
+                     'conditional_iterations'):
+            del layer[name]
+    decision = decision_from_json(entry)
+    assert decision.redundancy == 'paper' and decision.skipped
+    assert decision.layers[1].measured('paper').mean == .5
+    for redundancy in ('excess', 'conditional'):
+        mean, std, series = decision.layers[1].measured(redundancy)
+        assert mean is std is None and not series
+
+
+# --- the ceiling -------------------------------------------------------------
+
+
+def test_layers_that_all_sit_at_the_ceiling_say_nothing():
+    ceiling = -math.log(1e-8)
+    values = [ceiling - .001 * i for i in range(1, 6)]
+    measured = {f'layer1.{i}': kl(x) for i, x in enumerate(values, start=1)}
+    decision = decided(network(6), measured, FIXED)
+    assert decision.saturated and not decision.by_position
+    assert decision.skipped == ['layer1.4', 'layer1.5']
+    assert decision_from_json(decision_to_json(decision)).saturated
+    waits = decided(network(6), measured, FIXED,
+                    rules=Rules(uninformative='wait'))
+    assert not waits.skipped and 'ceiling' in waits.note
+    # One that does not is what the others can be told from.
+    measured['layer1.3'] = kl(2.)
+    decision = decided(network(6), measured, FIXED,
+                       rules=Rules(uninformative='wait'))
+    assert not decision.saturated and decision.skipped
+    assert 'saturated' not in decision_to_json(decision)
 
 
 # --- when a verdict is not followed ------------------------------------------
@@ -233,7 +350,60 @@ def test_nothing_is_stable_after_a_single_step():
     (dict(min_stability=1.5), 'min_stability=1.5.*0 to 1'),
     (dict(min_stability='high'), "min_stability='high'"),
     (dict(min_stability=True), 'min_stability=True'),
+    (dict(redundancy='kl'), "redundancy='kl'.*'excess'"),
+    (dict(redundancy=['paper']), r"redundancy=\['paper'\]"),
 ])
 def test_wrong_rules_are_refused(options, said):
     with pytest.raises(UsageError, match=said):
         ELAPruneHook(windows=[(1, 1)], **options)
+
+
+# --- what is said of it ------------------------------------------------------
+
+
+def told(decision, tmp_path, **kwargs):
+    """Log lines and scalars of a decision."""
+    said, sent = [], {}
+    runner = SimpleNamespace(
+        logger=SimpleNamespace(info=said.append, warning=said.append),
+        visualizer=SimpleNamespace(
+            add_scalars=lambda scalars, step: sent.update(scalars)),
+        work_dir=str(tmp_path))
+    Journal(Windows([(1, 3)]), CONFIG, 'layer', picture=False,
+            **kwargs).tell(runner, network(5), decision)
+    return '\n'.join(said), sent
+
+
+@pytest.mark.parametrize('redundancy, name', [
+    ('paper', None), ('excess', 'excess'), ('conditional', 'conditional')])
+def test_table_and_scalars_have_the_measure(tmp_path, redundancy, name):
+    decision = decided(network(5), split(), FIXED, redundancy=redundancy)
+    said, sent = told(decision, tmp_path, redundancy=redundancy)
+    row = next(x for x in said.splitlines() if 'layer1.2' in x)
+    assert row.split()[3::2][:5] == ['1', '0.6000', '-1.0000', '0.3000',
+                                     f'{decision.layers[2].mapped:.4f}']
+    assert sent['ela/kl/layer1.2'] == .6
+    others = {key.split('/')[1] for key in sent} - {'kl', 'active'}
+    assert others == ({name} if name else set())
+    if name:
+        assert sent[f'ela/{name}/layer1.2'] == decision.layers[2].mapped
+        assert f'}} on {name}:' in said
+    record = read_record(tmp_path)
+    assert record['redundancy'] == redundancy
+    assert record['decisions'][0]['redundancy'] == redundancy
+
+
+@pytest.mark.parametrize('redundancy, words', [
+    ('paper', 'this ranking is by position'),
+    ('excess', 'this ranking is of what is close to 0')])
+def test_what_says_nothing_is_said(tmp_path, redundancy, words):
+    layers = network(5)
+    uniform = {name: x._replace(uniform=x.mean, conditional=0.)
+               for name, x in measured_as_uniform(layers, .001).items()}
+    decision = decided(layers, uniform, FIXED, redundancy=redundancy)
+    assert words in told(decision, tmp_path, redundancy=redundancy)[0]
+    assert words not in told(decision, tmp_path, warns=False)[0]
+    ceiling = {name: kl(18.4) for name in uniform}
+    said, _ = told(decided(layers, ceiling, FIXED), tmp_path)
+    assert 'saturated' in said and 'ceiling of 18.4' in said
+    assert 'by position' not in said

@@ -16,6 +16,7 @@ from ...pruning import KLStatistics
 from ...pruning.build import build_criterion
 from ...pruning.criteria import Criterion
 from ...pruning.decision import Decision, Moment, decide
+from ...pruning.kl import check_redundancy
 from ...pruning.trust import Rules
 from ...pruning.windows import Window, Windows
 from .. import surgery
@@ -56,11 +57,18 @@ class ELAPruneHook(Hook):
         timing_steps (int): Steps whose median is reported before and after a
             pruning. Defaults to 50.
         uninformative (str): What to do in a window where attention is still
-            near uniform, so that layers rank by position: ``'prune'``, the
-            paper's rule, ``'warn'``, the same with a warning, or ``'wait'``,
-            skip nothing in that window. Defaults to ``'warn'``.
+            near uniform, so that layers rank by position, or saturated, so
+            that they do not differ: ``'prune'``, the paper's rule, ``'warn'``,
+            the same with a warning, or ``'wait'``, skip nothing in that
+            window. Defaults to ``'warn'``.
         min_stability (float): Share of resampled windows, 0 to 1, that have to
             skip a layer for it to be skipped. Defaults to 0: one is enough.
+        redundancy (str): What the criterion ranks layers by: ``'paper'``, D
+            of equation 11; ``'excess'``, D less that of uniform weights; or
+            ``'conditional'``, the first part of D alone: how differently a
+            layer attends to its predecessors, whatever it gives to itself;
+            see :class:`~ela_mm.pruning.kl.Parts`. Log and record have all
+            three. Defaults to ``'paper'``.
         picture (bool): Whether a picture of each window's redundancy goes to
             the Visualizer, as ``ela_redundancy``. Defaults to True.
 
@@ -81,7 +89,8 @@ class ELAPruneHook(Hook):
                  timing_steps: int = 50,
                  picture: bool = True,
                  uninformative: str = 'warn',
-                 min_stability: float = 0.) -> None:
+                 min_stability: float = 0.,
+                 redundancy: str = 'paper') -> None:
         self._windows = Windows(windows, by_epoch)
         self.criterion = build_criterion(criterion)
         self._own_criteria = {
@@ -94,12 +103,13 @@ class ELAPruneHook(Hook):
             raise UsageError(f'timing_steps={timing_steps}: expected at least '
                              '1 step')
         self.rules = Rules(uninformative, min_stability).check()
+        self.redundancy = check_redundancy(redundancy)
         self.by_epoch = by_epoch
         self.skip = skip
         self.backbone: Optional[LayerAttentionMixin] = None  # until training
         self.statistics = KLStatistics()
         self.journal = Journal(self._windows, self.criterion.config, skip,
-                               picture, warns=uninformative != 'prune')
+                               picture, uninformative != 'prune', redundancy)
         self._gain = PruningGain(timing_steps)
         self._resumed: Optional[Dict[str, Any]] = None
         # The epoch that is running, if windows count epochs, and the
@@ -154,7 +164,8 @@ class ELAPruneHook(Hook):
             **what_has_to_agree(runner),
             active_layers=self._active(),
             windows=self.windows,
-            criteria=[self.criterion_of(w).config for w in self.windows])
+            criteria=[self.criterion_of(w).config for w in self.windows],
+            redundancy=self.redundancy)
         surgery.prepare(runner)
         self.journal.write(runner, self.backbone.attention_layers)
 
@@ -247,7 +258,7 @@ class ELAPruneHook(Hook):
                 criterion.config,
                 Moment(window, runner.epoch + 1,
                        runner.iter + (not self.by_epoch)), self.skip,
-                first_not_finite(runner.model), self.rules))
+                first_not_finite(runner.model), self.rules, self.redundancy))
         if decision.skipped:
             surgery.skip(runner, decision.skipped, self.skip)
         self._gain.decided(decision)

@@ -1,10 +1,11 @@
 """Tells of decisions: log, scalars, picture, and the record in the work dir."""
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from mmengine.dist import is_main_process
 
 from ...pruning.decision import Decision
 from ...pruning.edit import MaskEdit
+from ...pruning.kl import CEILING, REDUNDANCY
 from ...pruning.windows import Windows
 from .record import FORMAT, decision_to_json, edit_to_json, write_record
 from .table import prune_table
@@ -19,8 +20,9 @@ class Journal:
         skip (str): How layers are skipped.
         picture (bool): Whether a picture of each window goes to the
             Visualizer, as ``ela_redundancy``.
-        warns (bool): Whether a ranking by position is a warning. Defaults to
-            True.
+        warns (bool): Whether a ranking of layers that do not differ is a
+            warning. Defaults to True.
+        redundancy (str): What criteria rank by. Defaults to ``'paper'``.
 
     Attributes:
         decisions (List[Decision]): One per window that has ended.
@@ -30,12 +32,14 @@ class Journal:
 
     def __init__(self, windows: Windows, criterion: Dict[str, Any], skip: str,
                  picture: bool,
-                 warns: bool = True) -> None:
+                 warns: bool = True,
+                 redundancy: str = 'paper') -> None:
         self.windows = windows
         self.criterion = criterion
         self.skip = skip
         self.picture = picture
         self.warns = warns
+        self.redundancy = redundancy
         self.decisions: List[Decision] = []
         self.edits: List[MaskEdit] = []
 
@@ -50,14 +54,14 @@ class Journal:
         self.decisions.append(decision)
         first, last = decision.window
         span = f'{self.windows.unit}s {first} to {last}'
+        measure = REDUNDANCY[decision.redundancy]
+        on = '' if decision.redundancy == 'paper' else f' on {measure}'
         runner.logger.info(f'redundancy of the attention layers, {span}, '
-                           f'criterion {decision.criterion}:\n'
+                           f'criterion {decision.criterion}{on}:\n'
                            f'{prune_table(decision.layers)}')
-        if decision.by_position and self.warns:
-            runner.logger.warning(
-                f'{span}: attention is still near uniform, so this ranking is '
-                'by position in the stage, not by what attention has learned; '
-                'measure later or longer, or after the warm-up')
+        why = _why_uninformative(decision)
+        if why and self.warns:
+            runner.logger.warning(f'{span}: {why}')
         if decision.skipped:
             runner.logger.info(
                 f'{_pruned(decision)}: {", ".join(decision.skipped)}')
@@ -65,8 +69,9 @@ class Journal:
             # With the window in it: mmengine drops a warning that it repeats.
             runner.logger.warning(f'nothing pruned on {span}: {decision.note}')
         scalars = {
-            f'ela/kl/{layer.name}': layer.kl
-            for layer in decision.layers if layer.kl is not None
+            f'ela/{name}/{layer.name}': getattr(layer, name)
+            for name in dict.fromkeys(('kl', measure))
+            for layer in decision.layers if getattr(layer, name) is not None
         }
         scalars['ela/active'] = decision.active
         runner.visualizer.add_scalars(scalars, step=decision.iter)
@@ -108,6 +113,7 @@ class Journal:
             windows=[list(window) for window in self.windows.spans],
             by_epoch=self.windows.by_epoch,
             criterion=self.criterion,
+            redundancy=self.redundancy,
             skip=self.skip,
             layers=[layer.name for layer in layers],
             active=[layer.name for layer in layers if layer.active],
@@ -134,6 +140,22 @@ class Journal:
         except Exception as error:
             runner.logger.warning('no picture of the redundancy: '
                                   f'{type(error).__name__}: {error}')
+
+
+def _why_uninformative(decision: Decision) -> Optional[str]:
+    """Say why the ranking says nothing of the layers, if so."""
+    if decision.saturated:
+        return ('attention is saturated: every KL divergence is at its ceiling '
+                f'of {CEILING:.1f}, since each layer attends to itself alone, '
+                'so this ranking says nothing of what is redundant; train with '
+                'a warm-up, a lower learning rate or zero_init_attention=True')
+    if not decision.by_position:
+        return None
+    ranking = ('by position in the stage' if decision.redundancy == 'paper'
+               else 'of what is close to 0 everywhere')
+    return (f'attention is still near uniform, so this ranking is {ranking}, '
+            'not by what attention has learned; measure later or longer, or '
+            'after the warm-up')
 
 
 def _seconds(value) -> str:

@@ -6,19 +6,24 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from scipy.stats import beta as beta_distribution
 
 from ...plotting import KEPT, MARKERS, OUT, SKIPPED, WIDTH, Picture, new_figure, style
-from ...pruning.decision import Decision, LayerDecision, Outcome
+from ...pruning.decision import Decision, LayerDecision, Measured, Outcome
 from ...pruning.windows import window_name
 
 # KL divergences down to rounding are drawn here, on the logarithmic axis.
 SMALLEST = 1e-4
+_LABELS = dict(
+    paper='KL to the layer before',
+    excess='KL over that of uniform weights',
+    conditional='KL to the layer before on what both see')
 
 
 def decision_picture(decision: Decision, unit: str = 'epoch') -> Picture:
     """Draw one decision: every layer's KL, and what became of it.
 
-    Above, the KL divergence of each layer with the standard deviation between
-    iterations. Below, what the criterion compared with its threshold: for
-    EBQM the curve of the Beta distribution with mu.
+    Above, the KL divergence of each layer, or the measure that was chosen in
+    its place, with the standard deviation between iterations. Below, what the
+    criterion compared with its threshold: for EBQM the curve of the Beta
+    distribution with mu.
 
     Args:
         decision (Decision): Taken, or read back from a record.
@@ -28,7 +33,10 @@ def decision_picture(decision: Decision, unit: str = 'epoch') -> Picture:
         Picture: Named ``window_<first>_<last>``.
     """
     layers = decision.layers
-    ranked = [layer for layer in layers if layer.kl is not None]
+    measured = {
+        layer.name: layer.measured(decision.redundancy) for layer in layers
+    }
+    ranked = [x for x in layers if measured[x.name].mean is not None]
     mapped = [layer for layer in ranked if layer.mapped is not None]
     draws_map = bool(mapped) and _number(decision.criterion, 'mu') is not None
     heights = [.19 * len(layers) + .9, 3.] if draws_map else [
@@ -38,9 +46,9 @@ def decision_picture(decision: Decision, unit: str = 'epoch') -> Picture:
         axes = np.ravel(
             figure.subplots(
                 len(heights), 1, gridspec_kw=dict(height_ratios=heights)))
-        _kl_panel(axes[0], layers, decision.criterion)
+        _kl_panel(axes[0], decision, measured)
         if draws_map:
-            _map_panel(axes[1], ranked, decision.criterion)
+            _map_panel(axes[1], ranked, measured, decision.criterion)
         first, last = decision.window
         span = window_name(decision.window, unit)
         figure.suptitle(
@@ -55,48 +63,57 @@ def _is_skipped(layer: LayerDecision) -> bool:
     return layer.outcome is Outcome.SKIPPED
 
 
-def _kl_panel(axes, layers: List[LayerDecision], criterion: Dict[str, Any]) -> None:
-    ranked = [layer for layer in layers if layer.kl is not None]
+def _kl_panel(axes, decision: Decision,
+              measured: Dict[str, Measured]) -> None:
+    layers = decision.layers
+    values = [x.mean for x in measured.values() if x.mean is not None]
+    # Less than uniform weights have is negative: no logarithm.
+    logarithmic = decision.redundancy != 'excess'
+    floor = SMALLEST if logarithmic else -np.inf
     for y, layer in enumerate(layers):
-        kl = layer.kl
-        if kl is None:
+        mean, std, _ = measured[layer.name]
+        if mean is None:
             axes.text(
                 .01, y, layer.outcome.value, va='center', fontsize=7, color=OUT,
                 transform=axes.get_yaxis_transform())
             continue
         skipped = _is_skipped(layer)
         colour = SKIPPED if skipped else KEPT
-        x, std = max(kl, SMALLEST), max(layer.kl_std or 0., 0.)
-        axes.hlines(y, .1 * SMALLEST, x, color=colour, linewidth=1,
-                    linestyle=':' if skipped else '-')
+        x, std = max(mean, floor), max(std or 0., 0.)
+        axes.hlines(y, .1 * SMALLEST if logarithmic else 0, x, color=colour,
+                    linewidth=1, linestyle=':' if skipped else '-')
         axes.errorbar(
-            x, y, xerr=[[min(std, x - SMALLEST)], [std]], color=colour,
+            x, y, xerr=[[min(std, x - floor)], [std]], color=colour,
             capsize=2, linewidth=.8, marker=MARKERS['skipped' if skipped else 'kept'],
             markersize=6)
     for label, colour in (('kept', KEPT), ('skipped', SKIPPED)):
         axes.plot([], [], color=colour, marker=MARKERS[label], linestyle='',
                   label=label)
-    if len(ranked) > 1:
-        _thresholds(axes, [layer.kl for layer in ranked], criterion)
+    if len(values) > 1:
+        _thresholds(axes, values, decision.criterion, floor)
+    if logarithmic:
+        _logarithmic(axes, values)
+    else:
+        axes.axvline(0, color=OUT, linewidth=.8)
+    axes.set_yticks(
+        range(len(layers)), [layer.name for layer in layers], fontsize=7)
+    axes.set_ylim(len(layers) - .4, -.6)
+    axes.set_xlabel(
+        f'{_LABELS[decision.redundancy]}, nats (bars: between iterations)')
+    axes.set_title('Redundancy')
+    _legend(axes)
+
+
+def _logarithmic(axes, values: List[float]) -> None:
+    """Names of what has no KL stand at the start of the axis."""
+    values = [max(value, SMALLEST) for value in values] or [1.]
+    low, high = .3 * min(values), 2 * max(values)
     axes.set_xscale('log')
-    low, high = _limits(ranked)
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(
         LogLocator(subs=(1, 2, 5) if high < 100 * low else (1, )))
     axes.xaxis.set_major_formatter(FormatStrFormatter('%g'))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_yticks(
-        range(len(layers)), [layer.name for layer in layers], fontsize=7)
-    axes.set_ylim(len(layers) - .4, -.6)
-    axes.set_xlabel('KL to the layer before, nats (bars: between iterations)')
-    axes.set_title('Redundancy')
-    _legend(axes)
-
-
-def _limits(ranked: List[LayerDecision]) -> tuple:
-    """Of the logarithmic axis; names of what has no KL stand at its start."""
-    values = [max(layer.kl, SMALLEST) for layer in ranked] or [1.]
-    return .3 * min(values), 2 * max(values)
 
 
 def _number(criterion: Dict[str, Any], key: str) -> Optional[float]:
@@ -106,20 +123,23 @@ def _number(criterion: Dict[str, Any], key: str) -> Optional[float]:
     return value if is_number and 0 <= value <= 1 else None
 
 
-def _thresholds(axes, kl: List[float], criterion: Dict[str, Any]) -> None:
+def _thresholds(axes, kl: List[float], criterion: Dict[str, Any],
+                floor: float) -> None:
     gamma = _number(criterion, 'gamma')
     if gamma is not None:
         axes.axvline(
-            max(float(np.quantile(kl, gamma)), SMALLEST), color='black',
+            max(float(np.quantile(kl, gamma)), floor), color='black',
             linestyle='--', linewidth=1, label=f'quantile γ = {gamma:g}')
     if criterion['type'] == 'threshold':
         axes.axvline(
-            max(criterion['t'], SMALLEST), color='black', linewidth=1,
+            max(criterion['t'], floor), color='black', linewidth=1,
             label=f't = {criterion["t"]:g}')
 
 
-def _map_panel(axes, ranked: List[LayerDecision], criterion: Dict[str, Any]) -> None:
-    kl = np.array([layer.kl for layer in ranked])
+def _map_panel(axes, ranked: List[LayerDecision],
+               measured: Dict[str, Measured],
+               criterion: Dict[str, Any]) -> None:
+    kl = np.array([measured[layer.name].mean for layer in ranked])
     mapped = np.array([
         np.nan if layer.mapped is None else layer.mapped
         for layer in ranked
@@ -150,7 +170,7 @@ def _map_panel(axes, ranked: List[LayerDecision], criterion: Dict[str, Any]) -> 
     axes.set_ylim(-.06, 1.12)
     margin = .06 * (high - low)
     axes.set_xlim(low - margin, high + 3 * margin)
-    axes.set_xlabel('KL divergence, nats, up to the quantile')
+    axes.set_xlabel('the same, up to the quantile')
     axes.set_ylabel(f'{name} maps to')
     axes.set_title('Decision')
     if out:
@@ -187,13 +207,14 @@ def _legend(axes) -> None:
 
 
 def _alt(decision: Decision, span: str) -> str:
-    values = [
-        f'{layer.name} {layer.kl:.3g} ({layer.outcome.value})'
-        for layer in decision.layers if layer.kl is not None
-    ]
+    means = [(x, x.measured(decision.redundancy).mean) for x in decision.layers]
+    values = [f'{layer.name} {mean:.3g} ({layer.outcome.value})'
+              for layer, mean in means if mean is not None]
     if not values:
         return f'{span.capitalize()}: no KL divergence was measured.'
-    return (f'KL divergences in nats of {span}: {", ".join(values)}. '
+    what = ('KL divergences' if decision.redundancy == 'paper' else
+            _LABELS[decision.redundancy])
+    return (f'{what} in nats of {span}: {", ".join(values)}. '
             f'Skipped: {", ".join(decision.skipped) or "none"}.')
 
 

@@ -14,6 +14,7 @@ from ...pruning.build import build_criterion
 from ...pruning.criteria import CRITERIA
 from ...pruning.decision import Decision, LayerDecision, Outcome, StepTimes
 from ...pruning.edit import MaskEdit
+from ...pruning.kl import check_redundancy
 
 FILE_NAME = 'ela_decisions.json'
 FORMAT = 1
@@ -153,6 +154,7 @@ _RECORD = {
     'by_epoch': (bool, ),
     'windows': [[_INT, _INT]],
     'criterion': {'type': _TEXT},
+    'redundancy?': _TEXT,
     'skip': _TEXT,
     'layers': [_TEXT],
     'active': [_TEXT],
@@ -167,6 +169,10 @@ _LAYER = {
     'kl_std': _NUMBER_OR_NONE,
     'bad_iterations?': _INT,
     'kl_iterations?': [_NUMBER_OR_NONE],
+    'excess?': _NUMBER,
+    'conditional?': _NUMBER,
+    'conditional_std?': _NUMBER,
+    'conditional_iterations?': [_NUMBER_OR_NONE],
     'mapped': _NUMBER_OR_NONE,
     'stability?': _NUMBER,
     'status': _TEXT,
@@ -180,10 +186,12 @@ _DECISION = {
     'steps?': _INT,
     'step_samples?': [_NUMBER],
     'criterion': {'type': _TEXT},
+    'redundancy?': _TEXT,
     'skip?': _TEXT,
     'layers': [_LAYER],
     'note': (str, type(None)),
     'by_position?': (bool, ),
+    'saturated?': (bool, ),
     'step_time_before': _NUMBER_OR_NONE,
     'step_time_after': _NUMBER_OR_NONE,
     'steps_timed?': [_INT, _INT],
@@ -234,6 +242,7 @@ def decision_to_json(decision: Decision) -> Dict[str, Any]:
         samples=decision.samples,
         iterations=decision.iterations,
         criterion=decision.criterion,
+        redundancy=decision.redundancy,
         skip=decision.skip_mode,
         layers=[
             dict(
@@ -244,6 +253,10 @@ def decision_to_json(decision: Decision) -> Dict[str, Any]:
                 kl_std=layer.kl_std,
                 bad_iterations=layer.bad_iterations,
                 kl_iterations=layer.kl_iterations,
+                excess=layer.excess,
+                conditional=layer.conditional,
+                conditional_std=layer.conditional_std,
+                conditional_iterations=layer.conditional_iterations,
                 mapped=layer.mapped,
                 stability=layer.stability,
                 status=layer.outcome.value) for layer in decision.layers
@@ -260,8 +273,9 @@ def decision_to_json(decision: Decision) -> Dict[str, Any]:
         entry['steps'] = decision.steps
     if decision.step_samples:
         entry['step_samples'] = decision.step_samples
-    if decision.by_position:
-        entry['by_position'] = True
+    for name in ('by_position', 'saturated'):
+        if getattr(decision, name):
+            entry[name] = True
     return entry
 
 
@@ -295,8 +309,14 @@ def decision_from_json(entry: Dict[str, Any]) -> Decision:
                 kl=layer['kl'],
                 kl_std=layer['kl_std'],
                 bad_iterations=layer.get('bad_iterations') or 0,
-                # Records of earlier versions have no single iterations.
+                # Records of earlier versions have no single iterations, and
+                # of the measures KL alone.
                 kl_iterations=list(layer.get('kl_iterations') or []),
+                excess=layer.get('excess'),
+                conditional=layer.get('conditional'),
+                conditional_std=layer.get('conditional_std'),
+                conditional_iterations=list(
+                    layer.get('conditional_iterations') or []),
                 mapped=layer['mapped'],
                 stability=layer.get('stability')))
     return Decision((first, last),
@@ -311,6 +331,9 @@ def decision_from_json(entry: Dict[str, Any]) -> Decision:
                     step_samples=list(entry.get('step_samples') or []),
                     note=entry['note'],
                     by_position=bool(entry.get('by_position')),
+                    saturated=bool(entry.get('saturated')),
+                    redundancy=check_redundancy(
+                        entry.get('redundancy') or 'paper'),
                     times=StepTimes(
                         entry['step_time_before'], entry['step_time_after'],
                         tuple(entry.get('steps_timed') or (0, 0))))

@@ -17,8 +17,9 @@ def prune_table(layers: List[LayerDecision]) -> str:
 
     Args:
         layers (List[LayerDecision]): Of the network, in order. What is None
-            is shown as ``-``; stability is the share of resampled windows that
-            skip the layer.
+            is shown as ``-``; excess and conditional as in
+            :class:`~ela_mm.pruning.kl.Parts`; stability is the share of
+            resampled windows that skip the layer.
 
     Returns:
         str: A table of one line per layer, without colours; its lines are
@@ -26,13 +27,14 @@ def prune_table(layers: List[LayerDecision]) -> str:
     """
     lines = box.HEAVY_HEAD if _is_utf8() else box.ASCII
     table = Table('layer', 'stage', box=lines)
-    for column in ('KL', 'mapped', 'stability'):
+    for column in ('KL', 'excess', 'conditional', 'mapped', 'stability'):
         table.add_column(column, justify='right')
     table.add_column('decision')
     for layer in layers:
         numbers = [
             '-' if number is None else f'{number:.4f}'
-            for number in (layer.kl, layer.mapped)
+            for number in (layer.kl, layer.excess, layer.conditional,
+                           layer.mapped)
         ]
         share = '-' if layer.stability is None else f'{layer.stability:.0%}'
         table.add_row(escape(layer.name), str(layer.stage), *numbers, share,
@@ -40,7 +42,7 @@ def prune_table(layers: List[LayerDecision]) -> str:
     text = io.StringIO()
     # In Jupyter, rich would show the table instead of writing it.
     Console(
-        file=text, width=100, color_system=None,
+        file=text, width=120, color_system=None,
         force_jupyter=False).print(table)
     return text.getvalue()
 
