@@ -361,21 +361,25 @@ class AttentionStage(Stage):
                     f'those of {self.name}.{i}',
                     stacklevel=2)
 
-    def step(self, i: int, x: Tensor, memory: LayerMemory,
-             *args: Any) -> Tuple[Tensor, Optional[Tensor]]:
-        """Run a block, and its attention as far as it is not skipped.
+    def step(self, i: int, x: Tensor,
+             memory: LayerMemory) -> Tuple[Tensor, Optional[Tensor]]:
+        """Run a block, and its attention as far as it is not skipped."""
+        return self.attend(i, self.block(i)(x), memory)
+
+    def attend(self, i: int, x: Tensor,
+               memory: LayerMemory) -> Tuple[Tensor, Optional[Tensor]]:
+        """Run a layer on its block's output, as far as it is not skipped.
 
         Args:
-            i (int): Of the block.
-            x (Tensor): (B, C', H', W'), what leaves the step before.
+            i (int): Of the layer.
+            x (Tensor): (B, C, H, W), the block's output.
             memory (LayerMemory): From :meth:`new_memory`.
-            *args: What the host hands to a block beside x.
 
         Returns:
-            tuple: What leaves the step (B, C, H, W), and the weights
+            tuple: x and the layer's term (B, C, H, W), and the weights
             (B, h, n) over layers; None of a skipped layer.
         """
-        return _attend(self, i, self.block(i)(x, *args), memory)
+        return _attend(self, i, x, memory)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the blocks and the active layers.
@@ -386,23 +390,10 @@ class AttentionStage(Stage):
         Returns:
             Tensor: (B, C, H, W).
         """
-        return self.run(x)
-
-    def run(self, x: Tensor, *args: Any) -> Tensor:
-        """Do what :meth:`forward` does, for blocks that take more than x.
-
-        Args:
-            x (Tensor): (B, C_in, H_in, W_in), or as the subclass has it.
-            *args: What the host hands to each block beside x.
-
-        Returns:
-            Tensor: (B, C, H, W), or as the subclass has it.
-        """
         memory = _remember_nothing(self, x)
         seen = []
         for i in range(len(self)):
-            # (B, C, H, W), (B, h, n)
-            x, weights = self.step(i, x, memory, *args)
+            x, weights = self.step(i, x, memory)  # (B, C, H, W), (B, h, n)
             seen.append(weights)
         # A graph of torch.fx is made before a window, and runs in it.
         if self.observer is not None or isinstance(x, fx.Proxy):
