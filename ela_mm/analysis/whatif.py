@@ -1,4 +1,4 @@
-"""What another criterion would have skipped, from recorded KL divergences."""
+"""What another criterion or measure would have skipped, from a record."""
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
@@ -7,6 +7,7 @@ from ..errors import UsageError
 from ..pruning import Decision, LayerKL, ebqm
 from ..pruning.build import build_criterion
 from ..pruning.criteria import CRITERIA, Criterion
+from ..pruning.kl import check_redundancy
 from ..pruning.stability import DRAWS, bootstrap, shares  # noqa: F401
 from ..pruning.statistics import ITERATIONS_KEPT
 from ..pruning.windows import window_name
@@ -30,7 +31,8 @@ class Window(NamedTuple):
     Attributes:
         label (str): Such as ``'epoch 1'``.
         names (List[str]): L candidates, in the network's order.
-        kl (np.ndarray): (L, ), nats.
+        kl (np.ndarray): (L, ), nats: KL divergences, or the measure of
+            ``redundancy``.
         series (np.ndarray | None): (steps, L), the same of single training
             steps; None where these were not recorded.
         active (List[str]): Layers that were active meanwhile, those that are
@@ -45,6 +47,10 @@ class Window(NamedTuple):
         samples (np.ndarray | None): (steps, ), of the recorded steps; None
             where they are equal or unknown.
         short (Dict[str, str]): Names in few letters, by name.
+        redundancy (str): What to rank by, a key of
+            :data:`ela_mm.pruning.kl.REDUNDANCY`.
+        as_decided (bool): Whether the decision has ranked by it, if there is
+            one.
     """
     label: str
     names: List[str]
@@ -58,6 +64,8 @@ class Window(NamedTuple):
     steps: Optional[int] = None
     samples: Optional[np.ndarray] = None
     short: Mapping[str, str] = {}
+    redundancy: str = 'paper'
+    as_decided: bool = True
 
 
 class Stability(NamedTuple):
@@ -91,27 +99,44 @@ class Proposal(NamedTuple):
     note: Optional[str] = None
 
 
-def recorded_window(decision: Decision, unit: str = 'epoch') -> Window:
+def recorded_window(decision: Decision,
+                    unit: str = 'epoch',
+                    redundancy: Optional[str] = None) -> Window:
     """Take a window from a run's decisions.
 
     Args:
         decision (Decision): Taken, or read back from a record.
         unit (str): What it counts. Defaults to ``'epoch'``.
+        redundancy (str, optional): Rank by another measure, a key of
+            :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to None: the run's.
 
     Returns:
-        Window: Without layers whose KL divergence is unknown.
+        Window: Without layers of which the measure is unknown.
+
+    Raises:
+        UsageError: If the measure was not recorded.
     """
-    layers = [layer for layer in decision.layers if layer.kl is not None]
-    series = [layer.kl_iterations for layer in layers]
+    asked = redundancy
+    redundancy = check_redundancy(asked or decision.redundancy)
+    label = window_name(decision.window, unit)
+    known = [layer for layer in decision.layers if layer.kl is not None]
+    layers = [x for x in known if x.measured(redundancy).mean is not None]
+    if asked and len(layers) < len(known):
+        raise UsageError(
+            f'redundancy={redundancy!r} is not recorded of {label}: it was '
+            'measured by an earlier version of ela_mm, which knew '
+            "redundancy='paper' alone")
+    measured = [layer.measured(redundancy) for layer in layers]
+    series = [list(x.iterations) for x in measured]
     lengths = {len(values) for values in series}
     complete = len(lengths) == 1 and min(lengths) > 1 and not any(
         value is None for values in series for value in values)
     recorded = max(lengths, default=0)
     weighted = complete and len(decision.step_samples) == recorded
     return Window(
-        label=window_name(decision.window, unit),
+        label=label,
         names=[layer.name for layer in layers],
-        kl=np.array([layer.kl for layer in layers]),
+        kl=np.array([x.mean for x in measured]),
         series=np.array(series).T if complete else None,
         active=[
             layer.name for layer in decision.layers if layer.was_active
@@ -125,11 +150,15 @@ def recorded_window(decision: Decision, unit: str = 'epoch') -> Window:
         # iterations of every rank instead of steps.
         steps=decision.steps if recorded > ITERATIONS_KEPT / 2 else recorded,
         samples=np.array(decision.step_samples) if weighted else None,
-        short={layer.name: layer.short for layer in layers})
+        short={layer.name: layer.short for layer in layers},
+        redundancy=redundancy,
+        as_decided=redundancy == decision.redundancy)
 
 
-def measured_window(kl: Mapping[str, LayerKL], active: Sequence[str],
-                    label: str) -> Window:
+def measured_window(kl: Mapping[str, LayerKL],
+                    active: Sequence[str],
+                    label: str,
+                    redundancy: str = 'paper') -> Window:
     """A window from KL divergences that were measured without training.
 
     Args:
@@ -137,10 +166,14 @@ def measured_window(kl: Mapping[str, LayerKL], active: Sequence[str],
             :func:`ela_mm.analysis.attention.measure`.
         active (Sequence[str]): All layers that are not skipped.
         label (str): Such as ``'64 pictures'``.
+        redundancy (str): What to rank by, a key of
+            :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to ``'paper'``.
 
     Returns:
         Window: A step is a batch.
     """
+    check_redundancy(redundancy)
+    kl = {name: layer.by(redundancy) for name, layer in kl.items()}
     series = [layer.series for layer in kl.values()]
     several = bool(series) and min(map(len, series)) > 1
     first = next(iter(kl.values()), None)
@@ -151,7 +184,8 @@ def measured_window(kl: Mapping[str, LayerKL], active: Sequence[str],
         series=np.array(series).T if several else None,
         active=list(active),
         steps=first.steps if first else 0,
-        samples=np.array(first.weights) if several else None)
+        samples=np.array(first.weights) if several else None,
+        redundancy=redundancy)
 
 
 def stability(window: Window, criterion: Criterion,
@@ -235,7 +269,8 @@ def candidates(window: Window) -> Dict[str, Dict[str, Any]]:
         if own['type'] not in ('threshold', 'fixed') and key in known
     }
     shapes = {key: known[key] for key in ('alpha', 'beta') if key in known}
-    configs = {'this run': own} if window.criterion else {}
+    label = 'this run' if window.as_decided else "this run's criterion"
+    configs = {label: own} if window.criterion else {}
     configs.update((f'EBQM, {label}', dict(type='EBQM', **values))
                    for label, values in PAPER.items())
     number = len(window.skipped) if window.skipped else 1

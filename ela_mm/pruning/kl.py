@@ -13,6 +13,11 @@ EPS = 1e-8
 CEILING = -math.log(EPS)
 # What a criterion may rank layers by, and the value of ``Parts`` that it is.
 REDUNDANCY = dict(paper='kl', excess='excess', conditional='conditional')
+# In words.
+MEASURES = dict(
+    paper='KL divergence',
+    excess='excess of the KL divergence over that of uniform weights',
+    conditional='conditional part of the KL divergence')
 
 
 def check_redundancy(name: str) -> str:

@@ -15,6 +15,7 @@ from ...plotting import (
 )
 from ...pruning.decision import Decision, LayerDecision, Outcome
 from ...pruning.edit import MaskEdit
+from ...pruning.kl import CEILING, MEASURES
 from ...pruning.windows import window_name
 from ..cost import Cost
 from ..history import Run
@@ -70,13 +71,20 @@ def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
 
 
 def _why(run: Run) -> str:
-    by_position = [d for d in run.decisions if d.skipped and d.by_position]
-    if not by_position:
+    saying_nothing = [d for d in run.decisions
+                      if d.skipped and (d.by_position or d.saturated)]
+    if not saying_nothing:
         return ('They went because their attention weights repeat those of '
                 'the layer before more than other layers\' do: the criterion '
-                f'({run.record["criterion"]["type"]}) found the KL divergence '
-                'between the two small beside the others\'.')
-    spans = ', '.join(_span(run, d) for d in by_position)
+                f'({run.record["criterion"]["type"]}) found the '
+                f'{MEASURES[run.decisions[0].redundancy]} between the two '
+                'small beside the others\'.')
+    spans = ', '.join(_span(run, d) for d in saying_nothing)
+    if any(d.saturated for d in saying_nothing):
+        return (f'In {spans} attention said nothing of what is redundant: it '
+                'was saturated or still near uniform, and the layers went by '
+                'rounding or position. Train with a warm-up, and measure later '
+                'or longer.')
     return (f'In {spans} attention was still near uniform: the layers went by '
             'their position in the stage, not because attention had learned '
             'to repeat. Measure later or longer, or after the warm-up.')
@@ -134,15 +142,30 @@ def window_section(run: Run, decision: Decision) -> Section:
         f'A small KL divergence (in nats) says that a layer\'s attention '
         'weights repeat those of the active layer before. '
         f'The criterion {name} ({parameters}) ' +
+        ('' if decision.redundancy == 'paper' else
+         f'ranked by the {MEASURES[decision.redundancy]} and ') +
         (f'skipped {", ".join(decision.skipped)}; {decision.active} of '
          f'{decision.total} layers remain.' if decision.skipped else
          f'skipped nothing: {decision.note}.')
     ]
-    if decision.by_position:
+    if decision.saturated:
+        text.append(
+            'All of these KL divergences sit at their ceiling of '
+            f'{CEILING:.1f}: attention was saturated, each layer attending to '
+            'itself alone, and the ranking says nothing of what is redundant.')
+    elif decision.by_position:
         text.append(
             'Most of these KL divergences are those of layers that weigh all '
             'others alike, log(m / n) by the number of layers in memory: '
-            'attention was still near uniform, and the ranking is by position.')
+            'attention was still near uniform, and the ranking is ' +
+            ('by position.' if decision.redundancy == 'paper' else
+             'of what is close to 0 everywhere.'))
+    if any(layer.excess is not None for layer in decision.layers):
+        text.append(
+            'Excess is the KL divergence less log(m / n), what uniform weights '
+            'would have; conditional is its part on the layers that both see, '
+            'whatever the later one gives to itself. A layer whose '
+            'predecessor sees itself alone has 0 there in any case.')
     if name == 'EBQM':
         text.append(
             'Layers whose KL divergence lies above the quantile gamma are out '
@@ -152,21 +175,27 @@ def window_section(run: Run, decision: Decision) -> Section:
     number = '{:.4g}'.format
     rows = [[
         layer.name,
-        *('-' if value is None else number(value)
-          for value in (layer.kl, layer.kl_std, layer.mapped)),
+        *('-' if value is None else number(value) for value in _numbers(layer)),
         '-' if layer.stability is None else f'{layer.stability:.0%}',
         _fate(layer, criterion)
     ] for layer in decision.layers]
     table = Table(
         'Layers; std is between iterations, stability the share of resampled '
         'windows that skip the layer',
-        ['layer', 'KL', 'std', 'mapped', 'stability', 'decision'], rows,
-        [['layer', 'kl', 'kl_std', 'mapped', 'stability', 'decision']] + [[
-            layer.name, layer.kl, layer.kl_std, layer.mapped, layer.stability,
-            layer.outcome.value
-        ] for layer in decision.layers])
+        ['layer', 'KL', 'std', 'excess', 'conditional', 'mapped', 'stability',
+         'decision'], rows,
+        [['layer', 'kl', 'kl_std', 'excess', 'conditional', 'mapped',
+          'stability', 'decision']] + [[
+              layer.name, *_numbers(layer), layer.stability,
+              layer.outcome.value
+          ] for layer in decision.layers])
     return Section(f'Window: {_span(run, decision)}', text, [table],
                    [decision_picture(decision, run.unit)])
+
+
+def _numbers(layer: LayerDecision) -> tuple:
+    return (layer.kl, layer.kl_std, layer.excess, layer.conditional,
+            layer.mapped)
 
 
 def _fate(layer: LayerDecision, criterion: Dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from ...plotting import (
     new_figure,
     style,
 )
+from ...pruning.kl import MEASURES
 from ..whatif import GAMMAS, MUS, SHAPES, Proposal, Stability, Window, counts
 from .page import Section, Table
 
@@ -50,7 +51,9 @@ def counts_picture(window: Window) -> Picture:
             if own.get('type') == 'EBQM' and (alpha, beta) == (own['alpha'],
                                                                own['beta']):
                 _frame(ax, gammas.index(own['gamma']), mus.index(own['mu']))
-                said.append(f'this run (framed) skips {len(window.skipped)}')
+                if window.as_decided:
+                    said.append(
+                        f'this run (framed) skips {len(window.skipped)}')
         most, where = max(tops)
         said.append(f'most, {most}, with {where}')
         figure.suptitle(
@@ -136,9 +139,10 @@ def whatif_section(window: Window, outcomes: Sequence[Proposal],
         Section: A table, the map of counts, and the stability.
     """
     text = [
-        f'From the KL divergences of {len(window.names)} candidates measured '
-        f'in {window.label}; nothing was trained again. Where layers had been '
-        'skipped before, other criteria would have met other candidates.'
+        f'From the {MEASURES[window.redundancy]} of {len(window.names)} '
+        f'candidates measured in {window.label}; nothing was trained again. '
+        'Where layers had been skipped before, other criteria would have met '
+        'other candidates.'
     ]
     own = outcomes[0]
     certain = own.stability
@@ -163,7 +167,8 @@ def whatif_section(window: Window, outcomes: Sequence[Proposal],
             f'what the skipped layers add to it, measured here '
             f'({conditions}). ' +
             (f'For this run it can be checked: {window.step_time_after:.3g} s '
-             'were timed afterwards.' if window.step_time_after else ''))
+             'were timed afterwards.'
+             if window.step_time_after and window.as_decided else ''))
     rows = [[
         o.label, '-' if o.note else str(len(o.skipped)), o.note or ', '.join(
             window.short.get(name, name) for name in o.skipped),

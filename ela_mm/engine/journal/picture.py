@@ -7,14 +7,11 @@ from scipy.stats import beta as beta_distribution
 
 from ...plotting import KEPT, MARKERS, OUT, SKIPPED, WIDTH, Picture, new_figure, style
 from ...pruning.decision import Decision, LayerDecision, Measured, Outcome
+from ...pruning.kl import MEASURES
 from ...pruning.windows import window_name
 
 # KL divergences down to rounding are drawn here, on the logarithmic axis.
 SMALLEST = 1e-4
-_LABELS = dict(
-    paper='KL to the layer before',
-    excess='KL over that of uniform weights',
-    conditional='KL to the layer before on what both see')
 
 
 def decision_picture(decision: Decision, unit: str = 'epoch') -> Picture:
@@ -98,9 +95,8 @@ def _kl_panel(axes, decision: Decision,
     axes.set_yticks(
         range(len(layers)), [layer.name for layer in layers], fontsize=7)
     axes.set_ylim(len(layers) - .4, -.6)
-    axes.set_xlabel(
-        f'{_LABELS[decision.redundancy]}, nats (bars: between iterations)')
-    axes.set_title('Redundancy')
+    axes.set_xlabel(f'{MEASURES[decision.redundancy]}, nats')
+    axes.set_title('Redundancy (bars: between iterations)')
     _legend(axes)
 
 
@@ -212,9 +208,7 @@ def _alt(decision: Decision, span: str) -> str:
               for layer, mean in means if mean is not None]
     if not values:
         return f'{span.capitalize()}: no KL divergence was measured.'
-    what = ('KL divergences' if decision.redundancy == 'paper' else
-            _LABELS[decision.redundancy])
-    return (f'{what} in nats of {span}: {", ".join(values)}. '
+    return (f'{MEASURES[decision.redundancy]} in nats of {span}: {", ".join(values)}. '
             f'Skipped: {", ".join(decision.skipped) or "none"}.')
 
 
