@@ -173,7 +173,7 @@ class Work:
         number = self.cell.study.depths[self.cell.depth]
         # A copy: skipping withholds gradients.
         network = deepcopy(run.network)
-        found = ablate(network, self.held_out.in_order(BATCH),
+        found = ablate(network, self.held_out.batches(BATCH),
                        build_criterion(dict(type='fixed', n=number)),
                        accuracy=False)
         layers = measures.by_layer()

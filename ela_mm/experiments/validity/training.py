@@ -41,9 +41,11 @@ class PictureSet(NamedTuple):
         return dict(inputs=inputs,
                     data_samples=[self.samples[i] for i in rows.tolist()])
 
-    def in_order(self, size: int = 200) -> Iterator[dict]:
-        """Batches of all pictures, in order."""
-        for rows in torch.arange(len(self.samples)).split(size):
+    def batches(self, size: int = 200) -> Iterator[dict]:
+        """All pictures, in an order that is always the same and mixes classes."""
+        draw = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(self.samples), generator=draw)
+        for rows in order.split(size):
             yield self.batch(rows)
 
 
@@ -235,7 +237,7 @@ def evaluate(network: nn.Module, pictures: PictureSet) -> dict:
     """Mean cross entropy and top-1 accuracy in percent."""
     network.eval()
     loss, hits = 0., 0
-    for batch in pictures.in_order():
+    for batch in pictures.batches():
         data = network.data_preprocessor(batch, False)
         logits = network._run_forward(data, mode='tensor')  # (B, classes)
         labels = torch.cat([x.gt_label for x in data['data_samples']])
