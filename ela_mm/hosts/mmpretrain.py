@@ -22,11 +22,8 @@ from ..models.backbones.resnet import ResNetAttentionMixin
 from .host import Classifier, Host
 
 
-class _MMPretrainMixin(ResNetAttentionMixin):
-    last_norm_reader = 'drop_path'
-
-    def _stage_channels(self, kwargs: dict) -> int:
-        return kwargs['out_channels']
+class LayerDepthMixin:
+    """What attention is to layer-wise learning rates."""
 
     def get_layer_depth(self,
                         param_name: str,
@@ -46,8 +43,16 @@ class _MMPretrainMixin(ResNetAttentionMixin):
             param_name.replace('.attention.', '.'), prefix)
 
 
+class MMPretrainMixin(LayerDepthMixin, ResNetAttentionMixin):
+    """Adds layer attention to a ResNet class of mmpretrain."""
+    last_norm_reader = 'drop_path'
+
+    def _stage_channels(self, kwargs: dict) -> int:
+        return kwargs['out_channels']
+
+
 @MODELS.register_module()
-class ELAResNet(_MMPretrainMixin, ResNet):
+class ELAResNet(MMPretrainMixin, ResNet):
     """mmpretrain's ResNet (18, 34, 50, 101, 152) with layer attention.
 
     Takes the arguments of :class:`mmpretrain.models.backbones.ResNet` and those of
@@ -58,7 +63,7 @@ class ELAResNet(_MMPretrainMixin, ResNet):
 
 
 @MODELS.register_module()
-class ELAResNetV1c(_MMPretrainMixin, ResNetV1c):
+class ELAResNetV1c(MMPretrainMixin, ResNetV1c):
     """mmpretrain's ResNetV1c (deep stem) with layer attention.
 
     Takes the arguments of the host's class and of the mixin.
@@ -66,7 +71,7 @@ class ELAResNetV1c(_MMPretrainMixin, ResNetV1c):
 
 
 @MODELS.register_module()
-class ELAResNetV1d(_MMPretrainMixin, ResNetV1d):
+class ELAResNetV1d(MMPretrainMixin, ResNetV1d):
     """mmpretrain's ResNetV1d (deep stem, average-pool shortcut) with attention.
 
     Takes the arguments of the host's class and of the mixin.
@@ -74,7 +79,7 @@ class ELAResNetV1d(_MMPretrainMixin, ResNetV1d):
 
 
 @MODELS.register_module()
-class ELAResNeXt(_MMPretrainMixin, ResNeXt):
+class ELAResNeXt(MMPretrainMixin, ResNeXt):
     """mmpretrain's ResNeXt (50, 101, 152) with layer attention.
 
     Takes the arguments of the host's class and of the mixin.
@@ -82,7 +87,7 @@ class ELAResNeXt(_MMPretrainMixin, ResNeXt):
 
 
 @MODELS.register_module()
-class ELASEResNet(_MMPretrainMixin, SEResNet):
+class ELASEResNet(MMPretrainMixin, SEResNet):
     """mmpretrain's SE-ResNet (50, 101, 152) with layer attention.
 
     Squeeze-and-excitation weighs channels inside a block, layer attention
@@ -93,7 +98,7 @@ class ELASEResNet(_MMPretrainMixin, SEResNet):
 
 
 @MODELS.register_module()
-class ELASEResNeXt(_MMPretrainMixin, SEResNeXt):
+class ELASEResNeXt(MMPretrainMixin, SEResNeXt):
     """mmpretrain's SE-ResNeXt (50, 101, 152) with layer attention.
 
     Takes the arguments of the host's class and of the mixin.
@@ -115,7 +120,7 @@ _PAPER_CIFAR = dict(
 
 
 @MODELS.register_module()
-class ELAResNet_CIFAR(_MMPretrainMixin, ResNet_CIFAR):
+class ELAResNet_CIFAR(MMPretrainMixin, ResNet_CIFAR):
     """ResNet for small pictures (3x3 stem, no max-pool) with layer attention.
 
     Args:
