@@ -5,7 +5,7 @@ import logging
 import os
 import os.path as osp
 import sys
-from typing import Callable, Optional, TextIO
+from typing import Any, Callable, Iterator, Optional, TextIO
 
 import torch
 import torch.distributed as dist
@@ -103,6 +103,12 @@ def set_up_distributed(cfg: Config) -> None:
     if cfg.get('sync_bn'):
         raise UsageError(f'sync_bn={cfg.sync_bn!r} needs GPUs: SyncBatchNorm '
                          'does not train on CPUs; leave it out')
+    synchronised = list(_synchronised(cfg.get('model') or {}, 'model'))
+    if synchronised:
+        raise UsageError(
+            "norms of type 'SyncBN' need GPUs where there are several "
+            'processes: --cfg-options ' + ' '.join(
+                f'{place}.type=BN' for place in synchronised))
     options = {}
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
     if timeout is not None:  # in seconds, as mmengine takes it
@@ -116,6 +122,20 @@ def set_up_distributed(cfg: Config) -> None:
                        cfg.get('find_unused_parameters', False))
     wrapper['device_ids'] = None
     cfg.model_wrapper_cfg = wrapper
+
+
+def _synchronised(node: Any, place: str) -> Iterator[str]:
+    """Where a model's config asks for a synchronised norm."""
+    if isinstance(node, dict):
+        if node.get('type') == 'SyncBN':
+            yield place
+        node = node.items()
+    elif isinstance(node, (list, tuple)):
+        node = enumerate(node)
+    else:
+        return
+    for name, child in node:
+        yield from _synchronised(child, f'{place}.{name}')
 
 
 def build_runner(cfg: Config, trains: bool = True) -> Runner:

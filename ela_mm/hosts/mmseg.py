@@ -85,10 +85,9 @@ class MMSeg(Host):
         """
         cfg.default_hooks.visualization.update(draw=True, interval=1)
         if folder:
-            drawing = cfg.setdefault('visualizer', {})
-            drawing.update(save_dir=folder)
-            drawing.setdefault('type', 'mmseg.SegLocalVisualizer')
-            drawing.vis_backends = [dict(type='LocalVisBackend')]
+            cfg.visualizer = dict(
+                cfg.get('visualizer') or dict(type='mmseg.SegLocalVisualizer'),
+                save_dir=folder, vis_backends=[dict(type='LocalVisBackend')])
 
     def tta_steps(self, pipeline: Sequence[dict]) -> List[dict]:
         """Flip pictures alone: predictions are flipped back, labels are not."""

@@ -12,3 +12,12 @@ import mmpretrain.engine
 import mmpretrain.evaluation
 import mmpretrain.models
 import mmpretrain.visualization
+
+from importlib.util import find_spec
+
+if find_spec('mmseg') is not None:
+    import mmseg.apis
+    import mmseg.engine
+    import mmseg.evaluation
+    import mmseg.models
+    import mmseg.visualization
