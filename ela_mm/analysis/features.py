@@ -165,10 +165,16 @@ def _kl(model: nn.Module, inputs: Tensor) -> Dict[str, float]:
 def _seen(model: nn.Module, inputs: Tensor) -> np.ndarray:
     """The network's picture, stretched to [0, 1]."""
     image = inputs[0].permute(1, 2, 0).cpu().numpy()  # (H, W, 3)
-    if not getattr(model.data_preprocessor, '_channel_conversion', True):
+    if not _converts(model.data_preprocessor):
         image = image[..., ::-1]  # OpenCV's order
     low, high = image.min(), image.max()
     return (image - low) / (high - low) if high > low else image * 0.
+
+
+def _converts(preprocessor: nn.Module) -> bool:
+    """Whether pictures reach the network as RGB; where nobody says, they do."""
+    private = getattr(preprocessor, '_channel_conversion', True)
+    return getattr(preprocessor, 'channel_conversion', private)  # mmseg's
 
 
 # --- Score-CAM ---------------------------------------------------------------
