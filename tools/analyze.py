@@ -52,7 +52,13 @@ from ela_mm.analysis.whatif import (
     parse_criterion,
     recorded_window,
 )
-from ela_mm.apis.data import annotated_batches, dataset_batches, file_batches
+from ela_mm.apis.data import (
+    annotated_batches,
+    dataset_batches,
+    file_batches,
+    loader_of,
+    set_of,
+)
 from ela_mm.apis.launch import UsageError, check_checkpoint, run
 from ela_mm.apis.loading import build_model, criterion_of, load_model, read_config
 from ela_mm.plotting import printable, save
@@ -353,7 +359,7 @@ def attention(args: argparse.Namespace) -> None:
             ', ...' if len(args.pictures) > 3 else '')
     else:
         batches = bar('pictures')(dataset_batches(cfg, args.images))
-        source = 'the first of the validation set'
+        source = f'the first of {set_of(cfg)}'
     section = attention_section(measure(model, batches), source)
     show([section], beside(args, args.checkpoint))
 
@@ -379,7 +385,7 @@ def similarity(args: argparse.Namespace) -> None:
     cfg, model = load(args)
     batches = bar('pictures')(dataset_batches(cfg, args.images, args.batch))
     section = similarity_section(
-        compare_features(model, batches), 'the first of the validation set')
+        compare_features(model, batches), f'the first of {set_of(cfg)}')
     show([section], beside(args, args.checkpoint))
 
 
@@ -390,7 +396,7 @@ def ablate(args: argparse.Namespace) -> None:
         criterion_of(cfg))
     batches = annotated_batches(cfg, args.images, args.batch)
     found = ablate_layers(model, bar('batches')(list(batches)), criterion)
-    show([ablation_section(found, 'the first of the validation set')],
+    show([ablation_section(found, f'the first of {set_of(cfg)}')],
          beside(args, args.checkpoint))
 
 
@@ -410,13 +416,13 @@ def whatif(args: argparse.Namespace) -> None:
         args.config, args.checkpoint = args.source
         cfg, model = load(args)
         more = [parse_criterion(text) for text in args.criterion]
-        loader = cfg.get('val_dataloader') or cfg.get('test_dataloader') or {}
+        loader = cfg[loader_of(cfg)]
         images = (args.batches or 32) * (loader.get('batch_size') or 1)
         measured = measure(model,
                            bar('pictures')(dataset_batches(cfg, images)))
         window = measured_window(
             measured.kl, [row.name for row in measured.rows],
-            f'{measured.images} pictures of the validation set')
+            f'{measured.images} pictures of {set_of(cfg)}')
         if not args.no_time:
             cost = _or_none(lambda: cost_of(args, cfg, model))
         if cost is not None:

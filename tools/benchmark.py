@@ -91,6 +91,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=2)
     parser.add_argument(
         '--size', type=int, help='pixels of a side; default: 224, CIFAR 32')
+    parser.add_argument(
+        '--channels', type=int, default=3, help='of a picture')
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument(
         '--no-peak',
@@ -139,7 +141,8 @@ def peak(conditions: Conditions, variant: str, mask: Optional[str]) -> int:
 def build(conditions: Conditions, variant: str, mask: Optional[str]):
     return benchmark.build_backbone(
         conditions.network, variant, conditions.with_cp,
-        load_mask(mask) if variant == 'ELA mask' else None, conditions.size)
+        load_mask(mask) if variant == 'ELA mask' else None, conditions.size,
+        conditions.channels)
 
 
 def measure(conditions: Conditions, variants: List[str],
@@ -156,7 +159,8 @@ def measure(conditions: Conditions, variants: List[str],
          for v, n in networks.items()}, args.rounds,
         progress=lambda rounds: track(rounds, conditions.network))
     costs = {
-        v: count_macs(network.cpu(), (3, conditions.size, conditions.size))
+        v: count_macs(network.cpu(), (
+            conditions.channels, conditions.size, conditions.size))
         for v, network in networks.items()
     }
     active = {
@@ -224,6 +228,8 @@ def describe(args: argparse.Namespace, kept: bool) -> str:
                               (args.channels_last, 'channels last'),
                               (args.compile, 'torch.compile'),
                               (args.with_cp, 'with_cp=True'),
+                              (args.channels != 3,
+                               f'{args.channels} channels'),
                               (kept, 'freed memory kept')) if on
     ]
     step = 'inference' if args.inference else 'forward and backward'
@@ -299,6 +305,8 @@ def main() -> None:
     networks = args.networks
     if args.growth:
         networks = [f'stage3 x {depth}' for depth in benchmark.GROWTH]
+    if args.channels < 1:
+        raise UsageError(f'--channels {args.channels}: expected 1 or more')
     if args.mask and len(networks) != 1:
         raise UsageError(f'--mask is of one network, but {len(networks)} are '
                          'measured: name its own with --networks')
@@ -312,7 +320,7 @@ def main() -> None:
         rows += measure(
             Conditions(network, not args.inference, args.device, args.amp,
                        args.batch, size, args.channels_last, args.compile,
-                       args.with_cp), variants, args)
+                       args.with_cp, args.channels), variants, args)
     os.makedirs(args.out, exist_ok=True)
     text = f'{describe(args, kept)}\n\n{markdown(rows)}'
     with open(osp.join(args.out, 'benchmark.md'), 'w', encoding='utf-8') as f:

@@ -20,6 +20,7 @@ from ela_mm.apis.launch import run
 from ela_mm.experiments.grid import Cell, apply_overrides, cells, read_grid
 from ela_mm.experiments.published import Row, read_table
 from ela_mm.hosts.registration import host_of_model
+from ela_mm.models.backbones.pictures import picture_channels
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 TABLES = ('table1_cifar10', 'table1_cifar100', 'table2', 'table5')
@@ -52,7 +53,7 @@ def multiply_accumulates(model: nn.Module,
         return None
     shape = picture_shape(cfg)
     # On no device: only shapes matter.
-    return count_macs(model.to('meta'), (3, *shape))
+    return count_macs(model.to('meta'), (picture_channels(model), *shape))
 
 
 def equal(ours: float, theirs: Optional[float], decimals: int) -> str:

@@ -15,6 +15,7 @@ from ela_mm.apis.deploy import write_deploy_checkpoint
 from ela_mm.apis.launch import check_checkpoint, run
 from ela_mm.apis.loading import load_model, read_config
 from ela_mm.apis.onnx import check_onnx, export_onnx, part_of, parts
+from ela_mm.models.backbones.pictures import picture_channels
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,6 +52,11 @@ def parse_args() -> argparse.Namespace:
         default=(224, 224),
         help='of its pictures; default: 224 224')
     group.add_argument(
+        '--dynamic',
+        action='store_true',
+        help='leave height and width open; the graph is tried at --shape and '
+        'two other sizes')
+    group.add_argument(
         '--opset', type=int, default=18, help='of ONNX; default: 18')
     return parser.parse_args()
 
@@ -83,9 +89,11 @@ def main() -> None:
     if args.onnx is None:
         return
     difference = export_onnx(module, outputs, args.onnx, args.shape,
-                             args.opset)
+                             args.opset, args.dynamic)
+    sides = 'height, width' if args.dynamic else ', '.join(
+        map(str, args.shape))
     print(f'{args.onnx}: {megabytes(osp.getsize(args.onnx))}, images (batch, '
-          f'3, {args.shape[0]}, {args.shape[1]}) -> {", ".join(outputs)}; '
+          f'{picture_channels(module)}, {sides}) -> {", ".join(outputs)}; '
           f'onnxruntime agrees to {difference:.1e}')
     steps = model.data_preprocessor
     mean = getattr(steps, 'mean', None)

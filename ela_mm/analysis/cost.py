@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..apis.data import picture_shape
 from ..models.backbones.layer_attention_mixin import find_backbone
+from ..models.backbones.pictures import picture_channels
 from ..models.backbones.stages import AttentionStage
 from ..timing import ratio, time_in_turns
 from .complexity import count_by_module
@@ -192,12 +193,13 @@ def measure_cost(model: nn.Module,
         stage.name: (list(stage.active), list(stage.visible))
         for stage in backbone.attention_stages
     }
-    macs_after = count_by_module(backbone, (3, *shape))
+    picture = picture_channels(backbone), *shape
+    macs_after = count_by_module(backbone, picture)
     backbone.restore_layers()
-    macs_before = count_by_module(backbone, (3, *shape))
+    macs_before = count_by_module(backbone, picture)
     backbone.train(training)
     inputs = _stage_inputs(backbone,
-                           torch.randn(batch, 3, *shape, device=device))
+                           torch.randn(batch, *picture, device=device))
     stages, layers = [], []
     for stage in progress(backbone.attention_stages):
         mask = masks[stage.name]

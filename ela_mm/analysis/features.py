@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..apis.data import as_pictures
 from ..errors import UsageError
 from ..hosts.registration import host_of_model
 from ..models.backbones.layer_attention_mixin import find_backbone, with_all_layers
@@ -124,7 +125,12 @@ def look(model: nn.Module,
     model = deepcopy(model).eval()
     with torch.no_grad():
         data = model.data_preprocessor(batch, False)
-    data = {key: data[key][:1] for key in ('inputs', 'data_samples')}
+    samples = data.get('data_samples')
+    inputs = data['inputs']
+    if not isinstance(inputs, Tensor):  # no preprocessor that stacks them
+        inputs = as_pictures(inputs)
+    data = dict(inputs=inputs[:1],
+                data_samples=samples and samples[:1])
     explained = host_of_model(model).explain(model, data)
     networks = [model]
     # A deploy checkpoint has no weights of skipped layers to put back.
@@ -163,9 +169,16 @@ def _kl(model: nn.Module, inputs: Tensor) -> Dict[str, float]:
 
 
 def _seen(model: nn.Module, inputs: Tensor) -> np.ndarray:
-    """The network's picture, stretched to [0, 1]."""
-    image = inputs[0].permute(1, 2, 0).cpu().numpy()  # (H, W, 3)
-    if not _converts(model.data_preprocessor):
+    """The network's picture as RGB, stretched to [0, 1].
+
+    Of more than three channels the first three, of two the first.
+    """
+    image = inputs[0].permute(1, 2, 0).cpu().numpy()  # (H, W, C)
+    if image.shape[2] < 3:
+        image = image[..., :1].repeat(3, 2)
+    elif image.shape[2] > 3:
+        image = image[..., :3]
+    elif not _converts(model.data_preprocessor):
         image = image[..., ::-1]  # OpenCV's order
     low, high = image.min(), image.max()
     return (image - low) / (high - low) if high > low else image * 0.

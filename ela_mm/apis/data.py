@@ -1,9 +1,9 @@
 """Batches of pictures, as a config prepares them."""
-import inspect
 import itertools
 import os.path as osp
+from collections.abc import Mapping
 from copy import deepcopy
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, Optional, Sequence, Tuple
 
 import cv2
 import mmcv
@@ -11,12 +11,57 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..errors import UsageError
 from ..hosts.registration import host_of
+from .data_config import (  # noqa: F401  some have their earlier place here
+    LOADERS,
+    check_data,
+    downloads,
+    kind_of,
+    loads_pictures,
+    pipeline_of,
+    pipelines_of,
+    prepare_config,
+    shape_of_steps,
+    walk,
+    without_labels,
+)
+
+# What a DataLoader takes of workers alone; here there are none.
+_OF_WORKERS = ('persistent_workers', 'prefetch_factor', 'timeout',
+               'multiprocessing_context', 'num_batch_per_epoch')
+
+
+def loader_of(cfg: Config) -> str:
+    """Name the loader whose pictures an analysis looks at.
+
+    Args:
+        cfg (Config): With one of ``LOADERS``.
+
+    Returns:
+        str: The validation set's, else the test set's, else, as for what
+        trains without labels, the training set's.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    name = next((n for n in LOADERS if cfg.get(n) is not None), None)
+    if name is None:
+        raise UsageError(f'the config has none of {", ".join(LOADERS)}: name '
+                         'pictures on the command line')
+    return name
+
+
+def set_of(cfg: Config) -> str:
+    """Name the set that :func:`dataset_batches` takes, for a caption."""
+    name = loader_of(cfg).replace('_dataloader', '')
+    words = dict(val='validation', train='training')
+    return f'the {words.get(name, name)} set'
 
 
 def dataset_batches(cfg: Config,
@@ -25,7 +70,7 @@ def dataset_batches(cfg: Config,
     """Batches of the config's validation set, in its order.
 
     Args:
-        cfg (Config): With a ``val_dataloader`` or a ``test_dataloader``.
+        cfg (Config): See :func:`loader_of`.
         images (int): So many at least, unless the set has fewer.
         batch_size (int, optional): Pictures a batch. Defaults to None: the
             loader's.
@@ -36,23 +81,30 @@ def dataset_batches(cfg: Config,
     Raises:
         UsageError: If there is no such loader, or its data is missing.
     """
-    name = next((n for n in ('val_dataloader', 'test_dataloader')
-                 if cfg.get(n) is not None), None)
-    if name is None:
-        raise UsageError('the config has neither a val_dataloader nor a '
-                         'test_dataloader: name pictures on the command line')
+    name = loader_of(cfg)
+    prepare_config(cfg)
     check_data(cfg, name)
-    options = deepcopy(prepare_config(cfg)[name])
-    # Read here: starting workers takes longer than a few batches.
-    options.update(num_workers=0, persistent_workers=False)
-    options.pop('prefetch_factor', None)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    loader = cfg[name]
+    if not isinstance(loader, DataLoader):
+        loader = Runner.build_dataloader(
+            _without_workers(loader, batch_size), seed=0)
+    size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
+    yield from itertools.islice(loader, -(-images // size))
+
+
+def _without_workers(options: dict, batch_size: Optional[int]) -> dict:
+    """Read here: starting workers takes longer than a few batches."""
+    options = {key: value for key, value in deepcopy(options).items()
+               if key not in _OF_WORKERS}
+    # A small set may have no whole batch.
+    options.update(num_workers=0, drop_last=False)
+    if batch_size or options.get('batch_sampler') is not None:
+        options.pop('drop_last')
     if batch_size:
         options.pop('batch_sampler', None)  # which brings a size of its own
         options['batch_size'] = batch_size
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    loader = Runner.build_dataloader(options, seed=0)
-    number = -(-images // loader.batch_size) if loader.batch_size else images
-    yield from itertools.islice(loader, number)
+    return options
 
 
 def annotated_batches(cfg: Config,
@@ -76,24 +128,32 @@ def annotated_batches(cfg: Config,
         UsageError: As :func:`dataset_batches`.
     """
     cfg = deepcopy(cfg)
-    for name in ('val_dataloader', 'test_dataloader'):
-        steps = pipeline_of(cfg, name)
-        labels = [x for x in steps if 'Annotation' in str(x['type'])]
-        others = [x for x in steps if x not in labels]
-        loads = [i for i, x in enumerate(others)
-                 if 'LoadImage' in str(x['type'])]
-        if labels and loads:
-            steps[:] = [*others[:loads[-1] + 1], *labels,
-                        *others[loads[-1] + 1:]]
+    for steps in pipelines_of(cfg, loader_of(cfg)):
+        _labels_first(steps)
     yield from dataset_batches(cfg, images, batch_size)
+
+
+def _labels_first(steps: list) -> None:
+    """Move, in place, loading of annotations behind that of pictures."""
+    for step in steps:
+        if isinstance(step, Mapping) and isinstance(
+                step.get('transforms'), list):
+            _labels_first(step['transforms'])
+    labels = [x for x in steps if 'Annotation' in kind_of(x)]
+    others = [x for x in steps if x not in labels]
+    loads = [i for i, x in enumerate(others) if loads_pictures(x)]
+    if labels and loads:
+        steps[:] = [*others[:loads[-1] + 1], *labels, *others[loads[-1] + 1:]]
 
 
 def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
     """Batches of one picture each, prepared as the config's test pictures.
 
     Args:
-        cfg (Config): With a ``test_dataloader`` or a ``val_dataloader``.
-        paths (Sequence[str]): Files that mmcv can read.
+        cfg (Config): With a pipeline in ``test_dataloader``,
+            ``val_dataloader`` or, as a last resort, ``train_dataloader``.
+        paths (Sequence[str]): Files that the pipeline can read; where it reads
+            none, as CIFAR's, that OpenCV can.
 
     Yields:
         dict: What the model's data_preprocessor takes.
@@ -103,25 +163,47 @@ def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
             pipeline.
     """
     steps = _pipeline(cfg)
-    loads = any('LoadImage' in str(step['type']) for step in steps)
     prepare = Compose(steps)
+    loads = any(map(loads_pictures, walk(steps)))
+    # Frames of a video come as lists.
+    frames = any(kind_of(x) == 'TransformBroadcaster' for x in walk(steps))
     for number, path in enumerate(paths):
-        picture = _read(path)
-        sample = dict(img_path=path, img_id=number)
-        if not loads:  # CIFAR's are arrays, RGB and of one size
-            height, width = picture_shape(cfg)
-            picture = mmcv.imresize(picture[..., ::-1], (width, height))
-            sample.update(
-                img=picture,
-                img_shape=(height, width),
+        path = osp.expanduser(path)
+        if not osp.isfile(path):
+            raise UsageError(f'picture {path!r} does not exist')
+        sample = dict(img_path=path, img_id=number, instances=[])
+        if not loads:
+            sample.update(_as_array(cfg, path))
+        if frames:
+            sample.update(frame_id=0, video_length=1)
+            sample = {key: [value] for key, value in sample.items()}
+        try:
+            prepared = prepare(sample)
+        except Exception as error:
+            _read(path)  # says so if it is no picture
+            raise UsageError(
+                f"{path!r} does not pass the config's pipeline "
+                f'({", ".join(map(kind_of, steps))}): '
+                f'{type(error).__name__}: {error}') from error
+        yield pseudo_collate([prepared])
+
+
+def _as_array(cfg: Config, path: str) -> dict:
+    """A picture as datasets have it that hold arrays: RGB and of one size."""
+    channels = (cfg.model.get('backbone') or {}).get('in_channels', 3)
+    if channels not in (1, 3):
+        raise UsageError(
+            f"the network takes {channels} channels and the config's pipeline "
+            'loads no file: expected one that loads such pictures')
+    height, width = picture_shape(cfg)
+    picture = mmcv.imresize(_read(path), (width, height))
+    picture = mmcv.bgr2gray(picture) if channels == 1 else picture[..., ::-1]
+    return dict(img=picture, img_shape=(height, width),
                 ori_shape=(height, width))
-        yield pseudo_collate([prepare(sample)])
 
 
 def _read(path: str) -> np.ndarray:
     """(H, W, 3) uint8, BGR."""
-    if not osp.isfile(path):
-        raise UsageError(f'picture {path!r} does not exist')
     try:
         picture = mmcv.imread(path)
     except cv2.error:  # an empty file
@@ -142,67 +224,36 @@ def picture_shape(cfg: Config) -> Tuple[int, int]:
         tuple: In pixels; where nothing is found (224, 224), and (32, 32) for
         networks of CIFAR's kind.
     """
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        for step in reversed(pipeline_of(cfg, name)):
-            # Crops say (height, width), Resize says (width, height).
-            if 'Crop' in str(step['type']) and 'crop_size' in step:
-                return _pair(step['crop_size'])
-            if 'Resize' in str(step['type']) and 'scale' in step:
-                return _pair(step['scale'])[::-1]
+    shape = shape_of_steps(cfg)
+    if shape is not None:
+        return shape
     try:
-        if not _downloads(cfg):
+        if not downloads(cfg, loader_of(cfg)):
             batch = next(dataset_batches(cfg, 1))
-            return tuple(batch['inputs'][0].shape[-2:])
-    except (UsageError, StopIteration):
+            return tuple(_first_tensor(batch['inputs']).shape[-2:])
+    except Exception:  # what is wrong is said where the data is wanted
         pass
     backbone = cfg.model.get('backbone', {})
     return host_of(cfg, backbone.get('type')).picture_shape(backbone)
 
 
-def _pair(size) -> Tuple[int, int]:
-    if isinstance(size, (list, tuple)) and isinstance(size[0], (list, tuple)):
-        size = size[-1]  # of several, the last
-    first, second = (size, size) if isinstance(size, int) else size[:2]
-    return int(first), int(second)
+def _first_tensor(inputs: Any) -> Tensor:
+    while not isinstance(inputs, Tensor):
+        inputs = next(iter(
+            inputs.values() if isinstance(inputs, Mapping) else inputs))
+    return inputs
 
 
-def _downloads(cfg: Config) -> bool:
-    """Whether building the validation set might download it."""
-    dataset = (cfg.get('val_dataloader') or {}).get('dataset') or {}
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        cls = registry.get(str(dataset.get('type')))
-    return cls is not None and 'download' in inspect.signature(cls).parameters
-
-
-def pipeline_of(cfg: Config, loader: str) -> List[dict]:
-    """The steps that prepare a loader's pictures.
-
-    Args:
-        cfg (Config): Of a detector or a classifier.
-        loader (str): Such as ``'test_dataloader'``.
-
-    Returns:
-        List[dict]: As the config has them; empty without such a loader.
-    """
-    dataset = (cfg.get(loader) or {}).get('dataset') or {}
-    while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset['dataset']  # within a wrapper
-    return dataset.get('pipeline') or []
-
-
-def _pipeline(cfg: Config) -> List[dict]:
-    steps = pipeline_of(cfg, 'test_dataloader') or pipeline_of(
-        cfg, 'val_dataloader')
-    if not steps:
+def _pipeline(cfg: Config) -> list:
+    steps = next((steps for steps in (pipeline_of(cfg, name) for name in (
+        'test_dataloader', 'val_dataloader', 'train_dataloader')) if steps),
+                 None)
+    if steps is None:
         raise UsageError('the config has no test_dataloader with a pipeline, '
                          'which says how pictures are prepared')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     # Nothing is known of a picture but itself.
-    return [
-        step for step in deepcopy(steps)
-        if 'Annotation' not in str(step['type'])
-    ]
+    return without_labels(deepcopy(steps))
 
 
 @torch.no_grad()
@@ -210,99 +261,39 @@ def network_inputs(model: nn.Module, batch: dict) -> Tensor:
     """What a batch looks like to the backbone.
 
     Args:
-        model (nn.Module): A detector or a classifier.
+        model (nn.Module): A detector, a classifier or a segmentor.
         batch (dict): From :func:`dataset_batches` or :func:`file_batches`.
 
     Returns:
-        Tensor: (B, 3, H, W), normalised, on the model's device.
-    """
-    return model.data_preprocessor(batch, False)['inputs']
-
-
-def prepare_config(cfg: Config) -> Config:
-    """Set the defaults that the host's configs expect of its own tools.
-
-    Call it last: what the config or the user has set stays.
-
-    Args:
-        cfg (Config): Changed in place, if its host has such defaults:
-            mmpretrain's dataloaders have.
-
-    Returns:
-        Config: The same.
-    """
-    host_of(cfg).prepare_config(cfg)
-    return cfg
-
-
-def _datasets(dataset: dict, path: str) -> Iterator[Tuple[str, dict]]:
-    """The innermost datasets of a config, with their place in it."""
-    if 'dataset' in dataset:
-        yield from _datasets(dataset['dataset'], f'{path}.dataset')
-    elif isinstance(dataset.get('datasets'), list):
-        for i, member in enumerate(dataset['datasets']):
-            yield from _datasets(member, f'{path}.datasets.{i}')
-    else:
-        yield path, dataset
-
-
-def check_data(cfg: Config, *loaders: str) -> None:
-    """Check that the data of some loaders is there, before models are built.
-
-    Args:
-        cfg (Config): The whole config.
-        loaders (str): Names such as ``train_dataloader``.
+        Tensor: (B, C, H, W), normalised, on the model's device; views of a
+        picture and frames of a video are pictures of their own.
 
     Raises:
-        UsageError: Naming the first missing file or folder and its option.
+        UsageError: If pictures of several shapes are not brought to one.
     """
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    for loader in loaders:
-        if cfg.get(loader) is None:
-            continue
-        for path, dataset in _datasets(cfg[loader]['dataset'],
-                                       f'{loader}.dataset'):
-            if dataset.get('backend_args') or _brings_its_data(dataset):
-                continue  # on other storage, or made when it is built
-            root = dataset.get('data_root') or ''
-            wanted = [('data_root', root)]
-            if dataset.get('ann_file'):
-                wanted.append(('ann_file', osp.join(root,
-                                                    dataset['ann_file'])))
-            for option, place in wanted:
-                if place and '://' not in place and not osp.exists(place):
-                    raise UsageError(
-                        f'{place!r} does not exist ({path}.{option}): put the '
-                        'data there, or point to it with --cfg-options '
-                        f'{path}.data_root=FOLDER')
-        _check_evaluator(cfg, loader.replace('dataloader', 'evaluator'))
+    return as_pictures(model.data_preprocessor(batch, False)['inputs'])
 
 
-def _check_evaluator(cfg: Config, name: str) -> None:
-    """CocoMetric has an annotation file of its own."""
-    evaluators = cfg.get(name) or []
-    if isinstance(evaluators, dict):
-        evaluators = [evaluators]
-    loader = cfg[name.replace('evaluator', 'dataloader')]
-    for _, dataset in _datasets(loader['dataset'], ''):
-        if dataset.get('backend_args') or _brings_its_data(dataset):
-            return
-    for evaluator in evaluators:
-        place = evaluator.get('ann_file')
-        if place and '://' not in place and not osp.exists(place):
-            raise UsageError(
-                f'{place!r} does not exist ({name}.ann_file): point to the '
-                f'annotations with --cfg-options {name}.ann_file=FILE')
+def as_pictures(inputs: Any) -> Tensor:
+    """Bring what a data_preprocessor returns into one tensor.
 
+    Args:
+        inputs (Any): A tensor, several of them, or either by its only name.
 
-def _brings_its_data(dataset: dict) -> bool:
-    """Whether a dataset makes or downloads what it does not find."""
-    cls = dataset.get('type')
-    if isinstance(cls, str):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            cls = registry.get(cls)
-    if cls is None:  # building it will say so
-        return True
-    downloads = 'download' in inspect.signature(cls).parameters
-    return getattr(cls, 'MAKES_ITS_DATA', False) or (
-        downloads and dataset.get('download', True))
+    Returns:
+        Tensor: (B, C, H, W); see :func:`network_inputs`.
+
+    Raises:
+        UsageError: If pictures of several shapes are not brought to one.
+    """
+    if isinstance(inputs, Mapping):
+        (inputs, ) = inputs.values()
+    if isinstance(inputs, Tensor):
+        return inputs.flatten(0, -4)
+    pictures = [x[None] if x.dim() == 3 else x.flatten(0, -4) for x in inputs]
+    shapes = sorted({tuple(x.shape[1:]) for x in pictures})
+    if len(shapes) > 1:
+        raise UsageError(
+            f'pictures of {", ".join(map(str, shapes))} in a batch: expected '
+            'one shape; take a batch size of 1')
+    return torch.cat(pictures)

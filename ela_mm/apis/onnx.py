@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..hosts.registration import host_of_model, installed
 from ..models.backbones.layer_attention_mixin import ela_backbones
+from ..models.backbones.pictures import picture_channels
 from .deploy import whole_file
 
 # The largest difference to PyTorch's result, absolute and relative.
@@ -54,7 +55,7 @@ def part_of(model: nn.Module,
             Defaults to False.
 
     Returns:
-        tuple: A module of normalised pictures (B, 3, H, W), and the names of
+        tuple: A module of normalised pictures (B, C, H, W), and the names of
         its outputs: ``feature_<stage>`` of each ``out_indices`` entry, from 1,
         or ``logits`` or ``scores``, (B, classes) of a classifier and (B,
         classes, H, W) of a segmentor.
@@ -89,8 +90,11 @@ def export_onnx(module: nn.Module,
                 outputs: List[str],
                 target: str,
                 shape: Tuple[int, int] = (224, 224),
-                opset: int = 18) -> float:
+                opset: int = 18,
+                dynamic: bool = False) -> float:
     """Write a module as ONNX, with any batch size, and try it.
+
+    Pictures have the channels of the module's first convolution.
 
     Args:
         module (nn.Module): From :func:`part_of`, float32 on the CPU.
@@ -100,6 +104,8 @@ def export_onnx(module: nn.Module,
         shape (Tuple[int, int]): Height and width of the pictures. Defaults to
             (224, 224).
         opset (int): Version of ONNX's operators. Defaults to 18.
+        dynamic (bool): Whether height and width stay open; the graph is then
+            tried at three sizes, ``shape`` the first. Defaults to False.
 
     Returns:
         float: The largest absolute difference to PyTorch's result.
@@ -118,7 +124,9 @@ def export_onnx(module: nn.Module,
     known = onnx.defs.onnx_opset_version()
     if not 18 <= opset <= known:
         raise UsageError(f'opset {opset}: expected 18 to {known}')
-    images = torch.randn(2, 3, *shape)
+    images = torch.randn(2, picture_channels(module), *shape)
+    open_axes = {0: 'batch', 2: 'height', 3: 'width'} if dynamic else {
+        0: 'batch'}
     with whole_file(target) as file:
         try:
             torch.onnx.export(
@@ -128,16 +136,26 @@ def export_onnx(module: nn.Module,
                 output_names=outputs,
                 opset_version=opset,
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim('batch')}, ),
+                dynamic_shapes=({
+                    axis: torch.export.Dim(name)
+                    for axis, name in open_axes.items()
+                }, ),
                 external_data=False,
                 verbose=False)
         except torch.onnx.OnnxExporterError as error:
             cause = error.__cause__ or error
             raise UsageError(
-                f'{type(module).__name__} cannot be exported: '
+                f'{type(module).__name__} cannot be exported' +
+                (' with open height and width: ' if dynamic else ': ') +
                 f'{str(cause).strip().splitlines()[0]}') from error
         _tidy(file, opset)
-        return max(_difference(module, file, batch, shape) for batch in (1, 3))
+        _check_open(module, file, open_axes)
+        # Another form, and sides that no stride divides.
+        height, width = shape
+        others = [(width + 32, height), (height + 1, width + 3)]
+        sizes = [shape, *others] if dynamic else [shape]
+        return max(_difference(module, file, batch, size)
+                   for size in sizes for batch in (1, 3))
 
 
 def _tidy(file: str, opset: int) -> None:
@@ -156,13 +174,25 @@ def _tidy(file: str, opset: int) -> None:
     onnx.save(model, file)
 
 
+def _check_open(module: nn.Module, file: str, axes: Dict[int, str]) -> None:
+    """Raise a UsageError unless the graph takes any size of these axes."""
+    import onnx
+    sides = onnx.load(file).graph.input[0].type.tensor_type.shape.dim
+    for axis, name in axes.items():
+        if not sides[axis].dim_param:
+            raise UsageError(
+                f'{type(module).__name__} cannot be exported with an open '
+                f'{name}: it takes {sides[axis].dim_value} alone'
+                + (', leave out --dynamic' if axis > 1 else ''))
+
+
 def _difference(module: nn.Module, file: str, batch: int,
                 shape: Tuple[int, int]) -> float:
     """The largest difference of onnxruntime to PyTorch on noise."""
     import onnxruntime
     session = onnxruntime.InferenceSession(
         file, providers=['CPUExecutionProvider'])
-    images = torch.randn(batch, 3, *shape)
+    images = torch.randn(batch, picture_channels(module), *shape)
     expected = module(images)
     if isinstance(expected, Tensor):
         expected = (expected, )

@@ -55,6 +55,7 @@ class Conditions(NamedTuple):
         compiled (bool): Whether the backbones are compiled by torch.compile.
         with_cp (bool): Activation checkpointing, in all but the plain
             network.
+        channels (int): Of a picture.
     """
     network: str
     training: bool = True
@@ -65,13 +66,15 @@ class Conditions(NamedTuple):
     channels_last: bool = False
     compiled: bool = False
     with_cp: bool = False
+    channels: int = 3
 
 
 def build_backbone(network: str,
                    variant: str,
                    with_cp: bool = False,
                    mask: Optional[Dict[str, Tensor]] = None,
-                   size: int = 224) -> nn.Module:
+                   size: int = 224,
+                   channels: int = 3) -> nn.Module:
     """Build one variant of a network.
 
     Args:
@@ -84,6 +87,7 @@ def build_backbone(network: str,
             ``visible``, for ``'ELA mask'``.
         size (int): Pixels of a picture's side, to which AA is made. Defaults
             to 224.
+        channels (int): Of a picture. Defaults to 3.
 
     Returns:
         nn.Module: A backbone.
@@ -110,7 +114,8 @@ def build_backbone(network: str,
         options = dict(
             attention={'plain': None, REGULARIZED: None, 'light': 'light'}.get(
                 variant, 'base'))
-    backbone = cls(depth, with_cp=with_cp and variant != 'plain', **options)
+    backbone = cls(depth, in_channels=channels,
+                   with_cp=with_cp and variant != 'plain', **options)
     if variant == 'concatenating':
         replace_attention(backbone, ConcatenatingAttention)
     elif variant == 'own value':
@@ -178,7 +183,7 @@ def _make_forward(backbone: nn.Module,
         torch.channels_last if c.channels_last else torch.contiguous_format)
     backbone.to(c.device, memory_format=layout).train(c.training)
     images = torch.randn(
-        c.batch, 3, c.size, c.size,
+        c.batch, c.channels, c.size, c.size,
         generator=torch.Generator().manual_seed(0)).to(
             c.device, memory_format=layout)
     network = torch.compile(backbone) if c.compiled else backbone

@@ -20,6 +20,7 @@ from ela_mm.apis.deploy import write_deploy_checkpoint
 from ela_mm.apis.loading import load_model
 from ela_mm.apis.onnx import export_onnx, part_of
 from ela_mm.hosts.mmpretrain import ELAResNet
+from ela_mm.models.backbones.pictures import picture_channels
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
@@ -34,7 +35,7 @@ def seen_data(net, side=64):
             torch.nn.init.normal_(parameter, std=0.1)
     net.train()
     with torch.no_grad():
-        net(torch.randn(4, 3, side, side))
+        net(torch.randn(4, picture_channels(net), side, side))
     net.eval()
     return net
 
@@ -266,6 +267,47 @@ def test_the_graph_of_some_skipped_layers(tmp_path, skip):
         for result, reference in zip(results, expected):
             torch.testing.assert_close(
                 torch.from_numpy(result), reference, rtol=1e-4, atol=1e-4)
+
+
+def test_open_height_width_and_channels(tmp_path):
+    """One graph for any size, of pictures with four channels."""
+    net = seen_data(ELAResNet(**SMALL, in_channels=4, out_indices=(1, 3)), 64)
+    net.skip_layers(['layer2.1', 'layer3.0'], skip='retrieval')
+    path = tmp_path / 'open.onnx'
+    graph = exported(net, path, shape=(64, 32), dynamic=True)
+    sides = [d.dim_param or d.dim_value
+             for d in graph.input[0].type.tensor_type.shape.dim]
+    assert sides == ['batch', 4, 'height', 'width']
+    session = onnxruntime.InferenceSession(
+        str(path), providers=['CPUExecutionProvider'])
+    for batch, height, width in ((2, 64, 32), (1, 97, 130), (3, 33, 64)):
+        x = torch.randn(batch, 4, height, width)
+        with torch.no_grad():
+            expected = net(x)
+        for result, reference in zip(
+                session.run(None, dict(images=x.numpy())), expected):
+            torch.testing.assert_close(
+                torch.from_numpy(result), reference, rtol=1e-4, atol=1e-4)
+
+
+class OneSize(torch.nn.Module):
+    """Its pictures have to be of one size, as some vision transformers'."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 4, 3)
+        self.place = torch.nn.Parameter(torch.zeros(4, 30, 30))
+
+    def forward(self, x):
+        return self.first(x) + self.place
+
+
+def test_what_takes_one_size_has_no_open_sides(tmp_path):
+    path = tmp_path / 'x.onnx'
+    with pytest.raises(ValueError, match='with an open height: it takes 32 '
+                       'alone, leave out --dynamic'):
+        export_onnx(OneSize(), ['y'], str(path), (32, 32), dynamic=True)
+    assert not path.exists()
 
 
 class TwoOutputs(torch.nn.Module):

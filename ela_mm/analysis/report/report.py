@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from ...apis.data import dataset_batches
+from ...apis.data import dataset_batches, set_of
 from ...apis.loading import load_model, read_config
 from ...engine.journal.record import write_whole
 from ...errors import UsageError
@@ -117,12 +117,12 @@ def write_report(work_dir: str,
         measured = attempt(
             'attention', lambda: attention_section(
                 measure(model, dataset_batches(cfg, effort.images)),
-                'the first of the validation set'))
+                f'the first of {set_of(cfg)}'))
         similar = attempt(
             'similarity', lambda: similarity_section(
                 compare_features(
                     model, dataset_batches(cfg, effort.images, SAMPLES)),
-                'the first of the validation set'))
+                f'the first of {set_of(cfg)}'))
         cost = attempt(
             'cost', lambda: cost_of_config(
                 cfg, model, batch=effort.batch, rounds=effort.rounds))
@@ -154,9 +154,10 @@ def _features(cfg: Config, model: nn.Module, channels: int) -> Section:
     """Of the first picture of the validation set."""
     batch = next(dataset_batches(cfg, 1))
     features = look(model, batch, choose_layers(model), channels)
-    path = getattr(batch['data_samples'][0], 'img_path', None)
+    samples = batch.get('data_samples') or [None]
+    path = getattr(samples[0], 'img_path', None)
     return features_section(
-        features, 'the first picture of the validation set' +
+        features, f'the first picture of {set_of(cfg)}' +
         (f', {osp.basename(path)}' if path else ''))
 
 
