@@ -21,7 +21,7 @@ from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, get_worker_info
 
 # What the seeds are for; no two purposes share a stream.
-EPOCH, BATCH, VALIDATION, WORKER, FETCH = range(5)
+EPOCH, BATCH, VALIDATION, WORKER, FETCH, HELD_OUT = range(6)
 
 
 def seed_all(seed: int, *purpose: int) -> None:

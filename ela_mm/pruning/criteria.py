@@ -4,16 +4,18 @@ A criterion is a function ``(kl, **parameters) -> skip``, (L, ) bool, True =
 skip. It may return a pair ``(skip, score)`` instead: (L, ) float, what it has
 compared with its threshold, for tables and pictures. The paper's are a score
 and a threshold (:class:`~ela_mm.pruning.thresholded.Thresholded`), evaluated
-once.
+once. One that takes an argument ``network`` is given the network as it is at
+the end of the window (:class:`~ela_mm.pruning.by_loss.Network`).
 """
 import inspect
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import UsageError
 from .ablations import eqm, fixed, gamma, gqm, normal, sigmoid, softmax, threshold
+from .by_loss import IMAGES, Network, Rehearsal, ablation
 from .ebqm import as_candidates, beta_quantile_map
 from .thresholded import Thresholded
 
@@ -27,7 +29,8 @@ CRITERIA: Dict[str, Callable[..., np.ndarray]] = dict(
     softmax=softmax,
     sigmoid=sigmoid,
     GQM=gqm,
-    EQM=eqm)
+    EQM=eqm,
+    ablation=ablation)
 
 
 class Criterion:
@@ -40,6 +43,8 @@ class Criterion:
 
     Attributes:
         config (dict): ``type`` and every parameter, defaults included.
+        asks_network (bool): Whether it decides on the network itself, and not
+            on numbers alone.
 
     Raises:
         UsageError: On a parameter that the function does not take or whose
@@ -49,50 +54,74 @@ class Criterion:
     def __init__(self, name: str, function: Callable[..., np.ndarray],
                  **parameters: Any) -> None:
         signature = inspect.signature(function)
+        self.asks_network = 'network' in signature.parameters
+        given = dict(network=None) if self.asks_network else {}
         try:
-            bound = signature.bind(None, **parameters)
+            bound = signature.bind(None, **given, **parameters)
         except TypeError as error:
-            known = ', '.join(list(signature.parameters)[1:])
+            known = ', '.join(x for x in list(signature.parameters)[1:]
+                              if x not in given)
             raise UsageError(f'criterion {name}: {error}; it takes {known}'
                              ) from None
         bound.apply_defaults()
         self.function = function
         self.parameters = dict(bound.arguments)
-        self.parameters.pop(next(iter(signature.parameters)))  # kl itself
+        for name_given in (next(iter(signature.parameters)), *given):
+            self.parameters.pop(name_given)  # kl itself, and the network
         for parameter in signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
                 self.parameters.update(self.parameters.pop(parameter.name))
         self.config = dict(type=name, **self.parameters)
         try:  # wrong values are found now, not at the end of the first window
-            self([0.1, 0.2, 0.3, 0.4])
+            self([0.1, 0.2, 0.3, 0.4],
+                 Rehearsal(4) if self.asks_network else None)
         except ValueError as error:
             raise UsageError(f'criterion {name}: {error}') from None
 
-    def __call__(self, kl: ArrayLike) -> Tuple[np.ndarray, np.ndarray]:
+    @property
+    def images(self) -> int:
+        """Pictures of the training set that it wants to be held out."""
+        return self.parameters.get('images', IMAGES) if self.asks_network else 0
+
+    def __call__(self,
+                 kl: ArrayLike,
+                 network: Optional[Network] = None
+                 ) -> Tuple[np.ndarray, np.ndarray]:
         """Decide.
 
         Args:
             kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
+            network (Network, optional): For a criterion that asks it.
 
         Returns:
             tuple: (L, ) bool, True = skip, and (L, ) float64, the scores (the
             KL divergences where the criterion has none).
 
         Raises:
-            UsageError: If ``kl`` is empty or not finite.
+            UsageError: If ``kl`` is empty or not finite, or there is no
+                network to ask.
         """
         kl = as_candidates(kl)
-        skip, score = self._evaluate(kl)
+        parameters = self.parameters
+        if self.asks_network:
+            if network is None:
+                raise UsageError(
+                    f'criterion {self.config["type"]} asks the network what '
+                    'its layers are worth, which numbers of a window do not '
+                    'say; tools/analyze.py ablate CONFIG CHECKPOINT does')
+            parameters = dict(parameters, network=network)
+        skip, score = self._evaluate(kl, parameters)
         if skip.shape != kl.shape or skip.dtype != bool:
             raise UsageError(
                 f'returned {skip.dtype} of shape {skip.shape}, expected bool '
                 f'of shape {kl.shape}')
         return skip, score
 
-    def _evaluate(self, kl: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    def _evaluate(self, kl: np.ndarray, parameters: Dict[str, Any]
+                  ) -> Tuple[np.ndarray, np.ndarray]:
         if isinstance(self.function, Thresholded):
-            return self.function.evaluate(kl, **self.parameters)
-        verdict = self.function(kl, **self.parameters)
+            return self.function.evaluate(kl, **parameters)
+        verdict = self.function(kl, **parameters)
         if isinstance(verdict, tuple):
             skip, score = verdict
             return np.asarray(skip), np.asarray(score, dtype=np.float64)
@@ -104,5 +133,5 @@ class Criterion:
         return np.asarray(verdict), mapping(
             kl, **{
                 name: value
-                for name, value in self.parameters.items() if name in accepted
+                for name, value in parameters.items() if name in accepted
             })

@@ -2,8 +2,10 @@
 import enum
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from .by_loss import Network
 from .kl import REDUNDANCY
 from .stability import Decider
 from .statistics import LayerKL
@@ -206,7 +208,8 @@ def decide(layers: Sequence,
            skip_mode: str = 'layer',
            diverged: Optional[str] = None,
            rules: Optional[Rules] = None,
-           redundancy: str = 'paper') -> Decision:
+           redundancy: str = 'paper',
+           network: Optional[Network] = None) -> Decision:
     """Decide which layers to skip.
 
     Args:
@@ -223,21 +226,27 @@ def decide(layers: Sequence,
             the paper's: always trust it.
         redundancy (str): What the criterion ranks by, a key of
             :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to ``'paper'``.
+        network (Network, optional): For a criterion that asks it.
 
     Returns:
         Decision: It skips nothing, and says why, where the measurements
         cannot be trusted or the criterion cannot rank them.
     """
     rules = rules or Rules()
-    by_position = is_by_position(layers, measured)
-    saturated = is_saturated(measured)
-    ranked = {name: kl.by(redundancy) for name, kl in measured.items()}
-    note = (_why_not(layers, measured, diverged)
+    asks = getattr(criterion, 'asks_network', False)
+    # A verdict on the network does not rest on weights, nor on single steps.
+    by_position = not asks and is_by_position(layers, measured)
+    saturated = not asks and is_saturated(measured)
+    decider = partial(criterion, network=network) if asks else criterion
+    ranked = measured if asks else {
+        name: kl.by(redundancy) for name, kl in measured.items()
+    }
+    note = (_why_not(layers, measured, diverged, 1 if asks else 2)
             or _why_unknown(ranked, redundancy))
     skipped, scores, stability, unstable = [], {}, {}, []
     if note is None:
-        skipped, scores, note = _apply(criterion, ranked)
-        stability = stability_of(criterion, ranked)
+        skipped, scores, note = _apply(decider, ranked)
+        stability = {} if asks else stability_of(criterion, ranked)
     if skipped and rules.uninformative == 'wait' and (by_position
                                                       or saturated):
         skipped, note = [], ('attention is ' + (
@@ -278,7 +287,7 @@ def decide(layers: Sequence,
 
 
 def _why_not(layers: Sequence, measured: Dict[str, LayerKL],
-             diverged: Optional[str]) -> Optional[str]:
+             diverged: Optional[str], least: int) -> Optional[str]:
     """Why nothing may be decided on what was measured, else None."""
     stages = [layer.stage for layer in layers if layer.active]
     if not measured and len(set(stages)) < len(stages):
@@ -290,9 +299,9 @@ def _why_not(layers: Sequence, measured: Dict[str, LayerKL],
             for name, kl in bad)
     if diverged is not None:
         return f'the training has diverged: {diverged} is not finite'
-    if len(measured) < 2:
+    if len(measured) < least:
         return (f'{len(measured)} layers were measured; ranking needs at '
-                'least 2')
+                f'least {least}')
     return None
 
 

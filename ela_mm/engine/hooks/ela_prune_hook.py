@@ -1,6 +1,7 @@
 """When to measure redundancy, to decide on it, and to skip layers for good."""
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
@@ -12,7 +13,7 @@ from ...models.backbones.layer_attention_mixin import (
     LayerAttentionMixin,
     find_backbone,
 )
-from ...pruning import KLStatistics
+from ...pruning import KLStatistics, LayerKL
 from ...pruning.build import build_criterion
 from ...pruning.criteria import Criterion
 from ...pruning.decision import Decision, Moment, decide
@@ -22,6 +23,7 @@ from ...pruning.windows import Window, Windows
 from .. import surgery
 from ..checkpoints import saves_after_step
 from ..gain import PruningGain
+from ..held_out import HeldOut
 from ..journal.journal import Journal
 from ..lifetime import when_over
 from ..ranks import check_agreement, check_weights, from_main_rank
@@ -49,7 +51,9 @@ class ELAPruneHook(Hook):
             (7, 7)] on COCO, [(1, 3), (51, 53)] on ImageNet, [(1, 3),
             (45, 48), (91, 93)] on CIFAR.
         criterion (dict, optional): ``type`` and parameters. Defaults to
-            dict(type='EBQM'), see :func:`ela_mm.ebqm`.
+            dict(type='EBQM'), see :func:`ela_mm.ebqm`. ``'ablation'`` tries
+            each layer on pictures of the training set that are held out, see
+            :func:`ela_mm.pruning.by_loss.ablation`.
         by_epoch (bool): Whether windows count epochs; if False, iterations.
             Defaults to True.
         skip (str): ``'layer'`` or ``'retrieval'``, see
@@ -103,10 +107,17 @@ class ELAPruneHook(Hook):
             raise UsageError(f'timing_steps={timing_steps}: expected at least '
                              '1 step')
         self.rules = Rules(uninformative, min_stability).check()
+        self.images = max(x.images for x in self._criteria)
+        if min_stability and self.images:
+            raise UsageError(
+                f'min_stability={min_stability}: expected 0 with a criterion '
+                'that asks the network, since single steps of a window do not '
+                'say what it would have decided on them')
         self.redundancy = check_redundancy(redundancy)
         self.by_epoch = by_epoch
         self.skip = skip
         self.backbone: Optional[LayerAttentionMixin] = None  # until training
+        self.held_out: Optional[HeldOut] = None
         self.statistics = KLStatistics()
         self.journal = Journal(self._windows, self.criterion.config, skip,
                                picture, uninformative != 'prune', redundancy)
@@ -137,6 +148,10 @@ class ELAPruneHook(Hook):
         decided = [decision.window for decision in self.decisions]
         return None if window in decided else window
 
+    @property
+    def _criteria(self) -> List[Criterion]:
+        return [self.criterion_of(window) for window in self.windows]
+
     def criterion_of(self, window: Window) -> Criterion:
         """Find the criterion of a window, its own or the run's."""
         return self._own_criteria.get(window, self.criterion)
@@ -149,6 +164,9 @@ class ELAPruneHook(Hook):
             return  # validation or test only: nothing to prune
         check_run(self, runner)
         self.backbone = find_backbone(runner.model)
+        if self.images and (self.held_out is None or self.held_out.loader
+                            is not runner.train_dataloader):
+            self.held_out = HeldOut(runner, self.images)
         ensure_reseeding(runner)
         when_over(runner.train_loop, lambda: self._end(runner))
 
@@ -164,7 +182,7 @@ class ELAPruneHook(Hook):
             **what_has_to_agree(runner),
             active_layers=self._active(),
             windows=self.windows,
-            criteria=[self.criterion_of(w).config for w in self.windows],
+            criteria=[criterion.config for criterion in self._criteria],
             redundancy=self.redundancy)
         surgery.prepare(runner)
         self.journal.write(runner, self.backbone.attention_layers)
@@ -250,20 +268,30 @@ class ELAPruneHook(Hook):
         check_weights(runner.model)
         measured = self.statistics.reduce(self._active())
         self.statistics.reset()
-        criterion = self.criterion_of(window)
-        # Same statistics, but perhaps another scipy or processor.
+        # Same statistics, but perhaps another scipy or processor, and norms of
+        # their own.
         decision = from_main_rank(
-            decide(
-                self.backbone.attention_layers, measured, criterion,
-                criterion.config,
-                Moment(window, runner.epoch + 1,
-                       runner.iter + (not self.by_epoch)), self.skip,
-                first_not_finite(runner.model), self.rules, self.redundancy))
+            self._verdict(runner, window, measured)
+            if is_main_process() else None)
         if decision.skipped:
             surgery.skip(runner, decision.skipped, self.skip)
         self._gain.decided(decision)
         self.journal.tell(runner, self.backbone.attention_layers, decision)
         runner.call_hook('after_pruning', decision=decision)
+
+    def _verdict(self, runner, window: Window,
+                 measured: Dict[str, LayerKL]) -> Decision:
+        """Decide, on the main rank."""
+        criterion = self.criterion_of(window)
+        network = self.held_out and self.held_out.trial(
+            runner.model, list(measured), self.skip)
+        return decide(
+            self.backbone.attention_layers, measured, criterion,
+            criterion.config,
+            Moment(window, runner.epoch + 1,
+                   runner.iter + (not self.by_epoch)), self.skip,
+            first_not_finite(runner.model), self.rules, self.redundancy,
+            network)
 
     def _tell_gain(self, runner, decision: Optional[Decision]) -> None:
         if decision is not None:

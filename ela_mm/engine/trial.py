@@ -1,0 +1,131 @@
+"""A network that is tried without some of its layers."""
+from copy import deepcopy
+from functools import cached_property
+from typing import Any, Dict, FrozenSet, Iterable, List, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import UsageError
+from ..models.backbones.layer_attention_mixin import find_backbone
+from .randomness import own_stream
+
+
+class Trial:
+    """What a network loses without some layers, on the same batches.
+
+    It works on a copy in eval mode: the network itself, its norms' statistics
+    and the random numbers of the training stay as they are. Copy and batches
+    are made when they are first asked for, and stay in memory. See
+    :class:`ela_mm.pruning.by_loss.Network`.
+
+    Args:
+        model (nn.Module): A detector or a classifier, not wrapped.
+        batches (Iterable): With annotations, as a data loader gives them.
+        sizes (Sequence[int]): Pictures of each.
+        candidates (List[str]): Names of active layers.
+        skip (str): How they are skipped, see ``skip_layers`` of the backbone.
+            Defaults to ``'layer'``.
+    """
+
+    def __init__(self,
+                 model: nn.Module,
+                 batches: Iterable[Any],
+                 sizes: Sequence[int],
+                 candidates: List[str],
+                 skip: str = 'layer') -> None:
+        self.candidates = candidates
+        self._original = model
+        self._source = batches
+        self._sizes = list(sizes)
+        self._skip = skip
+        self._losses: Dict[FrozenSet[str], np.ndarray] = {}
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        return copy_of(self._original).eval()
+
+    @cached_property
+    def _batches(self) -> List[Any]:
+        return list(self._source)
+
+    def added_loss(self, names: Sequence[str]) -> float:
+        """Measure what skipping some layers together adds to the loss.
+
+        Args:
+            names (Sequence[str]): Of ``candidates``.
+
+        Returns:
+            float: The loss without them minus that with them, the mean over
+            pictures.
+        """
+        added = self._losses_without(names) - self._losses_without(())
+        return float(np.average(added, weights=self._sizes))
+
+    def _losses_without(self, names: Sequence[str]) -> np.ndarray:
+        key = frozenset(names)
+        if key not in self._losses:
+            backbone = find_backbone(self._model)
+            backbone.skip_layers(names, self._skip)
+            try:
+                self._losses[key] = np.array(
+                    [loss_of(self._model, batch) for batch in self._batches])
+            finally:
+                backbone.restore_layers(names)
+        return self._losses[key]
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Copy a network in the middle of a training.
+
+    What watches it, a hook on a module for instance, is shared with the copy
+    and not copied: it may hold on to the whole training. What watches the model
+    itself, and may change its losses, stays with the original.
+
+    Args:
+        model (nn.Module): Not wrapped.
+
+    Returns:
+        nn.Module: Without gradients.
+    """
+    shared = {
+        id(hook): hook
+        for module in model.modules()
+        for name in ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks')
+        for hook in getattr(module, name).values()
+    }
+    copied = deepcopy(model, shared)
+    copied._forward_hooks.clear()
+    copied._forward_pre_hooks.clear()
+    return copied
+
+
+@torch.no_grad()
+def loss_of(model: nn.Module, batch: Any) -> float:
+    """Compute a network's loss, with the same random numbers each time.
+
+    Args:
+        model (nn.Module): In eval mode.
+        batch (Any): As a data loader gives it; stays as it is.
+
+    Returns:
+        float: The sum of all losses, of which detectors have several.
+
+    Raises:
+        UsageError: If the batch has no annotations.
+    """
+    data = model.data_preprocessor(deepcopy(batch), False)
+    device = next(model.parameters()).device
+    devices = [device] if device.type == 'cuda' else []
+    # Detectors draw proposals.
+    with own_stream(0), torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        try:
+            losses = model._run_forward(data, mode='loss')
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UsageError(
+                f'the loss cannot be computed ({type(error).__name__}: '
+                f'{error}): the pipeline of the pictures has to load '
+                'annotations') from error
+        return float(model.parse_losses(losses)[0])
