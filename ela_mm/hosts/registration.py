@@ -16,9 +16,12 @@ from .host import Host
 # A host that others make use of comes before them.
 HOSTS = dict(
     mmpretrain=('ela_mm.hosts.mmpretrain', 'ela_mm.hosts.mmpretrain_cifar',
+                'ela_mm.hosts.mmpretrain_families',
                 'ela_mm.datasets.mmpretrain'),
-    mmdet=('ela_mm.hosts.mmdet', 'ela_mm.datasets.mmdet'),
-    mmseg=('ela_mm.hosts.mmseg', 'ela_mm.datasets.mmseg'))
+    mmdet=('ela_mm.hosts.mmdet', 'ela_mm.hosts.mmdet_families',
+           'ela_mm.datasets.mmdet'),
+    mmseg=('ela_mm.hosts.mmseg', 'ela_mm.datasets.mmseg'),
+    mmpose=('ela_mm.hosts.mmpose', ))
 _MMENGINE = Host()
 _installed: Dict[str, Host] = {}
 _failed: Dict[str, Exception] = {}

@@ -396,7 +396,7 @@ class AttentionStage(Stage):
             x, weights = self.step(i, x, memory)  # (B, C, H, W), (B, h, n)
             seen.append(weights)
         # A graph of torch.fx is made before a window, and runs in it.
-        if self.observer is not None or isinstance(x, fx.Proxy):
+        if self.observer is not None or isinstance(seen[-1], fx.Proxy):
             _show(self, seen)
         return x
 

@@ -1,0 +1,84 @@
+"""ELA on MMPretrain's other families of backbones."""
+from typing import Dict
+
+from mmpretrain.models.backbones import (
+    ConvNeXt,
+    RegNet,
+    Res2Net,
+    ResNeSt,
+    SwinTransformer,
+)
+from mmpretrain.registry import MODELS
+from torch import Tensor
+
+from ..models.backbones.convnext import ConvNeXtAttentionMixin
+from ..models.backbones.fresh_norms import FreshNormsMixin
+from ..models.backbones.stages import AttentionStage, LightAttentionStage
+from ..models.backbones.swin import SwinAttentionMixin
+from .mmpretrain import LayerDepthMixin, MMPretrainMixin
+
+
+class _BottleneckMixin(MMPretrainMixin):
+    """What the compared systems do to a ResNet's blocks is not tried here."""
+    kinds = {'base': AttentionStage, 'light': LightAttentionStage}
+
+
+@MODELS.register_module()
+class ELARegNet(_BottleneckMixin, RegNet):
+    """mmpretrain's RegNet with layer attention.
+
+    Takes the arguments of the host's class and of the mixin; ``head_dim``
+    defaults to 8 for ``regnetx_1.6gf`` and ``regnetx_6.4gf``.
+    """
+
+
+@MODELS.register_module()
+class ELARes2Net(_BottleneckMixin, Res2Net):
+    """mmpretrain's Res2Net (50, 101, 152) with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAResNeSt(_BottleneckMixin, ResNeSt):
+    """mmpretrain's ResNeSt (50, 101, 152, 200, 269) with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAConvNeXt(LayerDepthMixin, ConvNeXtAttentionMixin, ConvNeXt):
+    """mmpretrain's ConvNeXt, V1 and V2, with layer attention.
+
+    Takes the arguments of the host's class and of the mixin. In mmdet's
+    configs its type is ``mmpretrain.ELAConvNeXt``.
+    """
+
+
+@MODELS.register_module()
+class ELASwinTransformer(LayerDepthMixin, FreshNormsMixin, SwinAttentionMixin,
+                         SwinTransformer):
+    """mmpretrain's SwinTransformer with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+    frozen_from = 0
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str,
+                              local_metadata: dict, *args, **kwargs) -> None:
+        """Load also what was saved by earlier versions of the host's class.
+
+        The host itself does so for SwinTransformer alone, not for subclasses.
+        """
+        version = local_metadata.get('version') or 0
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            if version < 2 and key.startswith(f'{prefix}norm.'):
+                last = f'{prefix}norm{len(self.stages) - 1}.'
+                state_dict[key.replace(f'{prefix}norm.', last, 1)] = (
+                    state_dict.pop(key))
+            elif version < 3 and 'attn_mask' in key:
+                del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, local_metadata,
+                                      *args, **kwargs)

@@ -1,0 +1,43 @@
+"""TridentNet: the last stage has three branches, and the host builds it last."""
+from typing import List, Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from ..layers import LayerMemory
+from .resnet import PlanesMixin
+from .stages import AttentionStage, StageSpec
+
+
+class TridentStage(AttentionStage):
+    """A stage whose blocks pass on a list of branches, which share weights.
+
+    So they do in attention: it takes the branches as pictures of one batch.
+    """
+
+    def step(
+        self, i: int, x: Union[Tensor, List[Tensor]], memory: LayerMemory
+    ) -> Tuple[Union[Tensor, List[Tensor]], Optional[Tensor]]:
+        """Run a block and its attention on branches (B, C, H, W)."""
+        x = self.block(i)(x)
+        if isinstance(x, Tensor):  # the last block joins its branches
+            return self.attend(i, x, memory)
+        branches = len(x)
+        x, weights = self.attend(i, torch.cat(x), memory)
+        return list(x.chunk(branches)), weights
+
+
+class TridentMixin(PlanesMixin):
+    """Adds layer attention to a TridentResNet."""
+    kinds = {'base': AttentionStage}
+
+    def add_attention(self) -> None:
+        """Add attention to the last stage, which is the host's by now."""
+        name = self.res_layers[-1]
+        blocks = getattr(self, name)
+        channels = blocks[0].conv3.out_channels
+        spec = StageSpec(name, channels, self.norm_cfg, [0.] * len(blocks),
+                         self.with_cp, last=True)
+        setattr(self, name,
+                TridentStage.build(blocks, spec, **self.attention_options))
+        self._freeze_stages()

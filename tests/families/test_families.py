@@ -1,0 +1,212 @@
+"""Layer attention in every family of backbones."""
+import copy
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from support.families import (
+    FAMILIES,
+    as_map,
+    flat,
+    formula,
+    loss_of,
+    pictures,
+    randomize,
+    run_and_see,
+)
+
+from ela_mm.errors import UsageError
+
+each_family = pytest.mark.parametrize('name', FAMILIES)
+_NETWORKS = {}
+
+
+def network(name):
+    """A network in double and eval mode with weights as if it were trained."""
+    if name not in _NETWORKS:
+        torch.manual_seed(1)
+        net = FAMILIES[name].build(zero_init_attention=True)
+        _NETWORKS[name] = randomize(net).double().eval()
+    return copy.deepcopy(_NETWORKS[name])
+
+
+def assert_same(outs, others):
+    outs, others = flat(outs), flat(others)
+    assert len(outs) == len(others)
+    for out, other in zip(outs, others):
+        assert torch.equal(out, other)
+
+
+@settings(max_examples=3 * len(FAMILIES), deadline=None,
+          phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(st.data())
+def test_every_layer_adds_what_the_equations_say(data):
+    """With any mask, by either way of skipping, on maps of any shape."""
+    name = data.draw(st.sampled_from(sorted(FAMILIES)))
+    net, family = network(name), FAMILIES[name]
+    names = [layer.name for layer in net.attention_layers]
+    net.skip_layers(data.draw(st.sets(st.sampled_from(names))),
+                    data.draw(st.sampled_from(['layer', 'retrieval'])))
+    size = [data.draw(st.sampled_from([32, 40, 64])) for _ in range(2)]
+    with torch.no_grad():
+        seen = run_and_see(net, pictures(family, size, 1).double())
+    attended = 0
+    for stage, layers in zip(net.attention_stages, seen):
+        terms = formula(stage, [layer.of_block for layer in layers])
+        for i, (layer, term) in enumerate(zip(layers, terms)):
+            torch.testing.assert_close(
+                layer.after, layer.of_block + term, rtol=1e-9, atol=1e-9,
+                msg=lambda m, n=f'{name}, {stage.name}.{i}': f'{n}: {m}')
+            attended += bool(term.any())
+    assert attended == sum(layer.active for layer in net.attention_layers)
+
+
+@each_family
+def test_plain_weights_load_and_a_zero_start_is_the_plain_network(name):
+    family = FAMILIES[name]
+    torch.manual_seed(2)
+    plain = family.build_plain()
+    randomize(plain)
+    net = family.build(zero_init_attention=True)
+    missing, unexpected = net.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected
+    assert missing and all('.attention.' in key for key in missing)
+    x = pictures(family)
+    for mode in (True, False):
+        outs = []
+        for model in (plain, net):
+            model.train(mode)
+            torch.manual_seed(5)  # drop path
+            outs.append(model(x))
+        assert_same(*outs)
+
+
+@each_family
+def test_gradients_are_the_slopes_of_the_loss(name):
+    """Against central differences, along a random direction."""
+    net = network(name)
+    x = pictures(FAMILIES[name], batch=1).double()
+    loss_of(net(x)).backward()
+    parameters = [p for n, p in net.named_parameters() if '.attention.' in n]
+    assert all(p.grad is not None for p in parameters)
+    directions = [torch.randn_like(p) for p in parameters]
+    slope = sum((p.grad * d).sum() for p, d in zip(parameters, directions))
+
+    def moved(step):
+        with torch.no_grad():
+            for p, d in zip(parameters, directions):
+                p += step * d
+            loss = loss_of(net(x))
+            for p, d in zip(parameters, directions):
+                p -= step * d
+        return loss
+
+    step = 1e-6
+    expected = (moved(step) - moved(-step)) / (2 * step)
+    torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-6)
+
+
+@each_family
+def test_kl_is_seen_within_stages_and_masks_travel_in_checkpoints(name):
+    net = network(name)
+    x = pictures(FAMILIES[name]).double()
+    seen = []
+    net.observe(lambda layer, prev, curr: seen.append(
+        (layer, prev.shape[-1], curr.shape[-1])))
+    out = net(x)
+    layers = net.attention_layers
+    assert seen == [(layer.name, layer.index, layer.index + 1)
+                    for layer in layers if layer.index]
+    skipped = [layer.name for layer in layers if layer.index == 1]
+    net.skip_layers(skipped)
+    other = FAMILIES[name].build(zero_init_attention=True).double().eval()
+    other.load_state_dict(net.state_dict(), strict=True)
+    assert other.attention_layers == net.attention_layers
+    assert_same(other(x), net(x))
+    # What skipped layers keep is used by nobody, and comes back.
+    state = other.state_dict()
+    for names in other.unused_state().values():
+        for key in names:
+            if state[key].is_floating_point():
+                state[key].fill_(float('nan'))
+    assert_same(other(x), net(x))
+    net.observe(None)
+    net.restore_layers()
+    assert_same(net(x), out)
+
+
+@each_family
+def test_frozen_stages_freeze_their_attention_as_the_host_counts(name):
+    family = FAMILIES[name]
+    plain = family.build_plain()
+    if not hasattr(plain, 'frozen_stages'):
+        pytest.skip('the host freezes no stages')
+    net = family.build(frozen_stages=1, zero_init_attention=True)
+    net.train()
+    frozen = {layer.name for layer in net.attention_layers
+              if net.is_frozen(layer)}
+    assert frozen and len(frozen) < len(net.attention_layers)
+    for layer in net.attention_layers:
+        block = net.attention_stages[layer.stage - 1].block(layer.index)
+        for module in (layer.module, block):
+            trained = {p.requires_grad for p in module.parameters()}
+            assert trained == {layer.name not in frozen}, layer.name
+        assert layer.module.training == (layer.name not in frozen)
+    assert set(net.inert_layers) == frozen
+
+
+@each_family
+def test_what_makes_no_sense_is_refused_by_name(name):
+    family = FAMILIES[name]
+    with pytest.raises(UsageError, match="attention='dia'.*'base'"):
+        family.build(attention='dia')
+    with pytest.raises(UsageError, match='head_dim=5 does not divide'):
+        family.build(head_dim=5)
+    if 'attention_groups' not in family.config:
+        with pytest.raises(UsageError, match='attention_groups=4.*stages'):
+            family.build(attention_groups=4)
+
+
+def test_head_dim_fits_the_channels_of_every_stage(caplog):
+    net = FAMILIES['regnet'].build()
+    assert net.stage_widths[-1] % 16 == 8
+    assert {layer.module.head_dim for layer in net.attention_layers} == {8}
+    with pytest.raises(UsageError, match='head_dim=16 does not divide the'):
+        FAMILIES['regnet'].build(head_dim=16)
+
+
+def test_the_recursive_pass_of_detectors_attends():
+    """Block by block as the host walks them, with attention by hand."""
+    torch.manual_seed(1)
+    net = randomize(FAMILIES['detectors'].build(rfp_inplanes=8))
+    net.double().eval()
+    net.skip_layers(['layer2.1', 'layer3.4'])
+    x = pictures(FAMILIES['detectors'], (32, 48), 1).double()
+    features = [None] + [torch.randn(1, 8, 32 // s, 48 // s).double()
+                         for s in (8, 16, 32)]
+    with torch.no_grad():
+        outs = net.rfp_forward(x, features)
+        y = net.maxpool(net.relu(net.norm1(net.conv1(x))))
+        for stage, feature, out in zip(net.attention_stages, features, outs):
+            maps = []
+            for i in range(len(stage)):
+                maps.append(stage.block(i).rfp_forward(y, feature))
+                y = maps[-1] + formula(stage, maps)[-1]
+            torch.testing.assert_close(out, y, rtol=1e-9, atol=1e-9)
+
+
+def test_branches_of_trident_attend_each_for_itself():
+    """In eval mode, where norms do not mix them."""
+    net = network('trident')
+    for block in net.layer3:
+        block.test_branch_idx = block.conv2.test_branch_idx = -1
+    x = pictures(FAMILIES['trident'], (32, 32), 1).double()
+    with torch.no_grad():
+        (joined, ) = net(x)
+        for branch, expected in enumerate(joined):
+            for block in net.layer3:
+                block.test_branch_idx = branch
+                block.conv2.test_branch_idx = branch
+            torch.testing.assert_close(as_map(net(x))[0], expected,
+                                       rtol=1e-9, atol=1e-9)

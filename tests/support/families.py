@@ -1,0 +1,204 @@
+"""One small network of every family of backbones, and how to look into it."""
+from typing import Dict, List, NamedTuple, Tuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+import ela_mm  # noqa: F401
+
+
+class Family(NamedTuple):
+    """A small network.
+
+    Attributes:
+        config (dict): Of the backbone, with the host as scope.
+        size (Tuple[int, int]): Height and width of its pictures.
+        plain (str): The host's own class.
+    """
+    config: dict
+    size: Tuple[int, int] = (32, 48)
+
+    @property
+    def plain(self) -> str:
+        return self.config['type'].replace('ELA', '')
+
+    def build(self, **options) -> nn.Module:
+        return MODELS.build({**self.config, **options})
+
+    def build_plain(self) -> nn.Module:
+        config = {**self.config, 'type': self.plain}
+        config.pop('attention_groups', None)
+        return MODELS.build(config)
+
+
+_RESNET = dict(depth=50, base_channels=8, stem_channels=8, norm_eval=False)
+# Stages of 1, 2, 2, 3 blocks with 16, 32, 48, 88 channels.
+_REGNET = dict(w0=16, wa=10., wm=1.75, group_w=8, depth=8, bot_mul=1.0)
+
+FAMILIES: Dict[str, Family] = {
+    'regnet': Family(dict(type='mmdet.ELARegNet', arch=_REGNET,
+                          norm_eval=False)),
+    'res2net': Family(dict(type='mmpretrain.ELARes2Net', **{
+        **_RESNET, 'base_channels': 16, 'stem_channels': 16}, base_width=8)),
+    'resnest': Family(dict(type='mmdet.ELAResNeSt', **_RESNET)),
+    'trident': Family(dict(
+        type='mmdet.ELATridentResNet', **_RESNET, num_branch=3,
+        test_branch_idx=1, trident_dilations=(1, 2, 3), num_stages=3,
+        strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2, ))),
+    'detectors': Family(dict(type='mmdet.ELADetectoRS_ResNet', **_RESNET)),
+    'convnext': Family(dict(
+        type='mmpretrain.ELAConvNeXt', drop_path_rate=.1, out_indices=(1, 3),
+        arch=dict(depths=[1, 2, 3, 2], channels=[8, 16, 24, 32]),
+        layer_scale_init_value=.5, gap_before_final_norm=False)),
+    'convnext_v2': Family(dict(
+        type='mmpretrain.ELAConvNeXt', use_grn=True,
+        arch=dict(depths=[1, 2, 2, 2], channels=[8, 16, 24, 32]),
+        layer_scale_init_value=0.)),
+    'cspnext': Family(dict(
+        type='mmdet.ELACSPNeXt', widen_factor=.125, deepen_factor=.67),
+        (64, 96)),
+    'cspdarknet': Family(dict(
+        type='mmdet.ELACSPDarknet', widen_factor=.125, deepen_factor=.33),
+        (64, 96)),
+    'swin_det': Family(dict(
+        type='mmdet.ELASwinTransformer', embed_dims=16, depths=(1, 2, 3, 2),
+        num_heads=(1, 2, 4, 8), window_size=2)),
+    'swin': Family(dict(
+        type='mmpretrain.ELASwinTransformer', img_size=32, window_size=2,
+        arch=dict(embed_dims=16, depths=[1, 2, 3, 2], num_heads=[1, 2, 4, 8]),
+        out_indices=(1, 3), pad_small_map=True)),
+    'pvt': Family(dict(
+        type='mmdet.ELAPyramidVisionTransformer', embed_dims=8,
+        pretrain_img_size=32, num_layers=[1, 2, 3, 2])),
+    'pvt_v2': Family(dict(
+        type='mmdet.ELAPyramidVisionTransformerV2', embed_dims=8,
+        num_layers=[1, 2, 3, 2])),
+}
+
+
+def randomize(net: nn.Module) -> nn.Module:
+    """Give every parameter a value of its own, scales of 0 included."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:  # of norms, biases and scales
+                parameter += .3 * noise.to(parameter.dtype)
+            else:
+                parameter.copy_(noise / parameter[0].numel()**.5)
+    return net
+
+
+def pictures(family: Family, size=None, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, *(size or family.size))
+
+
+def flat(outs) -> List[Tensor]:
+    """A backbone's outputs, whatever tuples it returns."""
+    if isinstance(outs, Tensor):
+        return [outs]
+    return [x for out in outs for x in flat(out)]
+
+
+def loss_of(outs) -> Tensor:
+    return sum(out.square().mean() for out in flat(outs))
+
+
+def as_map(x, *beside) -> Tensor:
+    """What blocks pass on, as maps (B, C, H, W)."""
+    if isinstance(x, (list, tuple)):
+        return torch.cat(list(x))
+    if x.ndim == 4:
+        return x
+    height, width = beside[0]
+    return x.permute(0, 2, 1).reshape(*x.shape[::2], height, width)
+
+
+class Seen(NamedTuple):
+    """Of one layer: what its block returned, and what went on from there."""
+    of_block: Tensor
+    after: Tensor
+
+
+def run_and_see(net: nn.Module, x: Tensor) -> List[List[Seen]]:
+    """Run a network and note, by stage and layer, what attention did."""
+    stages = net.attention_stages
+    of_block = [[None] * len(stage) for stage in stages]
+    after = [[None] * len(stage) for stage in stages]
+    handles = []
+
+    def see(s: int, i: int):
+
+        def before(module, args):
+            if i:
+                after[s][i - 1] = as_map(*args)
+
+        def behind(module, args, output):
+            of_block[s][i] = as_map(output, *args[1:])
+
+        return before, behind
+
+    for s, stage in enumerate(stages):
+        for i in range(len(stage)):
+            before, behind = see(s, i)
+            block = stage.block(i)
+            handles += [block.register_forward_pre_hook(before),
+                        block.register_forward_hook(behind)]
+
+        def end(module, args, output, s=s):
+            after[s][-1] = as_map(output, *args[1:])
+
+        handles.append(stage.register_forward_hook(end))
+    net(x)
+    for handle in handles:
+        handle.remove()
+    return [[Seen(*pair) for pair in zip(*both)]
+            for both in zip(of_block, after)]
+
+
+def formula(stage: nn.Module, maps: List[Tensor]) -> List[Tensor]:
+    """Each layer's term by equations 4 and 5, in einsum, of an eval network.
+
+    Args:
+        stage (Stage): Whose mask decides who attends and who is seen.
+        maps (List[Tensor]): (B, C, H, W), what the blocks have returned.
+    """
+    keys, values, terms = [], [], []
+    for i, (layer, x) in enumerate(zip(stage.attention, maps)):
+        pooled = x.mean((2, 3))[:, None]  # (B, 1, C)
+        split = (len(x), -1, layer.head_dim)
+        pad = layer.key.weight.shape[-1] // 2
+        if stage.visible[i]:
+            keys.append(F.conv1d(pooled, layer.key.weight,
+                                 padding=pad).reshape(split))
+            values.append(F.conv2d(
+                x, layer.value.weight, padding=1,
+                groups=x.shape[1]).unflatten(1, split[1:]))
+        if not stage.active[i]:
+            terms.append(torch.zeros_like(x))
+            continue
+        query = F.conv1d(pooled, layer.query.weight, padding=pad)
+        logits = torch.einsum('bhd,nbhd->bhn', query.reshape(split),
+                              torch.stack(keys)) / layer.head_dim**.5
+        term = torch.einsum('bhn,nbhdyx->bhdyx', logits.softmax(-1),
+                            torch.stack(values)).flatten(1, 2)
+        term = normalized(layer.norm, term)
+        if isinstance(layer.act, nn.ReLU):
+            term = term.clamp(min=0)
+        if layer.scale is not None:
+            term = term * layer.scale.weight[:, None, None]
+        terms.append(term)
+    return terms
+
+
+def normalized(norm: nn.Module, x: Tensor) -> Tensor:
+    """A norm of (B, C, H, W) by its definition, in eval mode."""
+    if isinstance(norm, nn.LayerNorm):
+        mean, var = x.mean(1, True), x.var(1, unbiased=False, keepdim=True)
+    else:
+        mean, var = (v[:, None, None]
+                     for v in (norm.running_mean, norm.running_var))
+    x = (x - mean) / (var + norm.eps).sqrt()
+    return x * norm.weight[:, None, None] + norm.bias[:, None, None]
