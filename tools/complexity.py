@@ -10,13 +10,14 @@ import os.path as osp
 from typing import List, Optional, Tuple
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from torch import nn
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.analysis import Complexity, count_macs
 from ela_mm.apis.data import picture_shape
 from ela_mm.apis.launch import run
+from ela_mm.config_types import enter_scope
 from ela_mm.experiments.grid import Cell, apply_overrides, cells, read_grid
 from ela_mm.experiments.published import Row, read_table
 from ela_mm.hosts.registration import host_of_model
@@ -36,7 +37,7 @@ def build(cell: Cell) -> Tuple[nn.Module, Config]:
         cfg.model.backbone.depth = cell.depth
     # Its scales are this project's, and no part of what the paper counts.
     cfg.model.backbone.zero_init_attention = False
-    init_default_scope(cfg.default_scope)
+    enter_scope(cfg)
     return MODELS.build(cfg.model), cfg
 
 

@@ -11,18 +11,17 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..config_types import enter_scope, type_name
 from ..errors import UsageError
 from ..hosts.registration import host_of
 from .data_config import (  # noqa: F401  some have their earlier place here
     LOADERS,
     check_data,
     downloads,
-    kind_of,
     loads_pictures,
     pipeline_of,
     pipelines_of,
@@ -84,7 +83,7 @@ def dataset_batches(cfg: Config,
     name = loader_of(cfg)
     prepare_config(cfg)
     check_data(cfg, name)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    enter_scope(cfg)
     loader = cfg[name]
     if not isinstance(loader, DataLoader):
         loader = Runner.build_dataloader(
@@ -139,7 +138,7 @@ def _labels_first(steps: list) -> None:
         if isinstance(step, Mapping) and isinstance(
                 step.get('transforms'), list):
             _labels_first(step['transforms'])
-    labels = [x for x in steps if 'Annotation' in kind_of(x)]
+    labels = [x for x in steps if 'Annotation' in type_name(x)]
     others = [x for x in steps if x not in labels]
     loads = [i for i, x in enumerate(others) if loads_pictures(x)]
     if labels and loads:
@@ -166,7 +165,7 @@ def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
     prepare = Compose(steps)
     loads = any(map(loads_pictures, walk(steps)))
     # Frames of a video come as lists.
-    frames = any(kind_of(x) == 'TransformBroadcaster' for x in walk(steps))
+    frames = any(type_name(x) == 'TransformBroadcaster' for x in walk(steps))
     for number, path in enumerate(paths):
         path = osp.expanduser(path)
         if not osp.isfile(path):
@@ -183,7 +182,7 @@ def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
             _read(path)  # says so if it is no picture
             raise UsageError(
                 f"{path!r} does not pass the config's pipeline "
-                f'({", ".join(map(kind_of, steps))}): '
+                f'({", ".join(map(type_name, steps))}): '
                 f'{type(error).__name__}: {error}') from error
         yield pseudo_collate([prepared])
 
@@ -251,7 +250,7 @@ def _pipeline(cfg: Config) -> list:
     if steps is None:
         raise UsageError('the config has no test_dataloader with a pipeline, '
                          'which says how pictures are prepared')
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    enter_scope(cfg)
     # Nothing is known of a picture but itself.
     return without_labels(deepcopy(steps))
 

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any, Iterator, List, Optional, Tuple
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS
 
+from ..config_types import class_of, enter_scope, type_name
 from ..errors import UsageError
 from ..hosts.registration import host_of
 
@@ -97,13 +98,6 @@ def pipeline_of(cfg: Config, loader: str) -> List[dict]:
 # --- steps -------------------------------------------------------------------
 
 
-def kind_of(step: Any) -> str:
-    """Name the class of a step, which the config may give as text or class."""
-    kind = step.get('type') if isinstance(step, Mapping) else type(step)
-    name = getattr(kind, '__name__', None) or str(kind)
-    return re.split(r'[./]', name)[-1]
-
-
 def walk(steps: Any) -> Iterator[dict]:
     """Every step and those within it, in order."""
     if isinstance(steps, Mapping):
@@ -118,7 +112,7 @@ def walk(steps: Any) -> Iterator[dict]:
 def loads_pictures(step: Any) -> bool:
     """Tell whether a step reads a picture's file."""
     return re.match(r'Load(?!.*(Annotation|Proposal))',
-                    kind_of(step)) is not None
+                    type_name(step)) is not None
 
 
 def without_labels(steps: Any) -> Any:
@@ -136,7 +130,7 @@ def without_labels(steps: Any) -> Any:
     if isinstance(steps, (list, tuple)):
         return type(steps)(
             without_labels(step) for step in steps
-            if not re.match('Load.*(Annotation|Proposal)', kind_of(step)))
+            if not re.match('Load.*(Annotation|Proposal)', type_name(step)))
     return steps
 
 
@@ -160,7 +154,7 @@ def shape_of_steps(cfg: Config) -> Optional[Tuple[int, int]]:
 
 
 def _shape_of_step(step: dict) -> Optional[Tuple[int, int]]:
-    kind = kind_of(step)
+    kind = type_name(step)
     if 'Crop' in kind and 'crop_size' in step:
         if str(step.get('crop_type', '')).startswith('relative'):
             return None
@@ -236,17 +230,9 @@ def _expand_home(node: Any) -> None:
 
 def downloads(cfg: Config, loader: str) -> bool:
     """Tell whether building a loader's datasets might download something."""
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    return any('download' in _arguments(_class(dataset))
+    enter_scope(cfg)
+    return any('download' in _arguments(class_of(dataset, DATASETS))
                for _, dataset in datasets_of(cfg, loader))
-
-
-def _class(dataset: dict) -> Any:
-    kind = dataset.get('type')
-    if isinstance(kind, str):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(kind)
-    return kind
 
 
 def _arguments(cls: Any) -> List[str]:
@@ -262,7 +248,7 @@ def _brings_its_data(dataset: dict) -> bool:
         if (dataset.get(options) or {}).get('backend', 'local') not in (
                 'local', 'disk'):
             return True
-    cls = _class(dataset)
+    cls = class_of(dataset, DATASETS)
     if cls is None:  # building it will say so
         return True
     return getattr(cls, 'MAKES_ITS_DATA', False) or (
@@ -279,7 +265,7 @@ def check_data(cfg: Config, *loaders: str) -> None:
     Raises:
         UsageError: Naming the first missing file or folder and its option.
     """
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    enter_scope(cfg)
     for loader in loaders:
         local = True
         for path, dataset in datasets_of(cfg, loader):

@@ -2,15 +2,18 @@
 import os.path as osp
 import re
 from copy import deepcopy
-from typing import Optional, Tuple
+from importlib.util import find_spec
+from typing import Any, Optional, Tuple
 
 import yaml
 from mmengine.config import Config
+from mmengine.config.lazy import LazyObject
 from mmengine.fileio.handlers import YamlHandler, file_handlers
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from ..config_types import enter_scope, type_name
 from ..engine.checkpoints import DEPLOY_KEY
 from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import ela_backbones
@@ -41,7 +44,9 @@ def config_from_file(path: str) -> Config:
         path (str): Of a Python, JSON or YAML file.
 
     Returns:
-        Config: What it imports is imported.
+        Config: What it imports is imported. A pure Python config that a run
+        has dumped names its classes by their modules; it has classes again,
+        since some of the hosts' modules do not take such names.
 
     Raises:
         UsageError: If it does not exist or is no config.
@@ -55,12 +60,38 @@ def config_from_file(path: str) -> Config:
     before = dict(file_handlers)
     file_handlers.update(yaml=_SafeYaml(), yml=_SafeYaml())
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
     except yaml.YAMLError as error:
         raise UsageError(f'config {path!r} is not read: '
                          f'{str(error).splitlines()[0]}') from None
     finally:
         file_handlers.update(before)
+    if cfg.get('default_scope') is None:
+        _restore_classes(cfg._cfg_dict)
+    return cfg
+
+
+def _restore_classes(node: Any) -> None:
+    """Make types such as ``'mmcv.ops.RoIAlign'`` the classes they name."""
+    if isinstance(node, dict):
+        for key, value in dict.items(node):  # ConfigDict's would import all
+            if key == 'type' and isinstance(value, str):
+                module, _, name = value.rpartition('.')
+                # 'mmdet.ResNet' is a scope and a registered name.
+                if '.' in module and _is_module(module):
+                    dict.__setitem__(node, key, LazyObject(module, name))
+            else:
+                _restore_classes(value)
+    elif isinstance(node, (list, tuple)):
+        for item in node:
+            _restore_classes(item)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except Exception:  # whatever importing its package raises
+        return False
 
 
 def read_config(path: str, options: Optional[dict] = None) -> Config:
@@ -95,13 +126,13 @@ def build_model(cfg: Config) -> nn.Module:
     Raises:
         UsageError: If the model has no ELA backbone.
     """
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    enter_scope(cfg)
     config = deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:  # as Runner does
         config.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = MODELS.build(config)
     if not ela_backbones(model):
-        kind = cfg.model.get('backbone', {}).get('type')
+        kind = type_name(cfg.model.get('backbone', {}))
         raise UsageError(
             f'the config has no ELA backbone (backbone.type={kind!r}): '
             "expected one such as 'ELAResNet'")
@@ -174,7 +205,6 @@ def criterion_of(cfg: Config) -> Optional[dict]:
         such hook.
     """
     for hook in cfg.get('custom_hooks') or []:
-        kind = hook.get('type') if isinstance(hook, dict) else type(hook)
-        if getattr(kind, '__name__', str(kind)).endswith('ELAPruneHook'):
+        if type_name(hook).endswith('ELAPruneHook'):
             return hook.get('criterion')
     return None

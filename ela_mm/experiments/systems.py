@@ -8,9 +8,10 @@ What the options mean is said where they are defined: plugins in
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 
 from ..apis.data import picture_shape
+from ..config_types import class_of, enter_scope, type_name
 from ..errors import UsageError
 from ..models.backbones.stages import ATTENTION
 from ..models.compared.rla import CHANNELS
@@ -167,12 +168,11 @@ def overrides(name: str, cfg: Config) -> Dict[str, Any]:
     """
     system = _system(name)
     backbone = cfg.model.backbone
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    with MODELS.switch_scope_and_registry(None) as registry:
-        cls = registry.get(backbone.type)
+    enter_scope(cfg)
+    cls = class_of(backbone, MODELS)
     if not hasattr(cls, 'attention_stages'):
         raise UsageError(f'system {name!r} needs a backbone such as '
-                         f"'ELAResNet', the config has {backbone.type!r}")
+                         f"'ELAResNet', the config has {type_name(backbone)!r}")
     options = backbone_options(name, cls, backbone.depth,
                                lambda: picture_shape(cfg))
     changes = {}
@@ -187,7 +187,7 @@ def overrides(name: str, cfg: Config) -> Dict[str, Any]:
         hooks = cfg.get('custom_hooks') or []
         changes['custom_hooks'] = [
             hook for hook in Config(dict(hooks=hooks)).to_dict()['hooks']
-            if hook['type'] != 'ELAPruneHook']
+            if type_name(hook) != 'ELAPruneHook']
     return changes
 
 

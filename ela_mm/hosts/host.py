@@ -7,6 +7,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 from torch import Tensor, nn
 
+from ..config_types import type_name
 from ..errors import UsageError
 
 
@@ -94,7 +95,7 @@ class Host:
         if 'tta_model' not in cfg:
             if self.tta_model is None:
                 raise UsageError(
-                    f'model.type={cfg.model.get("type")!r} is of no host whose '
+                    f'model.type={type_name(cfg.model)!r} is of no host whose '
                     'predictions can be averaged: set tta_model in the config')
             cfg.tta_model = self.tta_model
         if 'tta_pipeline' not in cfg:
@@ -114,7 +115,9 @@ class Host:
         *steps, pack = deepcopy(list(pipeline))
         if self.tta_meta_keys:
             pack['meta_keys'] = self.tta_meta_keys
-        flips = [dict(type='RandomFlip', prob=p) for p in (1., 0.)]
+        # Its own, also where the config's default_scope is another or None.
+        scope = '' if self.scope == Host.scope else f'{self.scope}.'
+        flips = [dict(type=f'{scope}RandomFlip', prob=p) for p in (1., 0.)]
         return [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
 
     def dump_results(self, path: str) -> DumpResults:

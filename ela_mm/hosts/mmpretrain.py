@@ -17,6 +17,7 @@ from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from mmpretrain.registry import MODELS
 from torch import nn
 
+from ..config_types import type_name
 from ..errors import UsageError
 from ..models.backbones.resnet import ResNetAttentionMixin
 from .host import Classifier, Host
@@ -174,7 +175,7 @@ class MMPretrain(Host):
 
     def picture_shape(self, backbone: dict) -> Tuple[int, int]:
         """Say for which pictures a backbone is made: CIFAR's are small."""
-        small = 'CIFAR' in str(backbone.get('type'))
+        small = 'CIFAR' in type_name(backbone)
         return (32, 32) if small else super().picture_shape(backbone)
 
     def default_part(self, model: nn.Module) -> str:

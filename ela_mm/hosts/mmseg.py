@@ -17,6 +17,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from ..compat.compiling import is_compiling
+from ..config_types import type_name
 from ..models.backbones.resnet import PlanesMixin
 from .host import Explained, Host, class_name
 
@@ -92,7 +93,7 @@ class MMSeg(Host):
     def tta_steps(self, pipeline: Sequence[dict]) -> List[dict]:
         """Flip pictures alone: predictions are flipped back, labels are not."""
         *steps, augment = super().tta_steps(pipeline)
-        labels = [x for x in steps if 'Annotation' in str(x['type'])]
+        labels = [x for x in steps if 'Annotation' in type_name(x)]
         flips, pack = augment['transforms']
         return [
             *(x for x in steps if x not in labels),

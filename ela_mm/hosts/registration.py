@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any, Dict, Iterable, Iterator, Optional, Tuple
 
 from mmengine.config import Config
+from mmengine.utils import get_object_from_string
 from torch import nn
 
 from ..errors import UsageError
@@ -115,11 +116,12 @@ def host_of(cfg: Config, kind: Any = None) -> Host:
     """
     if kind is None:
         kind = (cfg.get('model') or {}).get('type')
+    scope, dot, _ = str(kind).partition('.')
+    if isinstance(kind, str) and dot and scope not in HOSTS:
+        kind = get_object_from_string(kind)  # a class, by its module
     if isinstance(kind, type):
         scope = _scope_of_class(kind)
-    else:
-        scope, dot, _ = str(kind).partition('.')
-        scope = scope if dot and scope in HOSTS else None
+    scope = scope if scope in HOSTS else None
     scope = scope or cfg.get('default_scope')
     if scope in HOSTS and scope not in _installed:
         what = ('is not installed: install it' if scope not in _failed else

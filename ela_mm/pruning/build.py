@@ -4,13 +4,14 @@ A function of a user's own becomes a criterion by
 ``@mmengine.registry.FUNCTIONS.register_module()``; see
 :mod:`ela_mm.pruning.criteria` for what it takes and returns.
 """
-from typing import Optional
+from typing import Any, Callable, Optional
 
 from mmengine.config import ConfigDict
 from mmengine.registry import FUNCTIONS
 
 from ..errors import UsageError
 from .criteria import CRITERIA, Criterion
+from .ebqm import ebqm
 
 for _name, _function in CRITERIA.items():
     FUNCTIONS.register_module(name=_name, module=_function, force=True)
@@ -33,13 +34,21 @@ def build_criterion(config: Optional[dict] = None) -> Criterion:
     for key, value in config.items():
         if isinstance(value, ConfigDict):  # plain, for records and checkpoints
             config[key] = value.to_dict()
-    name = config.pop('type', None)
-    function = FUNCTIONS.get(name) if isinstance(name, str) else name
+    kind = config.pop('type', None)
+    function = FUNCTIONS.get(kind) if isinstance(kind, str) else kind
     if not callable(function):
         raise UsageError(
-            f'unknown criterion {name!r}: expected one of '
+            f'unknown criterion {kind!r}: expected one of '
             f'{", ".join(CRITERIA)}, or a function registered in '
             'mmengine.registry.FUNCTIONS')
-    return Criterion(
-        name if isinstance(name, str) else function.__name__, function,
-        **config)
+    if function is ebqm:
+        function = CRITERIA['EBQM']  # the same, which also says the score
+    return Criterion(_name(kind, function), function, **config)
+
+
+def _name(kind: Any, function: Callable) -> str:
+    """As registered, whatever the config names it by: records have that."""
+    registered = (name for name, known in FUNCTIONS.module_dict.items()
+                  if known is function)
+    own = kind if isinstance(kind, str) else function.__name__
+    return own if own in FUNCTIONS.module_dict else next(registered, own)

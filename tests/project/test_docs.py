@@ -12,6 +12,8 @@ from mmengine.config import Config
 from support import ROOT
 from support.running import tool
 
+from ela_mm.config_types import type_name
+
 PAGES = sorted((ROOT / 'docs').rglob('*.md'))
 PAGES = [page for page in PAGES if '_build' not in page.parts]
 LINK = re.compile(r'\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)')
@@ -165,9 +167,9 @@ def test_code_of_a_page_runs(page, tmp_path, monkeypatch):
         # A config lies beside this project's, but is not written there.
         path = tmp_path / file[1].replace('configs/', 'mine/')
         path.write_text(code)
-        if '_base_ =' in code:
+        if '_base_ =' in code or 'read_base()' in code:
             cfg = Config.fromfile(path)
-            assert cfg.model.backbone.type.startswith('ELA')
+            assert type_name(cfg.model.backbone).startswith('ELA')
             assert cfg.train_dataloader.dataset
 
 

@@ -14,7 +14,7 @@ FLOORS = (
     ('apis', ),
     ('hosts', 'engine'),
     ('models', 'pruning', 'sparsity'),
-    ('compat', 'datasets', 'errors', 'plotting', 'timing', 'version'),
+    ('compat', 'config_types', 'datasets', 'errors', 'plotting', 'timing', 'version'),
 )
 FLOOR = {room: -i for i, rooms in enumerate(FLOORS) for room in rooms}
 FLOOR[''] = 0  # the entrance, which brings its own rooms along
