@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..config_types import enter_scope, type_name
 from ..errors import UsageError
-from ..hosts.registration import host_of
+from ..hosts.registration import host_of, host_of_model
 from .data_config import (  # noqa: F401  some have their earlier place here
     LOADERS,
     check_data,
@@ -270,7 +270,8 @@ def network_inputs(model: nn.Module, batch: dict) -> Tensor:
     Raises:
         UsageError: If pictures of several shapes are not brought to one.
     """
-    return as_pictures(model.data_preprocessor(batch, False)['inputs'])
+    host = host_of_model(model)
+    return as_pictures(host.preprocess(model, batch)['inputs'])
 
 
 def as_pictures(inputs: Any) -> Tensor:

@@ -124,6 +124,18 @@ class Host:
         """Build the metric that writes predictions into a ``.pkl``."""
         return DumpResults(out_file_path=path)
 
+    def preprocess(self, model: nn.Module, batch: dict) -> dict:
+        """Bring a batch of an analysis into the form that a network takes.
+
+        Args:
+            model (nn.Module): Of this host.
+            batch (dict): As its data loader returns it.
+
+        Returns:
+            dict: ``inputs`` and ``data_samples``.
+        """
+        return model.data_preprocessor(batch, False)
+
     def explain(self, model: nn.Module, data: dict) -> Explained:
         """Choose what class activation maps explain: the class that is found.
 

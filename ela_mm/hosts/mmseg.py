@@ -14,6 +14,7 @@ from mmseg.models import (  # all of them, or none
     ResNeXt,
 )
 from mmseg.registry import MODELS
+from mmseg.utils import stack_batch
 from torch import Tensor, nn
 
 from ..compat.compiling import is_compiling
@@ -103,6 +104,26 @@ class MMSeg(Host):
     def dump_results(self, path: str) -> DumpResults:
         """Build the metric that writes label maps, without their logits."""
         return _DumpMaps(out_file_path=path)
+
+    def preprocess(self, model: nn.Module, batch: dict) -> dict:
+        """Pad pictures of several sizes, and their labels, at right and bottom.
+
+        mmseg's own preprocessor does so in training alone.
+        """
+        pictures, steps = batch['inputs'], model.data_preprocessor
+        if len({tuple(x.shape) for x in pictures}) == 1:
+            return super().preprocess(model, batch)
+        alone = [
+            steps(dict(inputs=[picture], data_samples=[sample]), False)
+            for picture, sample in zip(pictures, batch['data_samples'])
+        ]
+        inputs, samples = stack_batch(
+            [x['inputs'][0] for x in alone],
+            [x['data_samples'][0] for x in alone],
+            size_divisor=1,
+            pad_val=steps.pad_val,
+            seg_pad_val=steps.seg_pad_val)
+        return dict(inputs=inputs, data_samples=samples)
 
     def explain(self, model: nn.Module, data: dict) -> Explained:
         """Choose what class activation maps explain: the pixels of a class.

@@ -1,10 +1,7 @@
 """mmseg's dilated ResNets with layer attention, and what only mmseg knows."""
-import math
-
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,8 +12,10 @@ from mmengine.hub import get_config  # noqa: E402
 from mmengine.registry import MODELS  # noqa: E402
 from mmengine.structures import PixelData  # noqa: E402
 from mmseg.structures import SegDataSample  # noqa: E402
+from support.einsum import assert_equals_einsum  # noqa: E402
 
-from ela_mm.apis.data import picture_shape  # noqa: E402
+from ela_mm.analysis.features import _seen  # noqa: E402
+from ela_mm.apis.data import network_inputs, picture_shape  # noqa: E402
 from ela_mm.apis.launch import set_up_distributed  # noqa: E402
 from ela_mm.apis.onnx import part_of, parts  # noqa: E402
 from ela_mm.errors import UsageError  # noqa: E402
@@ -37,65 +36,11 @@ NETWORKS = {
 def build(kind, **options):
     """With a value of its own for every parameter, scales of 0 included."""
     net = MODELS.build(
-        dict(type=f'mmseg.{kind}', **SMALL, **NETWORKS[kind.replace('ELA', '')], **options))
+        dict(type=f'mmseg.{kind}', **SMALL,
+             **NETWORKS[kind.replace('ELA', '')], **options))
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return net
-
-
-def einsum_term(layer, pasts, x):
-    """Equations 4 and 5 of one layer, by concatenation."""
-    batch, channels, height, width = x.shape
-    heads = channels // layer.head_dim
-    pad = layer.query.weight.shape[-1] // 2
-    pooled = x.mean((2, 3))[:, None]
-    query, key = (
-        F.conv1d(pooled, conv.weight, padding=pad).reshape(batch, heads, -1)
-        for conv in (layer.query, layer.key))
-    value = F.conv2d(x, layer.value.weight, padding=1, groups=channels)
-    pasts.append((key, value.reshape(batch, heads, -1, height, width)))
-    keys, values = (torch.stack(part, 2) for part in zip(*pasts))
-    logits = torch.einsum('bhd,bhnd->bhn', query, keys)
-    weights = torch.softmax(logits / math.sqrt(layer.head_dim), -1)
-    out = torch.einsum('bhn,bhndyx->bhdyx', weights, values).reshape(x.shape)
-    return torch.relu(
-        F.batch_norm(out, None, None, layer.norm.weight, layer.norm.bias,
-                     training=True, eps=layer.norm.eps))
-
-
-def einsum_network(net, x):
-    """The host's forward with attention as it is written."""
-    x = net.maxpool(net.stem(x) if net.deep_stem else net.relu(
-        net.norm1(net.conv1(x))))
-    outs = []
-    for stage in net.attention_stages:
-        pasts = []
-        for i, block in enumerate(stage):
-            x = block(x)
-            if stage.active[i]:
-                x = x + einsum_term(stage.attention[i], pasts, x)
-        outs.append(x)
-    return outs
-
-
-def assert_equals_einsum(net, x):
-    """In features and in the gradients of all that attends."""
-    ours, theirs = net(x), einsum_network(net, x)
-    names, parameters = zip(*(
-        (n, p) for n, p in net.named_parameters() if p.requires_grad and
-        ('.attention.' in n or n == 'layer1.0.conv1.weight')))
-    weights = [torch.randn_like(out) for out in ours]
-    gradients = [
-        torch.autograd.grad(
-            sum((out * w).sum() for out, w in zip(outs, weights)), parameters)
-        for outs in (ours, theirs)
-    ]
-    for out, other in zip(ours, theirs):
-        torch.testing.assert_close(out, other, rtol=1e-9, atol=1e-9)
-    for name, ours, theirs in zip(names, *gradients):
-        # The first of a stage weighs itself alone, whatever it asks.
-        assert theirs.any() or not name.endswith('value.weight'), name
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize('kind', NETWORKS)
@@ -129,16 +74,21 @@ def test_starts_from_the_plain_network_bit_for_bit(kind):
         network.eval()
     missing, unexpected = net.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected
-    assert {name for name in missing if '.attention.' not in name} == {
-        'active', 'visible', 'fresh_norm_mask'}
+    assert missing and all('.attention.' in name for name in missing)
     x = torch.randn(2, 3, 40, 56)
     with torch.no_grad():
         ours, theirs = net(x), plain(x)
     for out, other in zip(ours, theirs):
         assert torch.equal(out, other)
     assert [tuple(out.shape[2:]) for out in ours] == [(10, 14)] + [(5, 7)] * 3
-    for module, other in zip(net.layer4.children(), plain.layer4):
-        assert module.conv2.dilation == other.conv2.dilation
+    for block, other in zip(net.layer4, plain.layer4):
+        assert dilations(block) == dilations(other)
+    assert max(dilations(net.layer4[1])) > (1, 1)
+
+
+def dilations(block):
+    return [module.dilation for module in block.modules()
+            if isinstance(module, torch.nn.Conv2d)]
 
 
 def test_bottlenecks_take_plugins_and_basic_blocks_do_not():
@@ -172,6 +122,11 @@ def segmentor(classes=('background', 'a', 'b'), **head):
         train_cfg=dict(), test_cfg=dict(mode='whole')))
 
 
+def labelled(labels):
+    """Of (1, H, W)."""
+    return SegDataSample(gt_sem_seg=PixelData(data=labels))
+
+
 def biased(model, *biases):
     """Every pixel gets the same logits."""
     torch.nn.init.zeros_(model.decode_head.conv_seg.weight)
@@ -182,11 +137,7 @@ def biased(model, *biases):
 def test_trains_a_step_in_half_precision():
     model = segmentor().train()
     inputs = torch.randn(2, 3, 48, 40)
-    samples = []
-    for _ in inputs:
-        sample = SegDataSample()
-        sample.gt_sem_seg = PixelData(data=torch.randint(0, 3, (1, 48, 40)))
-        samples.append(sample)
+    samples = [labelled(torch.randint(0, 3, (1, 48, 40))) for _ in inputs]
     with torch.autocast('cpu', torch.bfloat16):
         loss, _ = model.parse_losses(model(inputs, samples, mode='loss'))
     loss.backward()
@@ -227,6 +178,39 @@ def test_pixels_of_the_largest_class_are_explained():
     logits[0, 0] = 1.
     explained = host_of_model(model).explain(model, dict(inputs=inputs))
     assert explained.label == 'the 1920 pixels of class background'
+
+
+def test_pictures_of_several_sizes_are_padded_with_their_labels():
+    """For analyses; mmseg pads in training alone."""
+    model = segmentor()
+    sizes = [(48, 24), (32, 40)]
+    batch = dict(
+        inputs=[torch.full((3, *size), 7, dtype=torch.uint8)
+                for size in sizes],
+        data_samples=[labelled(torch.ones(1, *size, dtype=torch.long))
+                      for size in sizes])
+    assert network_inputs(model, batch).shape == (2, 3, 48, 40)
+    data = host_of_model(model).preprocess(model, batch)
+    for picture, sample, (height, width) in zip(
+            data['inputs'], data['data_samples'], sizes):
+        labels = sample.gt_sem_seg.data[0]
+        assert (picture[:, :height, :width] == 7).all()
+        assert (labels[:height, :width] == 1).all()
+        assert picture.sum() == 7 * 3 * height * width
+        assert (labels == 255).sum() == 48 * 40 - height * width
+    loss, _ = model.parse_losses(model.loss(**data))
+    assert loss.isfinite()
+
+
+def test_pictures_that_stay_bgr_are_shown_as_rgb():
+    """mmseg names its option as no other host does."""
+    model = segmentor()
+    inputs = torch.zeros(1, 3, 4, 5)
+    inputs[0, 0] = 1.
+    for converts, channel in ((False, 2), (True, 0)):
+        model.data_preprocessor.channel_conversion = converts
+        shown = _seen(model, inputs)
+        assert shown[..., channel].min() == 1 and shown.sum() == 20
 
 
 @pytest.mark.parametrize('bias, label, sign', [(3., 'b', 1), (-3., 'a', -1)])
