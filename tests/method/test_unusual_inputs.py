@@ -33,6 +33,16 @@ def loss_of(outs):
     return sum(out.square().mean() for out in outs)
 
 
+@pytest.mark.parametrize('attention', ['base', 'light', 'rla'])
+def test_norms_that_divide_by_the_bare_deviation(attention):
+    """NAS-FCOS's eps=0 is of pretrained norms; attention's own are fresh."""
+    net = network(attention, norm_cfg=dict(type='BN', eps=0), norm_eval=True)
+    net.train()
+    outs = net(torch.zeros(2, 3, 32, 32))  # of one value, so without deviation
+    assert all(out.isfinite().all() for out in outs)
+    assert net.bn1.eps == 0
+
+
 # --- no picture, one number -----------------------------------------------------
 
 

@@ -171,6 +171,39 @@ def test_modulated_convolution_has_the_values_of_mmcv(device):
         torch.testing.assert_close(ours.cpu(), torch.tensor(theirs))
 
 
+def test_offsets_that_are_no_numbers():
+    """Where a network diverges, no other memory is read: 0, as mmcv's."""
+    x, weight = torch.randn(1, 2, 5, 5), torch.ones(1, 2, 1, 1)
+    offset = torch.zeros(1, 2, 5, 5)
+    offset[0, 0, 0, :3] = torch.tensor([math.nan, math.inf, -math.inf])
+    offset[0, 1, 1, 0] = 1e30
+    offset.requires_grad_()
+    expected = x.sum(1, keepdim=True)
+    expected[..., 0, :3] = expected[..., 1, 0] = 0
+    for out in (deform_conv2d(x, offset, weight),
+                modulated_deform_conv2d(x, offset, torch.ones(1, 1, 5, 5),
+                                        weight)):
+        torch.testing.assert_close(out, expected)
+        out.sum().backward()
+    assert offset.grad.isfinite().all()
+
+
+def test_offsets_of_more_pixels_than_the_output():
+    """As DyHead has them: mmcv reads the beginning of a picture's memory."""
+    x, weight, bias = random(2, 2, 3, 3), random(3, 2, 3, 3), random(3)
+    offset, mask = random(2, 18, 6, 5), random(2, 9, 6, 5)
+    read = [y.flatten(1)[:, :y.size(1) * 9].view(2, -1, 3, 3)
+            for y in (offset, mask)]
+    geometry = (1, 1), (1, 1), (1, 1), 1, 1
+    same_with_gradients(
+        modulated_deform_conv2d(x, offset, mask, weight, bias, 1, 1),
+        deformable(x, read[0], weight, read[1], *geometry) +
+        bias[:, None, None], (x, offset, mask, weight, bias))
+    with pytest.raises(ValueError, match='1 x 5 pixels for an output of 3 x 3'):
+        modulated_deform_conv2d(x, offset[:, :, :1], mask[:, :, :1], weight,
+                                bias, 1, 1)
+
+
 # --- multi-scale deformable attention ----------------------------------------
 
 

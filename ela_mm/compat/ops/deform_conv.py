@@ -11,6 +11,47 @@ from torch import Tensor
 
 from .precision import computable
 
+# Further from any sample than a picture is wide; float16 can hold it.
+_FAR = 1e4
+
+
+def _safe(offset: Tensor, dtype: torch.dtype) -> Tensor:
+    """Put samples of no place outside, where they are 0.
+
+    mmcv does so. torchvision's kernels would read memory that is not theirs,
+    and end the process, where a network diverges.
+    """
+    return offset.to(dtype).nan_to_num(-_FAR, _FAR, -_FAR)
+
+
+def _as_read(x: Tensor, height: int, width: int) -> Tensor:
+    """Lay offsets or masks out as mmcv's v2 reads them.
+
+    It takes them to be of the output's size, without a look. DyHead gives it
+    larger ones, and its trained weights rely on what is read then: the
+    beginning of each picture's memory.
+
+    Args:
+        x (Tensor): (B, C, H, W), contiguous.
+        height (int): Of the output.
+        width (int): Of the output.
+
+    Returns:
+        Tensor: (B, C, height, width), a view where that is x.
+
+    Raises:
+        ValueError: If x has less than is read; mmcv would read other memory.
+    """
+    batch, channels, *shape = x.shape
+    if shape == [height, width]:
+        return x
+    if shape[0] * shape[1] < height * width:
+        raise ValueError(
+            f'offsets and masks of {shape[0]} x {shape[1]} pixels for an '
+            f'output of {height} x {width}: expected as many')
+    return x.flatten(1)[:, :channels * height * width].reshape(
+        batch, channels, height, width)
+
 
 def _gradients(grad_output: Tensor, input: Tensor, weight: Tensor,
                offset: Tensor, mask: Tensor, *geometry: int) -> Tuple:
@@ -18,7 +59,8 @@ def _gradients(grad_output: Tensor, input: Tensor, weight: Tensor,
     modulated = mask.numel() > 0
     input = computable(input)
     bias = input.new_zeros(weight.size(0))
-    others = [x.to(input.dtype) for x in (weight, offset, mask)]
+    others = [weight.to(input.dtype), _safe(offset, input.dtype),
+              mask.to(input.dtype)]
     if not modulated:
         others[2] = input.new_zeros(input.size(0), 1)
     return torch.ops.torchvision._deform_conv2d_backward(
@@ -56,7 +98,7 @@ def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor,
     features = computable(input)
     output.copy_(
         torchvision.ops.deform_conv2d(
-            features, offset.to(features.dtype), weight.to(features.dtype),
+            features, _safe(offset, features.dtype), weight.to(features.dtype),
             stride=(dH, dW), padding=(padH, padW),
             dilation=(dilationH, dilationW)))
 
@@ -177,8 +219,9 @@ def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor,
         with_bias (bool): Whether ``bias`` counts.
     """
     features = computable(input)
-    offset, weight, bias, mask = (
-        x.to(features.dtype) for x in (offset, weight, bias, mask))
+    weight, bias = weight.to(features.dtype), bias.to(features.dtype)
+    offset = _safe(_as_read(offset, *output.shape[2:]), features.dtype)
+    mask = _as_read(mask, *output.shape[2:]).to(features.dtype)
     output.copy_(
         torchvision.ops.deform_conv2d(
             features, offset, weight, bias if with_bias else None,
@@ -222,11 +265,17 @@ def modulated_deform_conv_backward(
         deformable_group (int): See above.
         with_bias (bool): Whether there is a bias.
     """
+    size = grad_output.shape[2:]
     gradients = _gradients(
-        grad_output, input, weight, offset, mask, stride_h, stride_w, pad_h,
+        grad_output, input, weight, _as_read(offset, *size),
+        _as_read(mask, *size), stride_h, stride_w, pad_h,
         pad_w, dilation_h, dilation_w, group, deformable_group)
     outputs = [grad_input, grad_weight, grad_offset, grad_mask]
     if with_bias:
         outputs.append(grad_bias)
     for output, gradient in zip(outputs, gradients):
-        output.copy_(gradient)
+        if output.shape == gradient.shape:
+            output.copy_(gradient)
+        else:  # see _as_read: nothing has read the rest
+            gradient = gradient.flatten(1)
+            output.zero_().flatten(1)[:, :gradient.size(1)] = gradient

@@ -7,12 +7,13 @@ from typing import Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_conv_layer, build_norm_layer
+from mmcv.cnn import build_conv_layer
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..backbones.stages import StageSpec, register_attention
 from ..layers.bank.batch_norm import apply_norm
+from ..layers.trained_norm import build_trained_norm
 from ..layers.watched import BranchedModule
 from .recurrent import RecurrentStage, run_block
 
@@ -42,13 +43,12 @@ class RLALayer(BranchedModule):
                  channels: Optional[int] = None,
                  ends: bool = False) -> None:
         super().__init__()
-        norm_cfg = {**norm_cfg, 'requires_grad': True}
-        self.norm = build_norm_layer(norm_cfg, CHANNELS)[1]
+        self.norm = build_trained_norm(norm_cfg, CHANNELS)
         if channels is not None:
             self.project = nn.Conv2d(channels, CHANNELS, 1, bias=False)
             self.recur = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)
         if ends:
-            self.final_norm = build_norm_layer(norm_cfg, CHANNELS)[1]
+            self.final_norm = build_trained_norm(norm_cfg, CHANNELS)
 
 
 @register_attention('rla')

@@ -10,7 +10,6 @@ from typing import Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from .bank.batch_norm import apply_norm, can_be_recomputed
 from .bank.keys import average_pool, without_autocast
 from .memory import LayerMemory
 from .scaled import ScaledAttention
+from .trained_norm import build_trained_norm
 from .watched import is_watched
 
 
@@ -163,8 +163,7 @@ class LayerAttention(ScaledAttention):
         self.value = nn.Conv2d(
             channels, channels, 3, padding=1, groups=channels, bias=False)
         self.retrieval = WeightedSum()
-        norm_cfg = {**(norm_cfg or dict(type='BN')), 'requires_grad': True}
-        self.norm = build_norm_layer(norm_cfg, channels)[1]
+        self.norm = build_trained_norm(norm_cfg, channels)
         # Not in place, which a norm with a hook for backward does not stand.
         self.act = nn.ReLU() if act else nn.Identity()
         self.drop_path = DropPath(

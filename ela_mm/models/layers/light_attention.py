@@ -8,7 +8,6 @@ import math
 from typing import Optional
 
 import torch
-from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from .bank.batch_norm import apply_norm
 from .bank.keys import at_least_float32, without_autocast
 from .layer_attention import check_head_dim, pooled_kernel_size, project
 from .scaled import ScaledAttention
+from .trained_norm import build_trained_norm
 
 
 class GatedSum(nn.Module):
@@ -66,8 +66,7 @@ class LightLayerAttention(ScaledAttention):
         self.mixing = GatedSum()
         # MRLA starts the shortcut's share at a draw from N(0, 1).
         self.mix = nn.Parameter(torch.randn(channels))  # lambda of eq. 7
-        norm_cfg = {**(norm_cfg or dict(type='BN')), 'requires_grad': True}
-        self.norm = build_norm_layer(norm_cfg, channels)[1]
+        self.norm = build_trained_norm(norm_cfg, channels)
         self.drop_path = DropPath(
             drop_path_rate) if drop_path_rate else nn.Identity()
         self.add_scale(channels, zero_init)
