@@ -1,4 +1,7 @@
 """ELA on MMDetection's other families of backbones."""
+from typing import Iterator, List, Tuple
+
+from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor
 from mmdet.models.backbones import (
     CSPDarknet,
     CSPNeXt,
@@ -12,7 +15,8 @@ from mmdet.models.backbones import (
     SwinTransformer,
     TridentResNet,
 )
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from torch import nn
 
 from ..models.backbones.csp import CSPAttentionMixin
 from ..models.backbones.detectors import DetectoRSMixin
@@ -125,3 +129,33 @@ class ELAPyramidVisionTransformerV2(PVTAttentionMixin,
     Takes the arguments of the host's class and of the mixin, also
     ``convert_weights``.
     """
+
+
+class _NamesOfBlocks:
+    """A model whose attention layers are named as their blocks are."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.backbone = model.backbone
+        self._model = model
+
+    def named_parameters(self) -> Iterator[Tuple[str, nn.Parameter]]:
+        for name, parameter in self._model.named_parameters():
+            if name.startswith('backbone.'):
+                name = name.replace('.attention.', '.')
+            yield name, parameter
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(
+    'LearningRateDecayOptimizerConstructor', force=True)
+class ELALearningRateDecayConstructor(LearningRateDecayOptimizerConstructor):
+    """mmdet's layer-wise learning rates, which know attention.
+
+    mmdet finds a parameter's layer in its name, where it expects the number of
+    a block. Registered under the host's name: configs stay as they are, and so
+    do networks without attention.
+    """
+
+    def add_params(self, params: List[dict], module: nn.Module,
+                   **kwargs) -> None:
+        """Add all parameters; an attention layer's rate is its block's."""
+        super().add_params(params, _NamesOfBlocks(module), **kwargs)

@@ -1,12 +1,18 @@
 """ELA on MMPretrain's other families of backbones."""
-from typing import Dict
+import re
+from typing import Dict, Tuple
 
 from mmpretrain.models.backbones import (
+    BEiTViT,
     ConvNeXt,
+    DeiT3,
+    DistilledVisionTransformer,
     RegNet,
     Res2Net,
     ResNeSt,
     SwinTransformer,
+    VisionTransformer,
+    ViTEVA02,
 )
 from mmpretrain.registry import MODELS
 from torch import Tensor
@@ -15,6 +21,7 @@ from ..models.backbones.convnext import ConvNeXtAttentionMixin
 from ..models.backbones.fresh_norms import FreshNormsMixin
 from ..models.backbones.stages import AttentionStage, LightAttentionStage
 from ..models.backbones.swin import SwinAttentionMixin
+from ..models.backbones.vit import ViTAttentionMixin
 from .mmpretrain import LayerDepthMixin, MMPretrainMixin
 
 
@@ -82,3 +89,65 @@ class ELASwinTransformer(LayerDepthMixin, FreshNormsMixin, SwinAttentionMixin,
                 del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       *args, **kwargs)
+
+
+class _ViTMixin(ViTAttentionMixin):
+
+    def get_layer_depth(self,
+                        param_name: str,
+                        prefix: str = '') -> Tuple[int, int]:
+        """Depth of a parameter for layer-wise learning rates.
+
+        An attention layer's is that of its block.
+
+        Args:
+            param_name (str): ``layers.group2.attention.1.query.weight``.
+            prefix (str): As in the host. Defaults to ''.
+
+        Returns:
+            Tuple[int, int]: The parameter's depth and the number of depths.
+        """
+        param_name = re.sub(
+            r'layers\.group(\d+)\.attention\.(\d+)\.', lambda found:
+            f'layers.{self.depth_of(*map(int, found.groups()))}.', param_name)
+        return super().get_layer_depth(param_name, prefix)
+
+
+@MODELS.register_module()
+class ELAVisionTransformer(_ViTMixin, VisionTransformer):
+    """mmpretrain's VisionTransformer, also DeiT, with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELADistilledVisionTransformer(_ViTMixin, DistilledVisionTransformer):
+    """mmpretrain's DistilledVisionTransformer with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELADeiT3(_ViTMixin, DeiT3):
+    """mmpretrain's DeiT3 with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELABEiTViT(_ViTMixin, BEiTViT):
+    """mmpretrain's BEiTViT (BEiT and BEiT v2, fine-tuned) with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAViTEVA02(_ViTMixin, ViTEVA02):
+    """mmpretrain's ViTEVA02 with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """

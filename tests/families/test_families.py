@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
 from support.families import (
     FAMILIES,
     as_map,
@@ -49,11 +51,14 @@ def test_every_layer_adds_what_the_equations_say(data):
     net.skip_layers(data.draw(st.sets(st.sampled_from(names))),
                     data.draw(st.sampled_from(['layer', 'retrieval'])))
     size = [data.draw(st.sampled_from([32, 40, 64])) for _ in range(2)]
+    if name == 'beit':  # whose relative positions are of one size
+        size = family.size
     with torch.no_grad():
         seen = run_and_see(net, pictures(family, size, 1).double())
     attended = 0
     for stage, layers in zip(net.attention_stages, seen):
-        terms = formula(stage, [layer.of_block for layer in layers])
+        terms = formula(stage, [layer.of_block for layer in layers],
+                        [side // 8 for side in size])
         for i, (layer, term) in enumerate(zip(layers, terms)):
             torch.testing.assert_close(
                 layer.after, layer.of_block + term, rtol=1e-9, atol=1e-9,
@@ -152,7 +157,7 @@ def test_frozen_stages_freeze_their_attention_as_the_host_counts(name):
         for module in (layer.module, block):
             trained = {p.requires_grad for p in module.parameters()}
             assert trained == {layer.name not in frozen}, layer.name
-        assert layer.module.training == (layer.name not in frozen)
+        assert layer.module.training == block.training
     assert set(net.inert_layers) == frozen
 
 
@@ -210,3 +215,88 @@ def test_branches_of_trident_attend_each_for_itself():
                 block.conv2.test_branch_idx = branch
             torch.testing.assert_close(as_map(net(x))[0], expected,
                                        rtol=1e-9, atol=1e-9)
+
+
+def test_parameters_of_deit_tiny_are_those_of_mrla():
+    """11 C + 2 k a layer: value 9 C, norm 2 C, query and key of k = 5."""
+    net = MODELS.build(dict(type='mmpretrain.ELAVisionTransformer',
+                            arch='deit-tiny'))
+    count = sum(p.numel() for n, p in net.named_parameters()
+                if '.attention.' in n)
+    assert count == 12 * (11 * 192 + 2 * 5) == 25464
+    assert [layer.name for layer in net.attention_layers[3:5]] == [
+        'layers.group1.3', 'layers.group2.0']
+
+
+def test_groups_of_a_plain_transformer():
+    family = FAMILIES['vit']
+    net = family.build(attention_groups=None)
+    assert [len(stage) for stage in net.attention_stages] == [5]
+    assert [len(s) for s in family.build().attention_stages] == [2, 2, 1]
+    for wrong in (1, 0, 2.5, 'all'):
+        with pytest.raises(UsageError, match='attention_groups=.*2 or more'):
+            family.build(attention_groups=wrong)
+
+
+@pytest.mark.parametrize('name', [
+    'convnext', 'swin', 'vit', 'distilled', 'beit', 'res2net'])
+def test_attention_learns_at_the_rate_of_its_block(name):
+    """By mmpretrain's get_layer_depth."""
+    net = FAMILIES[name].build()
+    names = {id(p): n for n, p in net.named_parameters()}
+    for layer in net.attention_layers:
+        stage = net.attention_stages[layer.stage - 1]
+        depths = {
+            net.get_layer_depth(f'backbone.{names[id(p)]}', 'backbone.')
+            for module in (layer.module, stage.block(layer.index))
+            for p in module.parameters()
+        }
+        assert len(depths) == 1, layer.name
+
+
+def test_layerwise_rates_of_mmdet_know_attention():
+    """Built as its ConvNeXt configs do, by the constructor's own name."""
+    model = torch.nn.Module()
+    model.backbone = FAMILIES['convnext'].build()
+    config = dict(
+        constructor='LearningRateDecayOptimizerConstructor',
+        paramwise_cfg=dict(decay_rate=.5, num_layers=6),
+        optimizer=dict(type='AdamW', lr=1., weight_decay=.05))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        optimizer = build_optim_wrapper(model, config).optimizer
+    rate = {id(p): group['lr'] for group in optimizer.param_groups
+            for p in group['params']}
+    assert len(rate) == len(list(model.parameters()))
+    for layer in model.backbone.attention_layers:
+        stage = model.backbone.attention_stages[layer.stage - 1]
+        assert len({
+            rate[id(p)] for module in (layer.module, stage.block(layer.index))
+            for p in module.parameters()
+        }) == 1, layer.name
+
+
+def test_weights_of_earlier_versions_of_swin_load():
+    """The host renames their keys for its own class alone."""
+    net = FAMILIES['swin'].build(out_indices=(3, ))
+    plain = randomize(FAMILIES['swin'].build(attention=None,
+                                             out_indices=(3, )))
+    old = {key.replace('norm3.', 'norm.', 1) if key.startswith('norm3.')
+           else key: value for key, value in plain.state_dict().items()}
+    old['stages.0.blocks.1.attn.attn_mask'] = torch.zeros(1)
+    missing, unexpected = net.load_state_dict(old, strict=False)
+    assert not unexpected
+    assert missing and all('.attention.' in key for key in missing)
+    assert torch.equal(net.norm3.weight, plain.norm3.weight)
+
+
+@pytest.mark.parametrize('name', ['convnext', 'swin_det'])
+def test_checkpointed_blocks_give_the_same_gradients(name):
+    torch.manual_seed(1)
+    nets = [FAMILIES[name].build(with_cp=with_cp).double().eval()
+            for with_cp in (False, True)]
+    nets[1].load_state_dict(randomize(nets[0]).state_dict())
+    x = pictures(FAMILIES[name]).double().requires_grad_()
+    for net in nets:
+        loss_of(net(x)).backward()
+    for ours, other in zip(*(net.parameters() for net in nets)):
+        torch.testing.assert_close(ours.grad, other.grad)

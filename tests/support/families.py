@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import ela_mm  # noqa: F401
+from ela_mm.models.backbones.vit import BlockGroup
 
 
 class Family(NamedTuple):
@@ -36,6 +37,11 @@ class Family(NamedTuple):
 _RESNET = dict(depth=50, base_channels=8, stem_channels=8, norm_eval=False)
 # Stages of 1, 2, 2, 3 blocks with 16, 32, 48, 88 channels.
 _REGNET = dict(w0=16, wa=10., wm=1.75, group_w=8, depth=8, bot_mul=1.0)
+
+_VIT = dict(
+    arch=dict(embed_dims=32, num_layers=5, num_heads=2,
+              feedforward_channels=32),
+    img_size=32, patch_size=8, attention_groups=2)
 
 FAMILIES: Dict[str, Family] = {
     'regnet': Family(dict(type='mmdet.ELARegNet', arch=_REGNET,
@@ -72,6 +78,14 @@ FAMILIES: Dict[str, Family] = {
     'pvt': Family(dict(
         type='mmdet.ELAPyramidVisionTransformer', embed_dims=8,
         pretrain_img_size=32, num_layers=[1, 2, 3, 2])),
+    'vit': Family(dict(
+        type='mmpretrain.ELAVisionTransformer', **_VIT, drop_path_rate=.1,
+        out_indices=[2, 4], out_type='featmap')),
+    'distilled': Family(dict(
+        type='mmpretrain.ELADistilledVisionTransformer', **_VIT)),
+    'beit': Family(dict(
+        type='mmpretrain.ELABEiTViT', **_VIT, layer_scale_init_value=.1,
+        out_type='avg_featmap'), (32, 32)),
     'pvt_v2': Family(dict(
         type='mmdet.ELAPyramidVisionTransformerV2', embed_dims=8,
         num_layers=[1, 2, 3, 2])),
@@ -110,8 +124,8 @@ def as_map(x, *beside) -> Tensor:
     """What blocks pass on, as maps (B, C, H, W)."""
     if isinstance(x, (list, tuple)):
         return torch.cat(list(x))
-    if x.ndim == 4:
-        return x
+    if x.ndim == 4 or not beside or not isinstance(beside[0], tuple):
+        return x  # plain transformers' tokens stay what they are
     height, width = beside[0]
     return x.permute(0, 2, 1).reshape(*x.shape[::2], height, width)
 
@@ -148,7 +162,10 @@ def run_and_see(net: nn.Module, x: Tensor) -> List[List[Seen]]:
                         block.register_forward_hook(behind)]
 
         def end(module, args, output, s=s):
-            after[s][-1] = as_map(output, *args[1:])
+            if isinstance(module, BlockGroup):
+                after[s][:] = output
+            else:
+                after[s][-1] = as_map(output, *args[1:])
 
         handles.append(stage.register_forward_hook(end))
     net(x)
@@ -158,15 +175,24 @@ def run_and_see(net: nn.Module, x: Tensor) -> List[List[Seen]]:
             for both in zip(of_block, after)]
 
 
-def formula(stage: nn.Module, maps: List[Tensor]) -> List[Tensor]:
+def formula(stage: nn.Module, maps: List[Tensor],
+            hw: Tuple[int, int] = ()) -> List[Tensor]:
     """Each layer's term by equations 4 and 5, in einsum, of an eval network.
 
     Args:
         stage (Stage): Whose mask decides who attends and who is seen.
-        maps (List[Tensor]): (B, C, H, W), what the blocks have returned.
+        maps (List[Tensor]): (B, C, H, W), what the blocks have returned;
+            (B, N, C) of plain transformers.
+        hw (Tuple[int, int]): H and W of these.
     """
     keys, values, terms = [], [], []
+    tokens = isinstance(stage, BlockGroup)
     for i, (layer, x) in enumerate(zip(stage.attention, maps)):
+        if tokens:  # norm first; the last tokens are patches, row by row
+            whole = normalized(layer.norm, x.permute(0, 2, 1)[..., None])
+            extra = x.shape[1] - hw[0] * hw[1]
+            beside, x = whole[:, :, :extra, 0], whole[:, :, extra:].reshape(
+                *whole.shape[:2], *hw)
         pooled = x.mean((2, 3))[:, None]  # (B, 1, C)
         split = (len(x), -1, layer.head_dim)
         pad = layer.key.weight.shape[-1] // 2
@@ -177,13 +203,18 @@ def formula(stage: nn.Module, maps: List[Tensor]) -> List[Tensor]:
                 x, layer.value.weight, padding=1,
                 groups=x.shape[1]).unflatten(1, split[1:]))
         if not stage.active[i]:
-            terms.append(torch.zeros_like(x))
+            terms.append(torch.zeros_like(maps[i]))
             continue
         query = F.conv1d(pooled, layer.query.weight, padding=pad)
         logits = torch.einsum('bhd,nbhd->bhn', query.reshape(split),
                               torch.stack(keys)) / layer.head_dim**.5
         term = torch.einsum('bhn,nbhdyx->bhdyx', logits.softmax(-1),
                             torch.stack(values)).flatten(1, 2)
+        if tokens:
+            term = torch.cat([beside, term.flatten(2)], 2).permute(0, 2, 1)
+            scale = 1. if layer.scale is None else layer.scale.weight
+            terms.append(term * scale)
+            continue
         term = normalized(layer.norm, term)
         if isinstance(layer.act, nn.ReLU):
             term = term.clamp(min=0)

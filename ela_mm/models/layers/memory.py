@@ -1,5 +1,5 @@
 """What the layers of one stage leave for the later ones."""
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 from torch import Tensor
 
@@ -27,6 +27,8 @@ class LayerMemory:
         weights (Tensor | None): (B, h, n) float32, the attention weights P of
             the last layer that was called with this memory; None before the
             first. A stage does not read it: ``attend`` returns the weights.
+        hw_shape (Tuple[int, int] | None): H and W of the maps, where layers
+            are given tokens instead.
         key_bank (KeyBank | None): The buffer of keys; None without capacity.
         value_bank (ValueBank | None): The buffer of values, like the keys'.
     """
@@ -37,3 +39,4 @@ class LayerMemory:
         self.keys: List[Tensor] = []
         self.values: List[Tensor] = []
         self.weights: Optional[Tensor] = None
+        self.hw_shape: Optional[Tuple[int, int]] = None

@@ -1,0 +1,230 @@
+"""Plain vision transformers: one list of blocks, memory by groups of them.
+
+There are no stages. MRLA's DeiT lets the memory start anew every four blocks;
+here such a group is what a stage is elsewhere. Forward passes of the hosts'
+classes (with one extra token or two, relative positions, rotary ones) stay as
+they are: they walk ``layers``, which hands them one step after the other.
+"""
+from contextvars import ContextVar
+from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
+
+from torch import Tensor, nn
+
+from ...errors import UsageError
+from ..layers import LayerMemory
+from ..layers.token_attention import TokenLayerAttention
+from .placed import PlacedAttentionMixin
+from .stages import AttentionLayerInfo, AttentionStage, StageSpec
+
+# H and W of the patches in the running pass. Of this thread alone: hosts do
+# not hand it to their blocks.
+_PATCHES: ContextVar[Optional[Tuple[int, int]]] = ContextVar(
+    'ela_mm_patches', default=None)
+
+
+def _note_patches(module: nn.Module, args: tuple, output: tuple) -> None:
+    _PATCHES.set(output[1])
+
+
+class _Pass(NamedTuple):
+    """What travels from step to step of a group."""
+    x: Tensor
+    blocks: List[nn.Module]
+    args: tuple
+    outs: List[Tensor]
+
+
+class BlockGroup(AttentionStage):
+    """Attention of neighbouring blocks, which the host's list keeps.
+
+    Args:
+        name (str): Of the group in the backbone, ``layers.group1``.
+        blocks (nn.Sequential): Empty.
+        layers (List[TokenLayerAttention]): One per block.
+    """
+    options = ('head_dim', 'zero_init_attention')
+
+    @classmethod
+    def build(cls,
+              blocks: nn.Sequential,
+              spec: StageSpec,
+              head_dim: int = 16,
+              zero_init_attention: bool = False) -> 'BlockGroup':
+        """Make a group; arguments as the backbone's."""
+        return cls(spec.name, blocks, [
+            TokenLayerAttention(spec.channels, head_dim, spec.norm_cfg,
+                                zero_init_attention)
+            for _ in spec.drop_path_rates
+        ])
+
+    def belong(self, blocks: 'GroupedBlocks', first: int) -> None:
+        """Say whose blocks these are; the group does not own them.
+
+        Args:
+            blocks (GroupedBlocks): All blocks of the backbone.
+            first (int): Number of the first one of the group.
+        """
+        self._home = (blocks, first)  # in a tuple: no child of the group
+
+    def block(self, i: int) -> nn.Module:
+        """The host's block number i of the group."""
+        blocks, first = self._home
+        return blocks[first + i]
+
+    def forward(self, x: Tensor, *args: Any,
+                blocks: Optional[List[nn.Module]] = None) -> List[Tensor]:
+        """Run the blocks and the active layers.
+
+        Args:
+            x (Tensor): (B, N, C).
+            *args: What the host hands to each block beside x.
+            blocks (List[nn.Module], optional): In place of the group's own,
+                which are those of another device in a replica.
+
+        Returns:
+            List[Tensor]: (B, N, C), what leaves each step.
+        """
+        return super().forward(_Pass(x, blocks or self[:], args, [])).outs
+
+    def new_memory(self, x: _Pass) -> LayerMemory:
+        """Choose, once a pass, between buffers and plain lists."""
+        memory = super().new_memory(x.x)
+        memory.hw_shape = _PATCHES.get()
+        return memory
+
+    def step(self, i: int, x: _Pass,
+             memory: LayerMemory) -> Tuple[_Pass, Optional[Tensor]]:
+        """Run a block and its attention on tokens (B, N, C)."""
+        tokens, weights = self.attend(i, x.blocks[i](x.x, *x.args), memory)
+        return x._replace(x=tokens, outs=[*x.outs, tokens]), weights
+
+
+class GroupedBlocks(nn.Module):
+    """A list of blocks that hands its host one step after the other.
+
+    It counts and indexes as the host's list, and the blocks keep their names.
+
+    Args:
+        blocks (nn.ModuleList): The host's.
+        groups (List[BlockGroup]): In order, of all blocks.
+    """
+
+    def __init__(self, blocks: nn.ModuleList, groups: List[BlockGroup]) -> None:
+        super().__init__()
+        for name, block in blocks.named_children():
+            self.add_module(name, block)
+        first = 0
+        for number, group in enumerate(groups, start=1):
+            self.add_module(f'group{number}', group)
+            group.belong(self, first)
+            first += len(group)
+        self._sizes = [len(group) for group in groups]
+
+    def __len__(self) -> int:
+        return sum(self._sizes)
+
+    def __getitem__(self, index):
+        return [self._modules[str(i)] for i in range(len(self))][index]
+
+    def __iter__(self) -> Iterator['_Step']:
+        steps, first = [], 0
+        for number, size in enumerate(self._sizes, start=1):
+            run = _Run(self._modules[f'group{number}'],
+                       self[first:first + size])
+            steps += [_Step(run, i) for i in range(size)]
+            first += size
+        return iter(steps)
+
+
+class _Run:
+    """One pass through a group: the first step runs it, all have their part."""
+
+    def __init__(self, group: BlockGroup, blocks: List[nn.Module]) -> None:
+        self.group, self.blocks = group, blocks
+        self.outs: List[Tensor] = []
+
+
+class _Step(NamedTuple):
+    """What a host calls as it calls a block."""
+    run: _Run
+    i: int
+
+    def __call__(self, x: Tensor, *args: Any) -> Tensor:
+        run = self.run
+        if self.i == 0:
+            run.outs = run.group(x, *args, blocks=run.blocks)
+        elif x is not run.outs[self.i - 1]:
+            raise UsageError(
+                'a plain vision transformer changed the tokens between two of '
+                f'its blocks (within {run.group.name}), which layer attention '
+                'does not know: set attention=None, or attention_groups so '
+                'that a group ends there')
+        return run.outs[self.i]
+
+
+class ViTAttentionMixin(PlacedAttentionMixin):
+    """Adds layer attention to a plain vision transformer.
+
+    Args:
+        *args: Of the host's class.
+        attention_groups (int, optional): Blocks per group, 2 or more: the
+            memory of keys and values starts anew at each. None for one group
+            of the whole depth. Defaults to 4, as MRLA's DeiT has it.
+        **kwargs: Of the host's class and of
+            :class:`~ela_mm.models.backbones.layer_attention_mixin.LayerAttentionMixin`.
+
+    Raises:
+        UsageError: On another ``attention_groups``.
+    """
+    kinds = {'base': BlockGroup}
+    norm_cfg_by_default = dict(type='LN', eps=1e-6)
+
+    def __init__(self,
+                 *args: Any,
+                 attention_groups: Optional[int] = 4,
+                 **kwargs: Any) -> None:
+        if attention_groups is not None and (
+                type(attention_groups) is not int or attention_groups < 2):
+            raise UsageError(
+                f'attention_groups={attention_groups!r}: expected the number '
+                'of blocks in a group, 2 or more, or None for the whole depth')
+        self._group_size = attention_groups
+        # Of tokens, not of maps.
+        self._token_norm_cfg = (
+            kwargs.get('norm_cfg') or self.norm_cfg_by_default)
+        super().__init__(*args, **kwargs)
+
+    def stage_specs(self) -> List[StageSpec]:
+        """Make groups of all blocks; the last may be a smaller one."""
+        depth = len(self.layers)
+        size = self._group_size or depth
+        return [
+            StageSpec(f'layers.group{number}', self.embed_dims,
+                      self._token_norm_cfg, [0.] * min(size, depth - first))
+            for number, first in enumerate(range(0, depth, size), start=1)
+        ]
+
+    def add_attention(self) -> None:
+        """Put groups beside the host's blocks, frozen as these are."""
+        specs = self.stage_specs()
+        self.fit_head_dim([self.embed_dims])
+        groups = [
+            self.attention_kind.build(nn.Sequential(), spec,
+                                      **self.attention_options)
+            for spec in specs
+        ]
+        self.layers = GroupedBlocks(self.layers, groups)
+        self._attention_paths = [spec.name for spec in specs]
+        self.patch_embed.register_forward_hook(_note_patches)
+        for layer in self.attention_layers:
+            if self.is_frozen(layer):
+                layer.module.eval().requires_grad_(False)
+
+    def is_frozen(self, layer: AttentionLayerInfo) -> bool:
+        """Tell whether ``frozen_stages``, of blocks here, freezes a layer."""
+        return self.depth_of(layer.stage, layer.index) < getattr(
+            self, 'frozen_stages', -1)
+
+    def depth_of(self, group: int, index: int) -> int:
+        """Number, from 0, of the block with an index in a group from 1."""
+        return (group - 1) * (self._group_size or 0) + index
