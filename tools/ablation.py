@@ -30,15 +30,14 @@ from torch import nn
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.analysis import count_macs
-from ela_mm.apis.data import check_data, picture_shape, prepare_config
+from ela_mm.apis.data import check_data, picture_shape
 from ela_mm.apis.launch import UsageError, build_runner, run
-from ela_mm.apis.loading import config_from_file
 from ela_mm.engine.checkpoints import resume_latest
 from ela_mm.engine.hooks.reseed_hook import ensure_reseeding
 from ela_mm.engine.journal.record import FILE_NAME, read_record, write_whole
+from ela_mm.experiments.checks import check_cells, config_of
 from ela_mm.experiments.grid import (
     Cell,
-    apply_overrides,
     cells,
     published_number,
     read_grid,
@@ -110,12 +109,7 @@ def preset_path(name: str) -> str:
 def train_cell(folder: str) -> None:
     """Train the run of a folder, or go on with it, and write its result."""
     cell = Cell(**read_back(osp.join(folder, CELL), 'cell')['cell'])
-    cfg = config_from_file(cell.config)
-    apply_overrides(cfg, cell.overrides)
-    prepare_config(cfg)
-    if cell.depth is not None:
-        cfg.model.backbone.depth = cell.depth
-    cfg.randomness = dict(seed=cell.seed)
+    cfg = config_of(cell)
     cfg.work_dir = folder
     resume_latest(cfg)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
@@ -168,12 +162,12 @@ def finished(cell: Cell, folder: str) -> Optional[dict]:
     """
     path = osp.join(folder, CELL)
     if osp.isfile(path):
-        begun = read_back(path, 'fingerprint')
-        if begun['fingerprint'] != cell.fingerprint:
+        other = cell.difference(read_back(path, 'fingerprint'))
+        if other is not None:
             raise UsageError(
                 f'{folder} was begun under other settings than the grid or '
-                'its config gives now: choose another --out, or remove that '
-                'folder')
+                f'its config gives now ({other}): choose another --out, or '
+                'remove that folder')
     path = osp.join(folder, RESULT)
     if not osp.isfile(path):
         return None
@@ -207,8 +201,7 @@ def run_grid(runs: List[Cell], out: str, metric: str) -> int:
         if finished(cell, folder) is not None:
             print(f'{label}: finished before', flush=True)
             continue
-        begun = dict(cell=cell._asdict(), fingerprint=cell.fingerprint)
-        write_whole(json.dumps(begun), osp.join(folder, CELL))
+        write_whole(json.dumps(cell.begin()), osp.join(folder, CELL))
         print(f'{label}: training ...', flush=True)
         log = osp.join(folder, 'output.log')
         with open(log, 'ab') as file:
@@ -218,11 +211,18 @@ def run_grid(runs: List[Cell], out: str, metric: str) -> int:
         result = finished(cell, folder)
         if process.returncode or result is None:
             failures += 1
-            print(f'{label}: failed, see {log}', flush=True)
+            print(f'{label}: failed, see {log}: {last_line(log)}', flush=True)
         else:
             print(f'{label}: {title(metric)} {score(result, metric):.2f}, '
                   f'{result["skipped"]} layers skipped', flush=True)
     return failures
+
+
+def last_line(log: str) -> str:
+    """What a run said last: as a rule, why it failed."""
+    with open(log, encoding='utf-8', errors='replace') as file:
+        lines = [line.strip() for line in file if line.strip()]
+    return printable(lines[-1])[:300] if lines else 'it said nothing'
 
 
 def title(metric: str) -> str:
@@ -345,6 +345,9 @@ def main() -> None:
         return
     grid = read_grid(path)
     runs = cells(grid, ROOT)
+    if not args.collect:
+        check_cells([cell for cell in runs
+                     if finished(cell, osp.join(out, cell.folder)) is None])
     failures = 0 if args.collect else run_grid(runs, out, grid['metrics'][0])
     table = tabulate(grid, runs, out)
     print(f'\n{table}\n{out}/results.csv\n{out}/results.md')

@@ -34,6 +34,13 @@ class _SafeYaml(YamlHandler):
         return yaml.load(file, Loader=_SafeLoader)
 
 
+def check_is_config(path: str) -> None:
+    """Raise a UsageError unless a file is one by its name."""
+    if osp.splitext(path)[1] not in ('.py', '.json', '.yaml', '.yml'):
+        raise UsageError(f'{path!r} is no config: expected a .py, .json or '
+                         '.yaml file (the config comes before the checkpoint)')
+
+
 def config_from_file(path: str) -> Config:
     """Read a config file; one in YAML makes no objects while it is read.
 
@@ -54,9 +61,7 @@ def config_from_file(path: str) -> Config:
     if not osp.isfile(path):
         raise UsageError(f'config {path!r} does not exist: expected the path '
                          'of a config file')
-    if osp.splitext(path)[1] not in ('.py', '.json', '.yaml', '.yml'):
-        raise UsageError(f'{path!r} is no config: expected a .py, .json or '
-                         '.yaml file (the config comes before the checkpoint)')
+    check_is_config(path)
     before = dict(file_handlers)
     file_handlers.update(yaml=_SafeYaml(), yml=_SafeYaml())
     try:
@@ -126,17 +131,22 @@ def build_model(cfg: Config) -> nn.Module:
     Raises:
         UsageError: If the model has no ELA backbone.
     """
-    enter_scope(cfg)
-    config = deepcopy(cfg.model)
-    if cfg.get('data_preprocessor') is not None:  # as Runner does
-        config.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = MODELS.build(config)
+    model = build_any_model(cfg)
     if not ela_backbones(model):
         kind = type_name(cfg.model.get('backbone', {}))
         raise UsageError(
             f'the config has no ELA backbone (backbone.type={kind!r}): '
             "expected one such as 'ELAResNet'")
     return model
+
+
+def build_any_model(cfg: Config) -> nn.Module:
+    """:func:`build_model` of any config, with an ELA backbone or without."""
+    enter_scope(cfg)
+    config = deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:  # as Runner does
+        config.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return MODELS.build(config)
 
 
 def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:

@@ -67,12 +67,67 @@ class Cell(NamedTuple):
         return osp.join(*filter(None, parts))
 
     @property
-    def fingerprint(self) -> str:
-        """Of all that decides the run's result, the config's content included."""
+    def settings(self) -> Dict[str, Any]:
+        """All that decides the run's result, the config's content included."""
         decisive = dict(self._asdict(), config=_content(self.config))
         del decisive['name']
-        text = json.dumps(decisive, sort_keys=True, default=str)
+        return decisive
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its settings."""
+        text = json.dumps(self.settings, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def begin(self) -> Dict[str, Any]:
+        """What a run leaves in its folder when it begins.
+
+        Returns:
+            Dict[str, Any]: As JSON gives it back.
+        """
+        return json.loads(
+            json.dumps(
+                dict(cell=self._asdict(), fingerprint=self.fingerprint,
+                     settings=self.settings),
+                default=str))
+
+    def difference(self, begun: Dict[str, Any]) -> Optional[str]:
+        """Say in which setting a run was begun otherwise.
+
+        Args:
+            begun (Dict[str, Any]): From :meth:`begin`, of then; of earlier
+                versions without settings.
+
+        Returns:
+            str | None: None where all are as they were.
+        """
+        if begun['fingerprint'] == self.fingerprint:
+            return None
+        then = begun.get('settings') or {
+            k: v for k, v in begun.get('cell', {}).items() if k != 'config'}
+        then, now = _flat(then), _flat(self.begin()['settings'])
+        for key in sorted({*then, *now}):
+            if then.get(key) != now.get(key) and (
+                    'settings' in begun or not key.startswith('config')):
+                return (f'{key} was {_short(then, key)}, is '
+                        f'{_short(now, key)}')
+        return 'its config has changed'
+
+
+def _flat(tree: Any, prefix: str = '') -> Dict[str, Any]:
+    """Values by dotted keys."""
+    if isinstance(tree, dict) and tree:
+        pairs = tree.items()
+    elif isinstance(tree, list) and tree:
+        pairs = enumerate(tree)
+    else:
+        return {prefix[:-1]: tree}
+    return {key: value for name, branch in pairs
+            for key, value in _flat(branch, f'{prefix}{name}.').items()}
+
+
+def _short(values: Dict[str, Any], key: str) -> str:
+    return f'{values[key]!r:.60}' if key in values else 'not there'
 
 
 def _file_name(text: str) -> str:

@@ -104,21 +104,36 @@ def test_other_settings_do_not_mix_with_finished_runs(ran):
     other.write_text(GRID.replace('n: 2', 'n: 1'))
     process = tool('ablation.py', other, '--out', folder / 'out', '--collect')
     assert process.returncode == 1
-    assert re.search('two_smallest.*begun under other settings',
-                     process.stderr)
+    assert re.search(
+        'two_smallest.*begun under other settings.*'
+        r'\(overrides.custom_hooks.0.criterion.n was 2, is 1\)',
+        process.stderr)
 
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path):
+    """Of a kind that is known only as the training starts."""
     grid = tmp_path / 'grid.yaml'
     grid.write_text(GRID.replace('seeds: [0, 1]', 'seeds: [0]').replace(
-        'type: fixed', 'type: fixd'))
+        '    custom_hooks.0.criterion: {type: fixed, n: 2}',
+        '    custom_hooks.0.windows: [[1, 9]]'))
     process = tool('ablation.py', grid, '--out', tmp_path / 'out')
     assert process.returncode == 1
-    assert 'two smallest, depth 20, seed 0: failed, see' in process.stdout
+    assert re.search('two smallest, depth 20, seed 0: failed, see .*output.log: '
+                     r'.*window \(1, 9\) lies past the last epoch',
+                     process.stdout)
     assert '1 of 2 runs failed' in process.stderr
     assert '| plain | 20 |' in process.stdout
-    log = tmp_path / 'out' / 'two_smallest' / 'depth_20' / 'seed_0'
-    assert "unknown criterion 'fixd'" in (log / 'output.log').read_text()
+
+
+def test_a_wrong_variant_is_said_before_the_first_run(tmp_path):
+    grid = tmp_path / 'grid.yaml'
+    grid.write_text(GRID.replace('type: fixed', 'type: fixd'))
+    process = tool('ablation.py', grid, '--out', tmp_path / 'out')
+    assert process.returncode == 1
+    assert re.search("two smallest, depth 20, seed 0: .*'fixd'",
+                     process.stderr)
+    assert 'training ...' not in process.stdout
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize('path', PRESETS, ids=lambda path: path.stem)

@@ -11,6 +11,7 @@ from support import ROOT
 
 from ela_mm.apis.loading import config_from_file, read_config
 from ela_mm.errors import UsageError
+from ela_mm.experiments.checks import check_cells, config_of
 from ela_mm.experiments.grid import Cell, cells, read_grid
 
 GRID = dict(
@@ -113,6 +114,77 @@ def test_no_run_lies_outside_of_the_grids_folder(tmp_path, name):
 def test_two_runs_in_one_folder_are_an_error(tmp_path, changes, text):
     with pytest.raises(UsageError, match=f'two runs of the grid .*{text}'):
         cells(read_grid(write(tmp_path, **changes)), str(ROOT))
+
+
+@pytest.mark.parametrize('overrides, reason', [
+    ({'model.nowhere.depth': 3}, "'model.nowhere.depth' leads nowhere"),
+    ({'custom_imports': dict(imports=['gone_module'])}, 'gone_module'),
+    ({'custom_hooks.0.criterion': dict(type='EBQM', mu=7)}, 'mu=7'),
+    ({'custom_hooks.0.windows': [[3, 1]]}, 'is reversed'),
+    ({'model.backbone.attention': 'bas'}, "'bas'"),
+    ({'model.head.type': 'NoHead'}, 'NoHead'),
+    ({'train_dataloader.dataset.data_root': 'nowhere',
+      'train_dataloader.dataset.type': 'CustomDataset'}, "'nowhere' does not"),
+])
+def test_a_variant_that_cannot_run_is_named(tmp_path, overrides, reason):
+    runs = cells(read_grid(write(
+        tmp_path, config='configs/ela_resnet20_digits.py',
+        variants={'good': {}, 'bad': overrides})), str(ROOT))
+    with pytest.raises(UsageError, match=f'^bad, depth 20, seed 0: .*{reason}'):
+        check_cells(runs)
+    check_cells(runs[:1])
+
+
+def test_what_an_override_imports_is_there(tmp_path, monkeypatch):
+    """As a criterion of a user's own, in a file beside the grid."""
+    (tmp_path / 'my_rule.py').write_text(
+        'import numpy as np\n'
+        'from mmengine.registry import FUNCTIONS\n\n\n'
+        '@FUNCTIONS.register_module()\n'
+        'def none_at_all(kl):\n'
+        '    return np.zeros(len(kl), dtype=bool)\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    runs = cells(read_grid(write(
+        tmp_path, config='configs/ela_resnet20_digits.py', variants={'mine': {
+            'custom_imports': dict(imports=['ela_mm', 'my_rule']),
+            'custom_hooks.0.criterion': dict(type='none_at_all')}})), str(ROOT))
+    check_cells(runs)
+    assert config_of(runs[0]).randomness.seed == 0
+    assert config_of(runs[0]).model.backbone.depth == 20
+
+
+@pytest.mark.parametrize('change, said', [
+    (dict(overrides={'train_cfg.max_epochs': 3}),
+     'overrides.train_cfg.max_epochs was 2, is 3'),
+    (dict(overrides={}), 'overrides.train_cfg.max_epochs was 2, is not there'),
+    (dict(config='b.py'), "config.lr was 0.1, is 0.2"),
+])
+def test_the_setting_that_differs_is_named(tmp_path, change, said):
+    for name, rate in (('a.py', .1), ('b.py', .2)):
+        (tmp_path / name).write_text(f'lr = {rate}')
+    cell = Cell('x', 20, 0, str(tmp_path / 'a.py'),
+                {'train_cfg.max_epochs': 2})
+    begun = cell.begin()
+    assert json.loads(json.dumps(begun)) == begun
+    assert cell.difference(begun) is None
+    if 'config' in change:
+        change = dict(config=str(tmp_path / change['config']))
+    other = cell._replace(**change)
+    assert other.difference(begun) == said
+    del begun['settings']  # of an earlier version
+    assert other.difference(begun) == (
+        'its config has changed' if 'config' in change else said)
+
+
+def test_grids_without_depths(tmp_path):
+    """The config's network is taken as it is."""
+    grid = {**GRID, 'config': 'configs/ela_resnet20_digits.py'}
+    del grid['depths']
+    path = tmp_path / 'grid.json'
+    path.write_text(json.dumps(grid))
+    (cell, ) = cells(read_grid(str(path)), str(ROOT))
+    assert cell.depth is None and 'depth' not in cell.folder
+    assert config_of(cell).model.backbone.depth == 20
 
 
 @pytest.fixture(scope='module')
