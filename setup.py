@@ -1,4 +1,6 @@
 """Package ela_mm; configs and tools travel in ``ela_mm/.mim``, as in the hosts.
+
+There the command ``ela`` finds them.
 """
 import os
 import re
@@ -24,6 +26,9 @@ class BuildWithConfigs(build_py):
                 os.path.join(self.build_lib, 'ela_mm', '.mim', folder),
                 ignore=shutil.ignore_patterns('__pycache__'),
                 dirs_exist_ok=True)
+        shutil.copyfile(
+            ROOT / 'model-index.yml',
+            os.path.join(self.build_lib, 'ela_mm', '.mim', 'model-index.yml'))
 
 
 def read_version() -> str:
@@ -58,6 +63,7 @@ setup(
         'ela_mm.analysis.report': ['page.html'],
         'ela_mm.experiments': ['published.yaml'],
     },
+    entry_points=dict(console_scripts=['ela = ela_mm.cli:main']),
     python_requires='>=3.8',
     # torch, torchvision, mmengine and mmcv (or mmcv-lite, or the onedl forks,
     # which have other distribution names) are taken as the user has them.

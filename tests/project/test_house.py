@@ -9,7 +9,7 @@ from support import ROOT
 
 # From the top floor down; a room imports from its own floor and those below.
 FLOORS = (
-    ('tools', 'dev'),
+    ('tools', 'dev', 'cli'),
     ('analysis', 'experiments'),
     ('apis', ),
     ('hosts', 'engine'),

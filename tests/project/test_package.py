@@ -4,33 +4,66 @@ import re
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
+import yaml
+from mmengine.config import Config
 from support import ROOT
+
+from ela_mm.apis.loading import build_model
 
 
 def test_wheel_holds_configs_and_tools(tmp_path):
     # From a copy, so that no build folder appears in the working tree.
     source = tmp_path / 'source'
     source.mkdir()
-    for name in ('setup.py', 'pyproject.toml', 'README.md', 'ela_mm',
-                 'configs', 'tools'):
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'model-index.yml',
+                 'ela_mm', 'configs', 'tools'):
         (source / name).symlink_to(ROOT / name)
     subprocess.run(
         [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps',
          '--no-build-isolation', '--wheel-dir', str(tmp_path), str(source)],
         check=True, capture_output=True)
     (wheel, ) = tmp_path.glob('*.whl')
-    names = set(zipfile.ZipFile(wheel).namelist())
+    archive = zipfile.ZipFile(wheel)
+    names = set(archive.namelist())
     assert {
         'ela_mm/pruning/ebqm.py', 'ela_mm/analysis/report/page.html',
         'ela_mm/.mim/tools/train.py', 'ela_mm/.mim/tools/analyze.py',
         'ela_mm/.mim/configs/faster_rcnn_ela_r50.py',
-        'ela_mm/.mim/configs/ablations/digits.yaml'
+        'ela_mm/.mim/configs/ablations/digits.yaml',
+        'ela_mm/.mim/model-index.yml'
     } <= names
+    (entry, ) = (n for n in names if n.endswith('entry_points.txt'))
+    assert 'ela = ela_mm.cli:main' in archive.read(entry).decode()
     for path in ROOT.glob('configs/**/*.py'):
         assert f'ela_mm/.mim/{path.relative_to(ROOT)}' in names
     assert not any('__pycache__' in name for name in names)
+
+
+def test_every_config_is_in_a_metafile():
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+    models = [model for path in index['Import'] for model in yaml.safe_load(
+        (ROOT / path).read_text())['Models']]
+    configs = [model['Config'] for model in models]
+    assert sorted(configs) == sorted(
+        str(path.relative_to(ROOT)) for path in ROOT.glob('configs/*.py'))
+    for model in models:
+        assert model['Name'] == Path(model['Config']).stem
+        assert model['Metadata']['Parameters'] > 0
+        # There are none yet; a link that leads nowhere is worse than none.
+        assert 'Weights' not in model
+
+
+@pytest.mark.parametrize('name', ['ela_resnet20_digits',
+                                  'faster_rcnn_ela_r50_digits'])
+def test_parameters_in_the_metafile_are_those_of_the_config(name):
+    text = (ROOT / 'configs' / 'metafile.yml').read_text()
+    (model, ) = (m for m in yaml.safe_load(text)['Models'] if m['Name'] == name)
+    built = build_model(Config.fromfile(ROOT / model['Config']))
+    assert model['Metadata']['Parameters'] == sum(
+        p.numel() for p in built.parameters())
 
 
 def pins(name):

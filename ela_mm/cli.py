@@ -1,0 +1,203 @@
+"""The command ``ela``: this project's tools, wherever the package lies."""
+import importlib.util
+import os
+import os.path as osp
+import re
+import shutil
+import sys
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
+
+# Name of each sub-command: the tool, and what it is given first.
+TOOLS: Dict[str, List[str]] = {
+    'train': ['train.py'],
+    'test': ['test.py'],
+    'plan': ['analyze.py', 'plan'],
+    'analyze': ['analyze.py'],
+    'edit-mask': ['edit_mask.py'],
+    'export': ['export_pruned.py'],
+    'convert': ['convert_weights.py'],
+    'complexity': ['complexity.py'],
+    'benchmark': ['benchmark.py'],
+    'ablation': ['ablation.py'],
+}
+USAGE = 'usage: ela COMMAND ...'
+CONFIGS_USAGE = """usage: ela configs [WORD ...]
+       ela configs --copy NAME [--to FOLDER]
+
+List the configs that come along (those whose names hold all words), or copy
+one, with what it inherits from of this package, to a folder; default: configs.
+A name may be that of a grid of ela ablation, such as ablations/digits.yaml."""
+_BASES = re.compile(r'^_base_ = (.+?)(?=^\S|\Z)', re.M | re.S)
+
+
+class Place(NamedTuple):
+    """Where tools and configs are: in a wheel, or in a copy of the repository.
+
+    Attributes:
+        tools (str): Folder of the tools.
+        configs (str): Folder of the configs.
+    """
+    tools: str
+    configs: str
+
+
+def find_place() -> Place:
+    """Find the tools and configs that belong to this package.
+
+    Raises:
+        FileNotFoundError: If it was installed without them.
+    """
+    package = osp.dirname(osp.abspath(__file__))
+    for root in (osp.join(package, '.mim'), osp.dirname(package)):
+        place = Place(osp.join(root, 'tools'), osp.join(root, 'configs'))
+        if osp.isfile(osp.join(place.tools, 'train.py')):
+            return place
+    raise FileNotFoundError(f'ela_mm at {package!r} came without its tools: '
+                            'expected them in .mim, or beside the package')
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """Run a sub-command.
+
+    Args:
+        arguments (Sequence[str], optional): Defaults to the command line's.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = words.pop(0) if words else '--help'
+    place = find_place()
+    if name == 'configs':
+        configs(place.configs, words)
+    elif name in ('-h', '--help'):
+        print(help_text(place))
+    elif name not in TOOLS:
+        sys.exit(f'error: no command {name!r}: expected one of '
+                 f'{", ".join([*TOOLS, "configs"])}')
+    else:
+        tool, *first = TOOLS[name]
+        # argparse calls a program by the last part of its path.
+        sys.argv = [f'ela {name}' if not first else 'ela', *first, *words]
+        # As runpy does, which would call the program by the tool's path.
+        spec = importlib.util.spec_from_file_location(
+            '__main__', osp.join(place.tools, tool))
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def help_text(place: Place) -> str:
+    """All sub-commands, each with the first line of what it says of itself."""
+    lines = [USAGE, '']
+    for name, (tool, *first) in TOOLS.items():
+        with open(osp.join(place.tools, tool), encoding='utf-8') as file:
+            about = file.readline().strip().strip('"')
+        if first:
+            about = f'The same as ela analyze {first[0]}.'
+        lines.append(f'  {name:<11} {about}')
+    lines += [f'  {"configs":<11} List the configs that come along, copy one.',
+              '', 'ela COMMAND --help says more.']
+    return '\n'.join(lines)
+
+
+# --- configs -----------------------------------------------------------------
+
+
+def configs(folder: str, words: Sequence[str]) -> None:
+    """List the configs of a folder, or copy one.
+
+    Args:
+        folder (str): That holds them.
+        words (Sequence[str]): Of the command line.
+    """
+    words = list(words)
+    if {'-h', '--help'}.intersection(words):
+        print(CONFIGS_USAGE)
+    elif '--copy' in words:
+        target = _option(words, '--to') or 'configs'
+        name = _option(words, '--copy')
+        if words:
+            sys.exit(f'error: {words[0]!r} is too much\n{CONFIGS_USAGE}')
+        for path in copy_config(folder, name, target):
+            print(path)
+    else:
+        for name in config_names(folder):
+            if all(word.lower() in name.lower() for word in words):
+                print(f'{name:<40} {first_line(osp.join(folder, name))}'
+                      .rstrip())
+
+
+def _option(words: List[str], name: str) -> Optional[str]:
+    """Take an option and its value out of a command line."""
+    if name not in words:
+        return None
+    position = words.index(name)
+    found = words[position:position + 2]
+    del words[position:position + 2]
+    if len(found) < 2:
+        sys.exit(f'error: {name}: expected a value\n{CONFIGS_USAGE}')
+    return found[1]
+
+
+def config_names(folder: str) -> List[str]:
+    """Names of the configs and grids below a folder, bases left out."""
+    names = []
+    for place, _, files in os.walk(folder):
+        below = osp.relpath(place, folder)
+        if '_base_' in below.split(os.sep) or '__pycache__' in below:
+            continue
+        names += [osp.normpath(osp.join(below, file)) for file in files
+                  if file.endswith(('.py', '.yaml'))
+                  and not file.startswith('metafile')]
+    return sorted(names, key=lambda name: (os.sep in name, name))
+
+
+def first_line(path: str) -> str:
+    """What a config says that it is."""
+    with open(path, encoding='utf-8') as file:
+        text = file.readline().strip()
+    if text.startswith('"""'):
+        return text.strip('"')
+    return text[len('title: '):].strip('"') if text.startswith('title: ') else ''
+
+
+def copy_config(folder: str, name: str, target: str) -> List[str]:
+    """Copy a config, and those of this package that it inherits from.
+
+    Args:
+        folder (str): That holds the configs.
+        name (str): As :func:`config_names` has it, its ending left out or
+            not.
+        target (str): Folder; made if it does not exist. What is there stays.
+
+    Returns:
+        List[str]: Paths of the copies.
+    """
+    known = config_names(folder)
+    chosen = next((k for k in known if name in (k, osp.splitext(k)[0])), None)
+    if chosen is None:
+        near = [k for k in known if name.lower() in k.lower()]
+        sys.exit(f'error: no config {name!r}' + (
+            f'; near to it: {", ".join(near)}' if near else
+            ': ela configs lists them'))
+    copies = []
+    for source in dict.fromkeys(_with_bases(osp.join(folder, chosen))):
+        copy = osp.join(target, osp.relpath(source, folder))
+        if osp.exists(copy):
+            print(f'{copy} is there already: it stays', file=sys.stderr)
+            continue
+        os.makedirs(osp.dirname(copy), exist_ok=True)
+        shutil.copyfile(source, copy)
+        copies.append(copy)
+    return copies
+
+
+def _with_bases(path: str) -> Iterator[str]:
+    """A file and, through all generations, what it is relative to."""
+    yield path
+    with open(path, encoding='utf-8') as file:
+        found = _BASES.search(file.read())
+    for base in re.findall(r"'([^']+)'", found[1]) if found else ():
+        if '::' not in base:  # else a host's, which is found wherever it is
+            yield from _with_bases(osp.normpath(
+                osp.join(osp.dirname(path), base)))
+
+
+if __name__ == '__main__':
+    main()
