@@ -17,6 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 KEPT, SKIPPED, OUT = '#0072B2', '#D55E00', '#767676'
+# Of several lines; with more, their dashes differ as well.
+LINES = (KEPT, SKIPPED, '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+DASHES = ('-', '--', ':', '-.')
 # Inches: letters stay readable where a phone shows the whole width.
 WIDTH = 5.2
 # Light to dark in grey as well.

@@ -19,6 +19,7 @@ from ela_mm.apis.launch import (
     run,
     set_up_distributed,
 )
+from ela_mm.engine.hooks.active_layers_hook import ActiveLayersHook
 from ela_mm.hosts.registration import host_of
 
 
@@ -78,6 +79,7 @@ def main() -> None:
     check_data(cfg, 'test_dataloader')
     set_up_distributed(cfg)
     runner = build_runner(cfg, trains=False)
+    runner.register_hook(ActiveLayersHook())
     if args.out is not None and args.out_item == 'pred':
         runner.test_evaluator.metrics.append(host.dump_results(args.out))
     metrics = runner.test()

@@ -6,6 +6,7 @@ Several GPUs: torchrun --nproc_per_node=8 tools/train.py CONFIG --launcher pytor
 import argparse
 
 import torch
+from mmengine.config import Config
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.apis.data import check_data
@@ -40,7 +41,24 @@ def parse_args() -> argparse.Namespace:
         '--auto-scale-lr',
         action='store_true',
         help='scale the learning rate to the batch size that is used')
+    parser.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='say what would be done and refused, time a few steps, and end; '
+        'nothing is written')
     return parser.parse_args()
+
+
+def say_plan(cfg: Config) -> None:
+    """Print the plan of a training; an error if it would be refused."""
+    # Not at the top: a training needs neither rich nor matplotlib.
+    from ela_mm.analysis.plan import make_plan
+    from ela_mm.analysis.report.plan import plan_sections
+    from ela_mm.analysis.report.terminal import print_sections, progress_bar
+    found = make_plan(cfg, progress=progress_bar('steps'))
+    print_sections(plan_sections(found))
+    if found.refused:
+        raise UsageError(f'training would be refused: {found.refused[0]}')
 
 
 def main() -> None:
@@ -63,6 +81,9 @@ def main() -> None:
         resume_latest(cfg)
     elif args.resume is not None:
         cfg.resume, cfg.load_from = True, args.resume
+    if args.dry_run:
+        say_plan(cfg)
+        return
     check_checkpoint(cfg.get('load_from'))
     warn_of_single_checkpoint(cfg)
     check_data(cfg, 'train_dataloader', 'val_dataloader')

@@ -5,7 +5,7 @@ import os.path as osp
 import re
 import statistics
 from collections import defaultdict
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from ..engine.checkpoints import latest_intact
 from ..engine.journal.record import decisions_of, edits_of, read_record
@@ -31,6 +31,7 @@ class Run(NamedTuple):
             step, data loading excluded.
         metric (str | None): Name of the main metric.
         metrics (Points): Pairs of unit and its value.
+        losses (Points): Pairs of unit and the mean of the logged losses.
     """
     work_dir: str
     record: Dict[str, Any]
@@ -40,6 +41,7 @@ class Run(NamedTuple):
     step_times: Points
     metric: Optional[str]
     metrics: Points
+    losses: Points = []
 
     @property
     def decisions(self) -> List[Decision]:
@@ -72,11 +74,13 @@ class Run(NamedTuple):
         return points
 
 
-def read_run(work_dir: str) -> Run:
+def read_run(work_dir: str, needs_record: bool = True) -> Run:
     """Read the work dir of a run that ELAPruneHook took part in.
 
     Args:
         work_dir (str): As given to ``tools/train.py``.
+        needs_record (bool): Whether the hook has to have taken part. If not,
+            the record of other runs is an empty one. Defaults to True.
 
     Returns:
         Run: What was found; only the record has to be there.
@@ -91,7 +95,10 @@ def read_run(work_dir: str) -> Run:
     try:
         record = read_record(work_dir)
     except FileNotFoundError as error:
-        raise UsageError(str(error)) from None
+        if needs_record:
+            raise UsageError(str(error)) from None
+        record = dict(by_epoch=True, windows=[], criterion=dict(type='none'),
+                      skip='layer', layers=[], active=[], decisions=[])
     by_epoch = record['by_epoch']
     unit = 'epoch' if by_epoch else 'iter'
     logs = _read_logs(work_dir)
@@ -99,12 +106,44 @@ def read_run(work_dir: str) -> Run:
     return Run(
         work_dir=work_dir,
         record=record,
-        config=_config(work_dir, logs),
+        config=find_config(work_dir, logs),
         checkpoint=latest_intact(work_dir)[0],
         unit='epoch' if by_epoch else 'iteration',
         step_times=_step_times(logs, unit),
         metric=name,
-        metrics=metrics)
+        metrics=metrics,
+        losses=_by_unit(logs, unit, lambda entry: entry.get('loss'),
+                        statistics.mean))
+
+
+def as_of(run: Run, state: Dict[str, Any]) -> Run:
+    """A run as it was when a checkpoint was saved.
+
+    Args:
+        run (Run): Of the same work dir.
+        state (Dict[str, Any]): What ELAPruneHook has left in the checkpoint.
+
+    Returns:
+        Run: With the decisions and edits of that time.
+    """
+    record = dict(run.record, decisions=state['decisions'],
+                  edits=state.get('edits', []))
+    then = run._replace(record=record)
+    # Skipped before training: no decision says it.
+    gone = set(record['layers']).difference(record['active']) - _skipped(run)
+    gone |= _skipped(then)
+    record['active'] = [n for n in record['layers'] if n not in gone]
+    return then
+
+
+def _skipped(run: Run) -> Set[str]:
+    """By decisions and by hand, in the order of time."""
+    changes = [(d.iter, d.skipped, []) for d in run.decisions]
+    changes += [(e.iter, e.skipped, e.restored) for e in run.edits]
+    gone: Set[str] = set()
+    for _, skipped, restored in sorted(changes, key=lambda change: change[0]):
+        gone = gone.union(skipped).difference(restored)
+    return gone
 
 
 def decided(run: Run) -> List[Decision]:
@@ -121,12 +160,22 @@ def decided(run: Run) -> List[Decision]:
     return run.decisions
 
 
-def _config(work_dir: str, logs: '_Logs') -> Optional[str]:
-    """Of the latest start that has trained, else the newest in the work dir.
+def find_config(work_dir: str,
+                logs: Optional['_Logs'] = None) -> Optional[str]:
+    """Find the config that a run was trained with.
 
-    The hosts' own test tools replace the config in the work dir by that of
-    the test, in which ``--tta`` wraps the model.
+    It is that of the latest start that has trained, else the newest in the
+    work dir: the hosts' own test tools replace that by the test's, in which
+    ``--tta`` wraps the model.
+
+    Args:
+        work_dir (str): Of the run.
+        logs (optional): Of it, if they are read already.
+
+    Returns:
+        str | None: Its path; None where there is none.
     """
+    logs = logs or _read_logs(work_dir)
     if logs.start is not None:
         path = osp.join(logs.start, 'config.py')  # LocalVisBackend's
         if osp.isfile(path):
@@ -203,12 +252,24 @@ def _is_number(value: Any) -> bool:
 
 
 def _step_times(logs: _Logs, unit: str) -> Points:
-    times = defaultdict(list)
+
+    def seconds(entry: dict) -> Optional[float]:
+        step, loading = entry.get('time'), entry.get('data_time', 0.)
+        known = _is_number(step) and _is_number(loading)
+        return step - loading if known else None
+
+    return _by_unit(logs, unit, seconds, statistics.median)
+
+
+def _by_unit(logs: _Logs, unit: str, value_of: Callable,
+             average: Callable) -> Points:
+    """Of all logged steps of each epoch, or of each logged iteration."""
+    values = defaultdict(list)
     for entry in logs.steps.values():
-        seconds, loading = entry.get('time'), entry.get('data_time', 0.)
-        if unit in entry and _is_number(seconds) and _is_number(loading):
-            times[entry[unit]].append(seconds - loading)
-    return sorted((x, statistics.median(t)) for x, t in times.items())
+        value = value_of(entry)
+        if unit in entry and _is_number(value):
+            values[entry[unit]].append(value)
+    return sorted((x, average(found)) for x, found in values.items())
 
 
 def _main_metric(logs: _Logs, unit: str) -> Tuple[Optional[str], Points]:

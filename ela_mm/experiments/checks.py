@@ -2,11 +2,12 @@
 from typing import Sequence
 
 from mmengine.config import Config
-from mmengine.registry import HOOKS, init_default_scope
+from mmengine.registry import HOOKS
 from mmengine.utils import import_modules_from_strings
 
 from ..apis.data import check_data, prepare_config
 from ..apis.loading import build_any_model, config_from_file
+from ..config_types import enter_scope
 from ..errors import UsageError
 from .grid import Cell, apply_overrides
 
@@ -56,7 +57,7 @@ def check_cells(runs: Sequence[Cell]) -> None:
         try:
             cfg = config_of(cell)
             check_data(cfg, 'train_dataloader', 'val_dataloader')
-            init_default_scope(cfg.get('default_scope', 'mmengine'))
+            enter_scope(cfg)
             for hook in cfg.get('custom_hooks') or []:
                 if isinstance(hook, dict):
                     HOOKS.build({k: v for k, v in hook.items()

@@ -104,7 +104,8 @@ class Cell(NamedTuple):
         if begun['fingerprint'] == self.fingerprint:
             return None
         then = begun.get('settings') or {
-            k: v for k, v in begun.get('cell', {}).items() if k != 'config'}
+            k: v for k, v in begun.get('cell', {}).items()
+            if k not in ('config', 'name')}
         then, now = _flat(then), _flat(self.begin()['settings'])
         for key in sorted({*then, *now}):
             if then.get(key) != now.get(key) and (

@@ -2,7 +2,6 @@
 import ast
 import io
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from ela_mm.analysis.history import Run
 from ela_mm.analysis.report.features import features_picture
 from ela_mm.analysis.report.page import Section, Table, render
 from ela_mm.analysis.report.redundancy import timeline_picture
+from ela_mm.analysis.report.terminal import show
 from ela_mm.apis.deploy import whole_file
 from ela_mm.apis.launch import run
 from ela_mm.datasets.digits import make_digits
@@ -30,12 +30,6 @@ from ela_mm.pruning.decision import Decision, LayerDecision, Outcome
 # rich's markup and emoji, a terminal's commands, HTML, mathtext that is none.
 HOSTILE = '[/red] [b]x[/b] :warning: <b> $\\frac{$'
 CONTROL = '\x1b[31m\nx\0\udcff'
-
-
-@pytest.fixture(scope='module')
-def show():
-    tool = runpy.run_path(str(ROOT / 'tools' / 'analyze.py'), run_name='tool')
-    return tool['show']
 
 
 def section():
@@ -56,7 +50,7 @@ def console(monkeypatch, encoding):
     return lambda: data.getvalue().decode(encoding)
 
 
-def test_the_terminal_shows_text_as_it_is(show, tmp_path, monkeypatch):
+def test_the_terminal_shows_text_as_it_is(tmp_path, monkeypatch):
     written = console(monkeypatch, 'utf-8')
     run(lambda: show([section()], str(tmp_path)))
     text = written()
@@ -69,7 +63,7 @@ def test_the_terminal_shows_text_as_it_is(show, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('encoding', ['ascii', 'cp1252', 'latin-1', 'cp437'])
 def test_a_console_that_is_not_utf8_gets_ascii_lines(
-        show, tmp_path, monkeypatch, encoding):
+        tmp_path, monkeypatch, encoding):
     written = console(monkeypatch, encoding)
     run(lambda: show([section()], str(tmp_path)))
     text = written()

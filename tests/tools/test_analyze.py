@@ -19,7 +19,9 @@ from support.running import tool
 from support.toy import toy_runner
 
 from ela_mm.analysis.features import look
+from ela_mm.analysis.history import as_of, read_run
 from ela_mm.analysis.report.report import write_report
+from ela_mm.analysis.report.terminal import file_name, progress_bar
 from ela_mm.apis.data import file_batches
 from ela_mm.apis.loading import load_model
 from ela_mm.engine.journal.record import FILE_NAME, read_record
@@ -82,7 +84,7 @@ def test_redundancy(detector):
     folder = work_dir / 'ela_analysis'
     assert (folder / 'window_1_1.png').stat().st_size > 10_000
     assert (folder / 'timeline.png').is_file()
-    (table, ) = folder.glob('window__*.csv')
+    table = folder / 'window_epoch_1_layers.csv'
     record = read_record(work_dir)
     layers = record['decisions'][0]['layers']
     for row, layer in zip(rows(table), layers):
@@ -309,6 +311,67 @@ def test_whatif_without_a_config(detector, tmp_path):
     assert 'no step times are expected: the work dir has no config' in output
     (table, ) = copy.glob('ela_analysis/what_if*.csv')
     assert all(x['step_time'] == '' for x in rows(table))
+    assert 'no config in' in refused('attention', copy, '--checkpoint',
+                                     max(work_dir.glob('epoch_*.pth')))
+
+
+@pytest.mark.parametrize('named', ['run', 'options', 'config first'])
+def test_a_network_may_be_named_in_several_ways(classifier, tmp_path, named):
+    """All lead to the same weights, beside the run unless --out says else."""
+    config, work_dir, pictures = classifier
+    checkpoint = max(work_dir.glob('epoch_*.pth'))
+    picture = next(pictures.glob('*.png'))
+    words = {
+        'run': (work_dir, picture),
+        'options': ('--config', config, '--checkpoint', checkpoint, picture),
+        'config first': (config, '--device', 'cpu', checkpoint, picture),
+    }[named]
+    analyze('attention', *words)
+    table = work_dir / 'ela_analysis' / 'attention_weights.csv'
+    found = rows(table)
+    table.unlink()
+    analyze('attention', config, checkpoint, picture, '--out', tmp_path)
+    assert found == rows(tmp_path / 'attention_weights.csv')
+    assert not table.exists()
+
+
+def test_results_never_go_to_where_the_tool_is_run(classifier, tmp_path):
+    config, _, _ = classifier
+    process = tool('analyze.py', 'cost', config, '--rounds', 1, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ['work_dirs']
+    assert (tmp_path / 'work_dirs' / config.stem / 'ela_analysis').is_dir()
+
+
+def test_decisions_as_of_a_checkpoint(tmp_path):
+    """Later windows are left out; what was skipped before training stays."""
+    toy_runner(tmp_path, windows=[(1, 1), (2, 2)], max_epochs=2,
+               **{'model.backbone.depth': 18}).train()
+    run = read_run(str(tmp_path))
+    then = as_of(run, torch.load(tmp_path / 'epoch_1.pth')['ela_prune_hook'])
+    first = run.decisions[0]
+    assert [d.window for d in then.decisions] == [(1, 1)]
+    assert then.record['active'] == [
+        n for n in run.record['layers'] if n not in first.skipped]
+    assert len(run.decisions) == 2
+
+
+@pytest.mark.parametrize('title, caption, name', [
+    ('Window: epoch 1', 'Layers', 'window_epoch_1_layers'),
+    ('Cost', 'Attention layers', 'cost_attention_layers'),
+    ('Runs', 'Runs', 'runs'),
+    ('What if: epochs 1 to 3', 'Criteria', 'what_if_epochs_1_to_3_criteria'),
+])
+def test_file_names_say_no_word_twice(title, caption, name):
+    assert file_name(title, caption) == name
+
+
+def test_progress_is_told_where_there_is_no_terminal(monkeypatch, capsys):
+    from ela_mm.analysis.report import terminal
+    clock = iter(range(0, 100, 6))
+    monkeypatch.setattr(terminal.time, 'monotonic', lambda: next(clock))
+    assert list(progress_bar('maps')([1, 2, 3, 4])) == [1, 2, 3, 4]
+    assert 'maps: 1 of 4 done' in capsys.readouterr().err
 
 
 @needs_counter
@@ -340,8 +403,9 @@ def test_report(detector, tmp_path):
     for link in page.links:
         assert link.startswith(('data:', '#'))
     assert all(len(image['alt']) > 40 for image in page.images)
-    # timeline, window, counts, stability, 4 stages, similarity, features, cost
-    assert len(page.images) == 11
+    # timeline, schedule, window, counts, stability, 4 stages, similarity,
+    # features, cost
+    assert len(page.images) == 12
     assert 'is left out' not in text
     gone = skipped(work_dir)
     assert (f'{len(gone)} of 16 attention layers were pruned while training '
@@ -420,7 +484,10 @@ def test_clear_errors(detector, classifier, tmp_path):
     assert 'stage 7' in refused('features', config, checkpoint, picture,
                                 '--stage', 7)
     assert 'expected WORK_DIR' in refused('whatif', 'a', 'b', 'c')
-    assert 'is a file' in refused('whatif', config)
+    assert 'and nothing more' in refused('whatif', config, checkpoint, 'c')
+    assert 'without a checkpoint: expected WORK_DIR' in refused('whatif', config)
+    assert 'nothing is named' in refused('similarity')
+    assert "unrecognized arguments: --typo" in refused('cost', config, '--typo')
     assert '--batches' in refused('whatif', work_dir, '--batches', 2)
     assert '--rounds does nothing' in refused('whatif', work_dir, '--no-time',
                                               '--rounds', 2)

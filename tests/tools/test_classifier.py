@@ -68,6 +68,8 @@ def test_tools_test_a_classifier_with_tta(trained, tmp_path):
                    'metrics', '--tta')
     assert process.returncode == 0, process.stderr[-2000:]
     assert 'accuracy/top1' in (tmp_path / 'metrics.json').read_text()
+    active = read_record(work_dir)['active']
+    assert f'{len(active)} of 16 attention layers active in ' in process.stdout
     assert (work_dir / config.name).read_text() == before
     (beside_the_log, ) = work_dir.glob(f'*/{config.name}')
     assert 'tta_model' in beside_the_log.read_text()

@@ -17,12 +17,14 @@ from ..attention import measure
 from ..cost import Cost, cost_of_config
 from ..features import choose_layers, look
 from ..history import Run, read_run
+from ..schedule import read_schedule
 from ..similarity import compare_features
 from ..whatif import compare, recorded_window
 from .attention import attention_section
 from .cost import cost_section
 from .features import features_section
 from .page import Section, check_jinja, render
+from .plan import schedule_section
 from .redundancy import summarize, timeline_section, window_section
 from .similarity import similarity_section
 from .whatif import whatif_section
@@ -55,7 +57,9 @@ def write_report(work_dir: str,
                  effort: Optional[Effort] = None,
                  device: str = 'cpu',
                  cfg_options: Optional[dict] = None,
-                 say: Callable[[str], None] = print) -> str:
+                 say: Callable[[str], None] = print,
+                 progress: Callable[[str], Callable] = lambda what: iter
+                 ) -> str:
     """Write the report of a run.
 
     What needs the model is measured anew from the work dir's config and its
@@ -73,6 +77,8 @@ def write_report(work_dir: str,
         device (str): Where. Defaults to ``'cpu'``.
         cfg_options (dict, optional): Override settings of the config.
         say (Callable): Told what is being done. Defaults to print.
+        progress (Callable): From what is being worked on to what wraps the
+            list of work, to show a bar. Defaults to none.
 
     Returns:
         str: Path of the file, written whole or not at all.
@@ -114,21 +120,28 @@ def write_report(work_dir: str,
     measured = similar = cost = features = None
     if loaded is not None:
         cfg, model = loaded
+        pictures = progress('pictures')
         measured = attempt(
             'attention', lambda: attention_section(
-                measure(model, dataset_batches(cfg, effort.images)),
+                measure(model, pictures(dataset_batches(cfg, effort.images))),
                 f'the first of {set_of(cfg)}'))
         similar = attempt(
             'similarity', lambda: similarity_section(
                 compare_features(
-                    model, dataset_batches(cfg, effort.images, SAMPLES)),
+                    model,
+                    pictures(dataset_batches(cfg, effort.images, SAMPLES))),
                 f'the first of {set_of(cfg)}'))
         cost = attempt(
             'cost', lambda: cost_of_config(
-                cfg, model, batch=effort.batch, rounds=effort.rounds))
+                cfg, model, batch=effort.batch, rounds=effort.rounds,
+                progress=progress('timing stages')))
         features = attempt('features',
-                           lambda: _features(cfg, model, effort.channels))
+                           lambda: _features(cfg, model, effort.channels,
+                                             progress('maps')))
     sections = [timeline_section(run)]
+    schedule = attempt('schedule', lambda: _schedule(run, paths[0]))
+    if schedule is not None:
+        sections.append(schedule)
     sections += [window_section(run, decision) for decision in run.decisions]
     sections += attempt('what if', lambda: _what_if(run, cost)) or []
     sections += [section for section in (measured, similar, features) if section]
@@ -136,9 +149,24 @@ def write_report(work_dir: str,
         sections.append(cost_section(cost))
     name = osp.basename(osp.abspath(work_dir))
     page = render(f'ELA: what was pruned in {name}', summarize(run, cost),
-                  sections, _footer(*paths, left_out))
+                  sections,
+                  ['Config: {}. Checkpoint: {}.'.format(*paths), *left_out,
+                   *footer()])
     write_whole(page, osp.abspath(path))
     return path
+
+
+def _schedule(run: Run, config: Optional[str]) -> Section:
+    """What was to happen when, as the config has it."""
+    if config is None:
+        raise UsageError(f'no config in {run.work_dir!r}')
+    epochs = [d.iter // d.epoch for d in run.decisions
+              if run.unit == 'epoch' and d.epoch]
+    return schedule_section(
+        read_schedule(
+            read_config(config), epochs[0] if epochs else None,
+            [(first, last) for first, last in run.record['windows']]),
+        line=False)
 
 
 def _load(run: Run, config: Optional[str], checkpoint: Optional[str],
@@ -150,10 +178,12 @@ def _load(run: Run, config: Optional[str], checkpoint: Optional[str],
     return cfg, load_model(cfg, checkpoint)[0].to(device)
 
 
-def _features(cfg: Config, model: nn.Module, channels: int) -> Section:
+def _features(cfg: Config, model: nn.Module, channels: int,
+              progress: Callable) -> Section:
     """Of the first picture of the validation set."""
     batch = next(dataset_batches(cfg, 1))
-    features = look(model, batch, choose_layers(model), channels)
+    features = look(model, batch, choose_layers(model), channels,
+                    progress=progress)
     samples = batch.get('data_samples') or [None]
     path = getattr(samples[0], 'img_path', None)
     return features_section(
@@ -171,11 +201,9 @@ def _what_if(run: Run, cost: Optional[Cost]) -> List[Section]:
     ]
 
 
-def _footer(config: Optional[str], checkpoint: Optional[str],
-            left_out: Sequence[str]) -> List[str]:
+def footer() -> List[str]:
+    """Say what made a page."""
     return [
-        f'Config: {config}. Checkpoint: {checkpoint}.',
-        *left_out,
         f'Made by ela_mm {__version__} with PyTorch {torch.__version__}, '
         f'mmengine {mmengine.__version__} and Python '
         f'{platform.python_version()}. Method: Efficient Layer Attention, '

@@ -1,3 +1,4 @@
+from .active_layers_hook import ActiveLayersHook
 from .cka_regularization_hook import CKARegularizationHook
 from .ela_prune_hook import ELAPruneHook
 from .reseed_hook import ReseedHook
@@ -5,6 +6,6 @@ from .sparse_training_hook import SparseTrainingHook
 from .validate_resumed_hook import ValidateResumedHook
 
 __all__ = [
-    'CKARegularizationHook', 'ELAPruneHook', 'ReseedHook',
+    'ActiveLayersHook', 'CKARegularizationHook', 'ELAPruneHook', 'ReseedHook',
     'SparseTrainingHook', 'ValidateResumedHook'
 ]

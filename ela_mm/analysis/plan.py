@@ -1,0 +1,344 @@
+"""What a training is going to do, found out without training."""
+import statistics
+import tempfile
+from copy import deepcopy
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import IterBasedTrainLoop, Runner
+
+from ..apis.data import check_data, prepare_config
+from ..apis.launch import build_runner, check_checkpoint
+from ..apis.loading import build_model
+from ..engine.hooks.ela_prune_hook import ELAPruneHook
+from ..errors import UsageError
+from ..models.backbones.layer_attention_mixin import (
+    LayerAttentionMixin,
+    find_backbone,
+)
+from ..pruning.build import build_criterion
+from ..timing import ratio, time_in_turns
+from .schedule import Schedule, prune_hook_of, read_schedule
+
+
+class PlannedLayer(NamedTuple):
+    """An attention layer before a training.
+
+    Attributes:
+        name (str): As in the state dict.
+        stage (int): From 1.
+        active (bool): False where the checkpoint to start from has skipped
+            it.
+        frozen (bool): Whether its parameters do not learn.
+        inert (bool): Whether it adds exactly 0 and cannot learn otherwise:
+            such layers are skipped before the first step.
+        first (bool): Whether it is its stage's first active one, which has no
+            predecessor and is never skipped.
+    """
+    name: str
+    stage: int
+    active: bool
+    frozen: bool
+    inert: bool
+    first: bool
+
+    @property
+    def prunable(self) -> bool:
+        """Whether a window can skip it."""
+        return self.active and not (self.inert or self.first)
+
+
+class StepTime(NamedTuple):
+    """Of whole training steps, forward to optimizer.
+
+    Attributes:
+        label (str): Which layers attend.
+        layers (int): How many.
+        seconds (List[float]): Of each round.
+        ratio (float): Median over the rounds, to that of all layers.
+    """
+    label: str
+    layers: int
+    seconds: List[float]
+    ratio: float
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+
+class Plan(NamedTuple):
+    """What a training is going to do.
+
+    Attributes:
+        layers (List[PlannedLayer]): In order.
+        schedule (Schedule | None): None where it cannot be made out.
+        criteria (List[str]): In words: the run's, and those of windows that
+            have their own.
+        times (List[StepTime]): All layers, half of the prunable ones skipped,
+            and as many as the criterion can skip in a window; empty if they
+            were not measured.
+        refused (List[str]): Why the training would not start.
+        notes (List[str]): What could not be found out.
+    """
+    layers: List[PlannedLayer]
+    schedule: Optional[Schedule]
+    criteria: List[str]
+    times: List[StepTime]
+    refused: List[str]
+    notes: List[str]
+
+
+def make_plan(cfg: Config,
+              rounds: int = 3,
+              progress: Callable = iter) -> Plan:
+    """Find out what a training is going to do.
+
+    The network, its data and its Runner are built, and a few steps of a
+    learning rate of 0 are timed; nothing is kept or written.
+
+    Args:
+        cfg (Config): Of the training; not changed.
+        rounds (int): Timed rounds of steps; 0: none. Defaults to 3.
+        progress (Callable): Wraps the list of rounds, to show a bar.
+
+    Returns:
+        Plan: On one process.
+
+    Raises:
+        UsageError: If the config has no ELA backbone.
+    """
+    cfg = prepare_config(deepcopy(cfg))
+    refused: List[str] = []
+    notes: List[str] = []
+    try:
+        check_checkpoint(cfg.get('load_from'))
+    except UsageError as error:
+        refused.append(str(error))
+        cfg.load_from = None
+    layers = planned_layers(start_of(cfg, notes))
+    try:
+        check_data(cfg, 'train_dataloader', 'val_dataloader')
+    except UsageError as error:
+        refused.append(str(error))
+    times, per_epoch, windows = [], None, None
+    criteria = _criteria(cfg, layers, refused)
+    if not refused:
+        with tempfile.TemporaryDirectory(prefix='ela_plan_') as folder:
+            try:
+                runner = _rehearse(cfg, folder)
+                per_epoch, windows = _lengths(runner)
+                _ask_hooks(runner, refused)
+                if rounds and not refused:
+                    times = _step_times(runner, layers, _most(cfg, layers),
+                                        rounds, progress)
+            except UsageError as error:
+                refused.append(str(error))
+            except Exception as error:  # whatever a user's config asks for
+                refused.append(f'{type(error).__name__}: {error}')
+    if per_epoch is None:
+        notes.append('iterations per epoch are not known')
+    try:
+        schedule = read_schedule(cfg, per_epoch, windows)
+    except UsageError as error:
+        schedule = None
+        refused.append(str(error))
+    return Plan(layers, schedule, criteria, times,
+                list(dict.fromkeys(refused)), notes)
+
+
+# --- layers ------------------------------------------------------------------
+
+
+def start_of(cfg: Config, notes: List[str]) -> LayerAttentionMixin:
+    """Build the backbone that a training starts with, its mask included.
+
+    Args:
+        cfg (Config): Its ``load_from`` is loaded if it is a file.
+        notes (List[str]): Told if it is none.
+
+    Returns:
+        LayerAttentionMixin: With weights, as far as attention has them.
+    """
+    model = build_model(cfg)
+    path = cfg.get('load_from')
+    if path is not None and '://' in path:
+        notes.append(f'{path} is not looked at: layers are taken to be fresh')
+    elif path is not None:
+        check_checkpoint(path)
+        state = torch.load(path, map_location='cpu')
+        model.load_state_dict(state.get('state_dict', state), strict=False)
+    return find_backbone(model)
+
+
+def planned_layers(backbone: LayerAttentionMixin) -> List[PlannedLayer]:
+    """See what becomes of each attention layer before the first window.
+
+    Args:
+        backbone (LayerAttentionMixin): As training starts.
+
+    Returns:
+        List[PlannedLayer]: In order.
+    """
+    backbone.train()
+    inert, begun = set(backbone.inert_layers), set()
+    layers = []
+    for layer in backbone.attention_layers:
+        attends = layer.active and layer.name not in inert
+        layers.append(
+            PlannedLayer(layer.name, layer.stage, layer.active,
+                         backbone.is_frozen(layer), layer.name in inert,
+                         attends and layer.stage not in begun))
+        if attends:
+            begun.add(layer.stage)
+    return layers
+
+
+# --- the criterion -----------------------------------------------------------
+
+
+def describe_criterion(config: Dict[str, Any]) -> str:
+    """Say in words what a criterion skips.
+
+    Args:
+        config (Dict[str, Any]): ``type`` and every parameter.
+
+    Returns:
+        str: A sentence without a full stop.
+    """
+    kind, own = config['type'], {**config}
+    own.pop('type')
+    if kind == 'EBQM':
+        return ('EBQM: of the prunable layers, those whose KL divergence is '
+                f'up to the {own["gamma"]:g}-quantile are in reach; stretched '
+                f'to 0 to 1 and mapped by Beta({own["alpha"]:g}, '
+                f'{own["beta"]:g}), a layer is skipped below mu = '
+                f'{own["mu"]:g}')
+    if kind == 'fixed':
+        return f'fixed: the {own["n"]} layers of smallest KL divergence'
+    if kind == 'threshold':
+        return (f'threshold: layers whose KL divergence is below {own["t"]:g} '
+                'nats')
+    parameters = ', '.join(f'{k} = {v}' for k, v in own.items())
+    return f'{kind}' + (f' with {parameters}' if parameters else '')
+
+
+def _criteria(cfg: Config, layers: Sequence[PlannedLayer],
+              refused: List[str]) -> List[str]:
+    hook = prune_hook_of(cfg)
+    if hook is None:
+        return []
+    found = []
+    try:
+        config = build_criterion(hook.get('criterion')).config
+        most, total = _most(cfg, layers), sum(x.prunable for x in layers)
+        found = [f'{describe_criterion(config)}; at most {most} of {total} '
+                 'prunable layers in the first window']
+        for window in hook.get('windows') or []:
+            if isinstance(window, dict) and window.get('criterion'):
+                config = build_criterion(window['criterion']).config
+                found.append(f'({window.get("first")}, {window.get("last")}) '
+                             f'has its own: {describe_criterion(config)}')
+    except UsageError as error:
+        refused.append(str(error))
+    return found
+
+
+def _most(cfg: Config, layers: Sequence[PlannedLayer]) -> int:
+    """Layers that the criterion can skip in a window, at most."""
+    total = sum(layer.prunable for layer in layers)
+    hook = prune_hook_of(cfg)
+    if hook is None or total < 2:
+        return 0
+    config = build_criterion(hook.get('criterion')).config
+    if config['type'] == 'fixed':
+        return min(total, int(config['n']))
+    if 'gamma' not in config:
+        return total
+    reach = int((total - 1) * config['gamma'] + 1e-9) + 1
+    # Of those in reach EBQM maps the largest to 1: it stays.
+    return reach - 1 if config['type'] == 'EBQM' else reach
+
+
+# --- a rehearsal -------------------------------------------------------------
+
+
+def _rehearse(cfg: Config, folder: str) -> Runner:
+    """The Runner, whose logs go nowhere that lasts."""
+    cfg = deepcopy(cfg)
+    cfg.work_dir, cfg.launcher = folder, 'none'
+    cfg.load_from, cfg.resume, cfg.log_level = None, False, 'ERROR'
+    if cfg.get('visualizer'):
+        cfg.visualizer.vis_backends = []  # nobody is told of a rehearsal
+    cfg.experiment_name = f'plan_{folder}'
+    runner = build_runner(cfg, trains=False)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    return runner
+
+
+def _lengths(runner: Runner) -> Tuple[Optional[int], Optional[list]]:
+    """Iterations of an epoch, and windows as the hook has resolved them."""
+    hook = next((h for h in runner.hooks if isinstance(h, ELAPruneHook)), None)
+    windows = hook.windows if hook is not None else None
+    if isinstance(runner.train_loop, IterBasedTrainLoop):
+        return None, windows
+    try:
+        return len(runner.train_dataloader), windows
+    except TypeError:  # an iterable dataset need not know
+        return None, windows
+
+
+def _ask_hooks(runner: Runner, refused: List[str]) -> None:
+    """This project's hooks check a run before it starts; others may act."""
+    for hook in runner.hooks:
+        if type(hook).__module__.startswith('ela_mm.'):
+            try:
+                hook.before_run(runner)
+            except UsageError as error:
+                refused.append(f'{type(hook).__name__}: {error}')
+
+
+def _step_times(runner: Runner, layers: Sequence[PlannedLayer], most: int,
+                rounds: int, progress: Callable) -> List[StepTime]:
+    """Of steps on the first samples, in turns; with a learning rate of 0."""
+    backbone = find_backbone(runner.model)
+    loader = runner.train_dataloader
+    size = (getattr(loader, 'batch_size', None)
+            or getattr(loader.batch_sampler, 'batch_size', 1))
+    batch = loader.collate_fn(
+        [loader.dataset[i] for i in range(min(size, len(loader.dataset)))])
+    runner.optim_wrapper.initialize_count_status(runner.model, 0,
+                                                 runner.max_iters)
+    for group in runner.optim_wrapper.optimizer.param_groups:
+        group['lr'] = 0.
+    gone = [x.name for x in layers if not x.active or x.inert]
+    prunable = [x.name for x in layers if x.prunable]
+    wanted = {'all layers': [], 'half of the prunable skipped': prunable[::2]}
+    if most:
+        step = max(1, len(prunable) // most)
+        rest = [n for n in prunable if n not in prunable[::step]]
+        wanted[f'{most} skipped, the most that a window can'] = (
+            prunable[::step] + rest)[:most]
+
+    def step_with(names: List[str]) -> Callable[[], None]:
+
+        def step() -> None:
+            backbone.restore_layers()
+            backbone.skip_layers(gone + names)
+            runner.model.train()
+            runner.model.train_step(deepcopy(batch), runner.optim_wrapper)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+
+        return step
+
+    times = time_in_turns({k: step_with(v) for k, v in wanted.items()}, rounds,
+                          warm_up=1, progress=progress)
+    backbone.restore_layers()
+    return [
+        StepTime(label, len(layers) - len(gone) - len(names), times[label],
+                 ratio(times[label], times['all layers']))
+        for label, names in wanted.items()
+    ]

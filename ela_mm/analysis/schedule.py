@@ -1,0 +1,282 @@
+"""When things happen in a training: read from its config, without running it."""
+import math
+from bisect import bisect
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from mmengine.config import Config
+from mmengine.runner.utils import calc_dynamic_intervals
+
+from ..config_types import type_name
+from ..pruning.windows import Window, Windows, window_name
+
+# Iterations below which a window rests on too little: this project's choice.
+FEW_ITERATIONS = 30
+# mmengine's defaults.
+_VAL_INTERVAL = dict(epoch=1, iteration=1000)
+_PATIENCE = 5
+
+
+class Clock(NamedTuple):
+    """Positions in a training, in iterations done, else in epochs done.
+
+    Attributes:
+        per_epoch (int | None): Iterations of an epoch; None where they are
+            not known, or the loop has no epochs.
+        by_epoch (bool): Whether the training loop counts epochs.
+        length (int): Of the training, as the loop counts.
+    """
+    per_epoch: Optional[int]
+    by_epoch: bool
+    length: int
+
+    @property
+    def in_iterations(self) -> bool:
+        """Whether positions are iterations."""
+        return not self.by_epoch or self.per_epoch is not None
+
+    @property
+    def end(self) -> int:
+        """Position of the end."""
+        return self.at(self.length, self.by_epoch)
+
+    def at(self, count: float, epochs: bool) -> Optional[float]:
+        """Position after so many epochs or iterations; None if not known."""
+        if epochs == (not self.in_iterations):
+            return count
+        if epochs:
+            return count * self.per_epoch if self.per_epoch else None
+        return count / self.per_epoch if self.per_epoch else None
+
+    def words(self, position: float) -> str:
+        """A position in epochs and iterations, as far as these are known."""
+        if not self.in_iterations:
+            return f'epoch {math.ceil(position)}'
+        text = f'iteration {int(position)}'
+        if self.per_epoch and self.by_epoch:
+            text += f' (epoch {math.ceil(position / self.per_epoch)})'
+        return text
+
+
+class Span(NamedTuple):
+    """A window or the like.
+
+    Attributes:
+        label (str): In words.
+        begin (float): Position where it begins.
+        end (float): Position where it ends.
+    """
+    label: str
+    begin: float
+    end: float
+
+
+class Schedule(NamedTuple):
+    """A training on a line.
+
+    Attributes:
+        clock (Clock): What positions are.
+        windows (List[Span]): Of ELAPruneHook, in order.
+        warm_up (Span | None): Of the learning rate.
+        lr_steps (List[float]): Where it drops.
+        lr_others (List[str]): What else changes it, in words.
+        validations (List[float]): Positions.
+        checkpoints (List[float]): Positions.
+        earliest_stop (float | None): Before which EarlyStoppingHook cannot
+            end the run.
+    """
+    clock: Clock
+    windows: List[Span]
+    warm_up: Optional[Span]
+    lr_steps: List[float]
+    lr_others: List[str]
+    validations: List[float]
+    checkpoints: List[float]
+    earliest_stop: Optional[float]
+
+    @property
+    def warnings(self) -> List[str]:
+        """What is allowed, and seldom meant."""
+        return [
+            text for window in self.windows
+            for text in (self._too_early(window), self._too_short(window),
+                         self._too_late(window)) if text
+        ]
+
+    def _too_early(self, window: Span) -> Optional[str]:
+        if self.warm_up is None or window.begin >= self.warm_up.end:
+            return None
+        how = ('lies in' if window.end <= self.warm_up.end else 'begins in')
+        return (f'{window.label} {how} the warm-up of the learning rate, which '
+                f'ends at {self.clock.words(self.warm_up.end)}: attention has '
+                'hardly learned by then, and layers go by their position')
+
+    def _too_short(self, window: Span) -> Optional[str]:
+        length = int(window.end - window.begin)
+        if not self.clock.in_iterations or length >= FEW_ITERATIONS:
+            return None
+        return (f'{window.label} has {length} iterations, fewer than '
+                f'{FEW_ITERATIONS}: its averages rest on little, and another '
+                'seed may decide otherwise')
+
+    def _too_late(self, window: Span) -> Optional[str]:
+        if self.earliest_stop is None or window.end <= self.earliest_stop:
+            return None
+        return (f'{window.label} ends after early stopping could end the run, '
+                f'at {self.clock.words(self.earliest_stop)} at the earliest: '
+                'then it decides nothing')
+
+
+def prune_hook_of(cfg: Config) -> Optional[Dict[str, Any]]:
+    """The config of the first ELAPruneHook; None without one."""
+    return next(_hooks(cfg, 'ELAPruneHook'), None)
+
+
+def read_schedule(cfg: Config,
+                  per_epoch: Optional[int] = None,
+                  windows: Optional[Sequence[Window]] = None) -> Schedule:
+    """Read when things happen from a config.
+
+    Args:
+        cfg (Config): Of a training.
+        per_epoch (int, optional): Iterations of an epoch, if they are known.
+        windows (Sequence[Window], optional): Of ELAPruneHook, resolved;
+            by default as the config has them.
+
+    Returns:
+        Schedule: On one process.
+
+    Raises:
+        UsageError: On wrong windows.
+    """
+    train = cfg.get('train_cfg') or {}
+    by_epoch = train.get('by_epoch', 'max_epochs' in train)
+    length = train.get('max_epochs' if by_epoch else 'max_iters') or 0
+    clock = Clock(per_epoch if by_epoch else None, by_epoch, length)
+    validations = _validations(cfg, clock)
+    warm_up, steps, others = _learning_rate(cfg, clock)
+    return Schedule(
+        clock=clock,
+        windows=_windows(cfg, clock, windows),
+        warm_up=warm_up,
+        lr_steps=steps,
+        lr_others=others,
+        validations=validations,
+        checkpoints=_checkpoints(cfg, clock),
+        earliest_stop=_earliest_stop(cfg, validations))
+
+
+def _hooks(cfg: Config, name: str):
+    for hook in cfg.get('custom_hooks') or []:
+        if isinstance(hook, dict) and type_name(hook) == name:
+            yield hook
+
+
+def _windows(cfg: Config, clock: Clock,
+             resolved: Optional[Sequence[Window]]) -> List[Span]:
+    hook = prune_hook_of(cfg)
+    if hook is None:
+        return []
+    by_epoch = hook.get('by_epoch', True)
+    windows = resolved or Windows(hook['windows'], by_epoch).spans
+    unit = 'epoch' if by_epoch else 'iteration'
+    found = []
+    for window in windows:
+        begin = clock.at(window[0] - 1, by_epoch)
+        end = clock.at(window[1], by_epoch)
+        if begin is not None:
+            found.append(Span(f'window {window_name(window, unit)}', begin,
+                              end))
+    return found
+
+
+def _learning_rate(cfg: Config, clock: Clock) -> Tuple:
+    """Warm-up, steps, and what else there is in words."""
+    configs = cfg.get('param_scheduler') or []
+    if isinstance(configs, dict):  # of one, or of several optimizers
+        configs = [configs] if 'type' in configs else [
+            x for value in configs.values()
+            for x in (value if isinstance(value, list) else [value])
+        ]
+    warm_up, steps, others = None, [], []
+    for config in configs:
+        kind = type_name(config)
+        epochs = config.get('by_epoch', True)
+        begin = config.get('begin', 0)
+        last = config.get('end', math.inf)
+        end = clock.end if last == math.inf else clock.at(last, epochs)
+        start = clock.at(begin, epochs)
+        if start is None or end is None:
+            others.append(f'{kind}, counted in '
+                          f'{"epochs" if epochs else "iterations"}')
+        elif _warms_up(kind, config, end < clock.end) and start == 0:
+            warm_up = Span(f'warm-up ({kind})', start, end)
+        elif kind == 'OneCycleLR':
+            share = config.get('pct_start', .3)
+            warm_up = Span(f'warm-up ({kind})', start,
+                           start + share * (end - start))
+        elif kind in ('MultiStepLR', 'StepLR'):
+            marks = (config.get('milestones') if kind == 'MultiStepLR' else
+                     range(config['step_size'],
+                           int(min(last, clock.length)) + 1,
+                           config['step_size']))
+            found = [clock.at(begin + mark, epochs) for mark in marks]
+            steps += [x for x in found if x < clock.end]
+        else:
+            others.append(f'{kind} from {clock.words(start + 1)} to '
+                          f'{clock.words(end)}')
+    return warm_up, sorted(set(steps)), others
+
+
+def _warms_up(kind: str, config: dict, ends: bool) -> bool:
+    if kind == 'LinearLR':
+        return ends and config.get('start_factor', 1 / 3) < config.get(
+            'end_factor', 1.)
+    return kind == 'ConstantLR' and ends and config.get('factor', 1 / 3) < 1
+
+
+def _validations(cfg: Config, clock: Clock) -> List[float]:
+    if not (cfg.get('val_dataloader') and cfg.get('val_cfg') is not None):
+        return []
+    train = cfg.train_cfg
+    unit = 'epoch' if clock.by_epoch else 'iteration'
+    first = train.get('val_interval', _VAL_INTERVAL[unit])
+    milestones, intervals = calc_dynamic_intervals(
+        first, train.get('dynamic_intervals'))
+    begin = train.get('val_begin', 1)
+    counts = [
+        count for count in range(1, clock.length + 1)
+        if count >= begin and (
+            count == clock.length or
+            count % intervals[bisect(milestones, count + 1) - 1] == 0)
+    ]
+    return [clock.at(count, clock.by_epoch) for count in counts]
+
+
+def _checkpoints(cfg: Config, clock: Clock) -> List[float]:
+    hook = (cfg.get('default_hooks') or {}).get(
+        'checkpoint', dict(type='CheckpointHook'))
+    if hook is None:
+        return []
+    epochs = hook.get('by_epoch', True)
+    interval, found = hook.get('interval', -1), set()
+    total = clock.length if epochs == clock.by_epoch else (
+        clock.length * (clock.per_epoch or 0))
+    if interval > 0 and (epochs or clock.in_iterations):
+        found = {clock.at(count, epochs)
+                 for count in range(interval, total + 1, interval)}
+    if hook.get('save_last', True):
+        found.add(clock.end)
+    return sorted(x for x in found if x is not None and x <= clock.end)
+
+
+def _earliest_stop(cfg: Config,
+                   validations: Sequence[float]) -> Optional[float]:
+    """After a first validation, the best so far, ``patience`` worse ones."""
+    stops = []
+    for hook in _hooks(cfg, 'EarlyStoppingHook'):
+        waits = hook.get('patience', _PATIENCE)
+        if hook.get('stopping_threshold') is not None:
+            waits = 0
+        if waits < len(validations):
+            stops.append(validations[waits])
+    return min(stops, default=None)

@@ -1,0 +1,138 @@
+"""Runs side by side: what they skipped, what they cost, what tells them apart."""
+import csv
+import json
+import shutil
+
+import pytest
+from support.running import tool
+from support.toy import toy_runner, validation
+
+from ela_mm.analysis.compare import compare_runs, find_runs
+from ela_mm.analysis.report.compare import (
+    compare_sections,
+    summarize_comparison,
+)
+from ela_mm.engine.journal.record import FILE_NAME, read_record
+from ela_mm.errors import UsageError
+
+SMALL = {'model.backbone.depth': 18}
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """One that skips a layer, one that skips more, one without the hook."""
+    folder = tmp_path_factory.mktemp('runs')
+    for name, hook in (('few', dict(criterion=dict(type='fixed', n=1))),
+                       ('many', dict(criterion=dict(type='fixed', n=3))),
+                       ('plain', None)):
+        toy_runner(folder / name, max_epochs=2, hook=hook or {},
+                   **(dict(windows=None) if hook is None else {}),
+                   **validation(), **SMALL).train()
+    return folder
+
+
+def rows(path):
+    with open(path, newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_tells_runs_apart(runs):
+    found = compare_runs([str(runs / n) for n in ('few', 'many', 'plain')])
+    assert found.names == ['few', 'many', 'plain'] and not found.notes
+    few, many = (set(read_record(runs / n)['decisions'][0]['skipped'])
+                 for n in ('few', 'many'))
+    assert few < many
+    assert found.differing == [n for n in found.layers if n in many - few]
+    total = {p.total for p in found.parameters}
+    unused = [p.unused for p in found.parameters]
+    assert len(total) == 1 and 0 == unused[2] < unused[0] < unused[1]
+    for run in found.runs:
+        assert [x for x, _ in run.losses] == [1, 2]
+        assert run.metric == 'energy' and len(run.metrics) == 2
+    said = ' '.join(summarize_comparison(found))
+    assert f'1 of 8 attention layers are skipped in all runs that have them, {2}' \
+        ' in some' in said
+
+
+def test_parameters_are_those_of_the_network(runs):
+    """Counted by hand: all tensors of a checkpoint that learn."""
+    import torch
+    state = torch.load(runs / 'few' / 'epoch_2.pth')['state_dict']
+    by_hand = {
+        name: value.numel() for name, value in state.items()
+        if not name.endswith(('running_mean', 'running_var', 'active',
+                              'visible', 'num_batches_tracked', 'fresh'))
+        and value.is_floating_point()
+    }
+    (name, ) = read_record(runs / 'few')['decisions'][0]['skipped']
+    stage, index = name.split('.')
+    (first, _) = compare_runs([str(runs / n) for n in ('few', 'plain')]
+                              ).parameters
+    assert first.total == sum(by_hand.values())
+    assert first.unused == sum(
+        number for key, number in by_hand.items()
+        if key.startswith(f'backbone.{stage}.attention.{index}.'))
+
+
+def test_how_narrowly_a_layer_was_decided(runs, tmp_path):
+    for name, mapped in (('a', .1), ('b', .35)):
+        shutil.copytree(runs / 'few', tmp_path / name)
+        path = tmp_path / name / FILE_NAME
+        record = json.loads(path.read_text())
+        (decision, ) = record['decisions']
+        decision['criterion'] = dict(
+            type='EBQM', gamma=.75, alpha=2., beta=5., mu=.3)
+        layer = next(x for x in decision['layers'] if x['kl'] is not None)
+        for other in decision['layers']:
+            other['status'] = 'kept'
+        layer.update(mapped=mapped, stability=mapped * 2,
+                     status='skipped' if mapped < .3 else 'kept')
+        record['active'] = [n for n in record['layers']
+                            if mapped > .3 or n != layer['name']]
+        path.write_text(json.dumps(record))
+    found = compare_runs([str(tmp_path / n) for n in 'ab'], count=False)
+    assert found.differing == [layer['name']]
+    margins = [f[layer['name']].margin for f in found.fates]
+    assert margins == pytest.approx([.2, -.05])
+    (table, ) = compare_sections(found)[-1].tables
+    assert table.rows == [[layer['name'], 'skipped, 0.2 below mu, 20%',
+                           'kept, 0.05 above mu, 70%']]
+
+
+def test_the_tool_writes_tables_pictures_and_a_page(runs, tmp_path):
+    process = tool('analyze.py', 'compare', runs / 'few', runs / 'many',
+                   runs / 'plain', '--no-parameters', '--out', tmp_path)
+    assert process.returncode == 0, process.stderr[-2000:]
+    table = rows(tmp_path / 'runs.csv')
+    assert [x['run'] for x in table] == ['few', 'many', 'plain']
+    assert table[1]['layers'] == '8' and table[2]['layers'] == '0'
+    for name in ('compare_curves', 'compare_layers'):
+        assert (tmp_path / f'{name}.png').stat().st_size > 10_000
+    assert '5 of 8' in process.stdout and 'epoch 1' in process.stdout
+    page = (tmp_path / 'compare.html').read_text()
+    assert page.count('<img') == 2 and 'Decisions that differ' in page
+
+
+def test_a_grid_stands_for_its_runs(runs, tmp_path):
+    for name in ('few', 'many'):
+        folder = tmp_path / 'grid' / name / 'seed_0'
+        shutil.copytree(runs / name, folder)
+        (folder / 'cell.json').write_text('{}')
+    folders = find_runs([str(tmp_path / 'grid')])
+    assert compare_runs(folders, count=False).names == ['few', 'many']
+
+
+def test_what_is_no_run_is_said(runs, tmp_path):
+    with pytest.raises(UsageError, match='one run .*expected two'):
+        find_runs([str(runs / 'few'), str(runs / 'few')])
+    with pytest.raises(UsageError, match='is no folder'):
+        find_runs(['nowhere'])
+    with pytest.raises(UsageError, match='holds no run'):
+        compare_runs([str(runs / 'few'), str(tmp_path)])
+    (config, ) = (runs / 'few').glob('*/vis_data/config.py')
+    broken = shutil.copytree(runs / 'few', tmp_path / 'broken')
+    for path in broken.rglob('config.py'):
+        path.write_text("model = dict(type='Gone')\n")
+    found = compare_runs([str(broken), str(runs / 'many')])
+    assert found.parameters[0] is None and found.parameters[1] is not None
+    assert "parameters of" in found.notes[0] and 'Gone' in found.notes[0]
