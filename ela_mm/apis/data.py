@@ -21,10 +21,12 @@ from ..hosts.registration import host_of, host_of_model
 from .data_config import (  # noqa: F401  some have their earlier place here
     LOADERS,
     check_data,
+    datasets_of,
     downloads,
     loads_pictures,
     pipeline_of,
     pipelines_of,
+    plain_steps,
     prepare_config,
     shape_of_steps,
     walk,
@@ -82,14 +84,31 @@ def dataset_batches(cfg: Config,
     """
     name = loader_of(cfg)
     prepare_config(cfg)
-    check_data(cfg, name)
+    check_data(cfg, name, evaluators=False)
     enter_scope(cfg)
     loader = cfg[name]
     if not isinstance(loader, DataLoader):
+        if name == 'train_dataloader':
+            loader = _not_augmented(cfg)
         loader = Runner.build_dataloader(
             _without_workers(loader, batch_size), seed=0)
     size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
     yield from itertools.islice(loader, -(-images // size))
+
+
+def _not_augmented(cfg: Config) -> dict:
+    """The training loader with its pictures as they are, but for their size.
+
+    Where wrappers mix pictures or nothing says a size, it is as it was.
+    """
+    cfg = deepcopy(cfg)
+    shape = shape_of_steps(cfg)
+    pipelines = list(pipelines_of(cfg, 'train_dataloader'))
+    if shape is not None and len(pipelines) == len(
+            list(datasets_of(cfg, 'train_dataloader'))):
+        for steps in pipelines:
+            steps[:] = plain_steps(steps, shape)
+    return cfg.train_dataloader
 
 
 def _without_workers(options: dict, batch_size: Optional[int]) -> dict:
@@ -173,6 +192,15 @@ def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
         sample = dict(img_path=path, img_id=number, instances=[])
         if not loads:
             sample.update(_as_array(cfg, path))
+        for step in walk(steps):
+            if type_name(step) == 'LoadProposals':  # the whole picture is one
+                height, width = _read(path).shape[:2]
+                sample['proposals'] = dict(
+                    bboxes=np.array([[0, 0, width, height]], np.float32),
+                    scores=np.ones(1, np.float32))
+            elif type_name(step) == 'ApplyToList':
+                key = step['scatter_key']
+                sample[key] = [sample[key]]
         if frames:
             sample.update(frame_id=0, video_length=1)
             sample = {key: [value] for key, value in sample.items()}
@@ -252,7 +280,11 @@ def _pipeline(cfg: Config) -> list:
                          'which says how pictures are prepared')
     enter_scope(cfg)
     # Nothing is known of a picture but itself.
-    return without_labels(deepcopy(steps))
+    steps = without_labels(deepcopy(steps))
+    if steps and any(map(loads_pictures, steps)) and not (pipeline_of(
+            cfg, 'test_dataloader') or pipeline_of(cfg, 'val_dataloader')):
+        steps = plain_steps(steps, picture_shape(cfg))
+    return steps
 
 
 @torch.no_grad()
@@ -271,7 +303,9 @@ def network_inputs(model: nn.Module, batch: dict) -> Tensor:
         UsageError: If pictures of several shapes are not brought to one.
     """
     host = host_of_model(model)
-    return as_pictures(host.preprocess(model, batch)['inputs'])
+    data = host.preprocess(model, batch)
+    # What reads text too calls them images.
+    return as_pictures(data['inputs' if 'inputs' in data else 'images'])
 
 
 def as_pictures(inputs: Any) -> Tensor:

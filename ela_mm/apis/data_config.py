@@ -122,7 +122,7 @@ def without_labels(steps: Any) -> Any:
         steps (Any): A pipeline; not changed.
 
     Returns:
-        Any: The same without loading of annotations and proposals.
+        Any: The same without loading of annotations.
     """
     if isinstance(steps, Mapping):
         return type(steps)(
@@ -130,8 +130,26 @@ def without_labels(steps: Any) -> Any:
     if isinstance(steps, (list, tuple)):
         return type(steps)(
             without_labels(step) for step in steps
-            if not re.match('Load.*(Annotation|Proposal)', type_name(step)))
+            if not re.match('Load.*Annotation', type_name(step)))
     return steps
+
+
+def plain_steps(steps: list, shape: Tuple[int, int]) -> list:
+    """Leave out of a training pipeline what changes pictures by chance.
+
+    Args:
+        steps (list): A pipeline; not changed.
+        shape (Tuple[int, int]): Height and width that its pictures get.
+
+    Returns:
+        list: Loading, resizing and packing; the pipeline itself, if it does
+        not begin with one and end with the other.
+    """
+    loading = [x for x in steps if type_name(x).startswith('Load')]
+    if not loading or not type_name(steps[-1]).startswith('Pack'):
+        return steps
+    height, width = shape
+    return [*loading, dict(type='Resize', scale=(width, height)), steps[-1]]
 
 
 def shape_of_steps(cfg: Config) -> Optional[Tuple[int, int]]:
@@ -255,12 +273,14 @@ def _brings_its_data(dataset: dict) -> bool:
         'download' in _arguments(cls) and dataset.get('download', True))
 
 
-def check_data(cfg: Config, *loaders: str) -> None:
+def check_data(cfg: Config, *loaders: str, evaluators: bool = True) -> None:
     """Check that the data of some loaders is there, before models are built.
 
     Args:
         cfg (Config): The whole config.
         loaders (str): Names such as ``train_dataloader``.
+        evaluators (bool): Whether their evaluators' files are needed too.
+            Defaults to True.
 
     Raises:
         UsageError: Naming the first missing file or folder and its option.
@@ -283,7 +303,7 @@ def check_data(cfg: Config, *loaders: str) -> None:
                         f'{place!r} does not exist ({path}.{option}): put the '
                         'data there, or point to it with --cfg-options '
                         f'{path}.data_root=FOLDER')
-        if local:
+        if local and evaluators:
             _check_evaluator(cfg, loader.replace('dataloader', 'evaluator'))
 
 

@@ -122,11 +122,24 @@ def test_a_loader_that_is_built():
 
 
 def test_without_a_validation_set(root):
-    """The training set's pictures, and it is said."""
-    cfg = config(dataset(root), 'train')
+    """The training set's pictures, without augmentation, and it is said."""
+    cfg = config(dataset(root, pipeline=[LOAD, dict(
+        type='MultiView', num_views=[2], transforms=[[
+            dict(type='RandomResizedCrop', scale=12),
+            dict(type='RandomFlip', prob=.5)]]), PACK]), 'train')
+    cfg.val_evaluator = dict(type='CocoMetric', ann_file='gone.json')
     assert set_of(cfg) == 'the training set'
-    assert len(next(dataset_batches(cfg, 1))['inputs']) == 2
-    assert len(list(file_batches(cfg, [str(root / '0' / '0.png')]))) == 1
+    inputs = next(dataset_batches(cfg, 1))['inputs']
+    picture = cv2.imread(str(root / '0' / '1.png'))[..., 0].max()
+    assert len(inputs) == 2 and (inputs[1] == picture).all()
+    (batch, ) = file_batches(cfg, [str(root / '0' / '1.png')])
+    assert batch['inputs'][0].shape == inputs[1].shape == (3, 12, 12)
+    assert (batch['inputs'][0] == picture).all()
+    mixed = config(dict(
+        type='mmdet.MultiImageMixDataset', dataset=dataset(
+            root, pipeline=[LOAD]),
+        pipeline=[dict(type='Resize', scale=(8, 6)), PACK]), 'train')
+    assert next(dataset_batches(mixed, 1))['inputs'][0].shape == (3, 6, 8)
     with pytest.raises(UsageError, match='has none of val_dataloader'):
         set_of(Config(dict(model={})))
 
