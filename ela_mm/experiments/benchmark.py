@@ -5,6 +5,7 @@ turns, and a variant's ratio is the median over rounds of its time over the
 plain network's in the same round.
 """
 import ctypes
+from contextlib import nullcontext
 from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -23,8 +24,9 @@ from .variants import (
     watched_similarity,
 )
 
-NETWORKS = ('r18', 'r34', 'r50', 'r101', 'r152', 'cifar20', 'cifar56',
-            'cifar110')
+# Those with a c have the deep stem of ResNetV1c.
+NETWORKS = ('r18', 'r34', 'r50', 'r50c', 'r101', 'r101c', 'r152', 'cifar20',
+            'cifar56', 'cifar110')
 # The third stage of an ImageNet ResNet with so many blocks: R50 has 6, R101
 # 23, R152 36.
 GROWTH = (6, 12, 23, 36)
@@ -105,7 +107,7 @@ def build_backbone(network: str,
             'DeepStage', (ELAResNet, ),
             dict(arch_settings={depth: (bottleneck, (3, 4, depth, 3))}))
     elif network in NETWORKS:
-        cls, depth = ELAResNet, int(network[1:])
+        cls, depth = ELAResNet, int(network[1:].rstrip('c'))
     else:
         raise UsageError(f'network {network!r}: expected one of {NETWORKS}')
     if variant in COMPARED:
@@ -114,6 +116,8 @@ def build_backbone(network: str,
         options = dict(
             attention={'plain': None, REGULARIZED: None, 'light': 'light'}.get(
                 variant, 'base'))
+    if network in NETWORKS and network.startswith('r'):
+        options['deep_stem'] = network.endswith('c')
     backbone = cls(depth, in_channels=channels,
                    with_cp=with_cp and variant != 'plain', **options)
     if variant == 'concatenating':
@@ -163,7 +167,7 @@ def make_step(backbone: nn.Module,
     Returns:
         Callable: Runs forward, and backward in training; waits for the GPU.
     """
-    forward = _make_forward(backbone, conditions)
+    forward = make_forward(backbone, conditions)
 
     def step() -> None:
         loss = forward()
@@ -176,8 +180,17 @@ def make_step(backbone: nn.Module,
     return step
 
 
-def _make_forward(backbone: nn.Module,
-                  conditions: Conditions) -> Callable[[], Tensor]:
+def make_forward(backbone: nn.Module,
+                 conditions: Conditions) -> Callable[[], Tensor]:
+    """A function that runs a backbone forward on fixed noise, to a loss.
+
+    Args:
+        backbone (nn.Module): Moved to the device; set to its mode.
+        conditions (Conditions): Of the step.
+
+    Returns:
+        Callable: Returns the mean square of the last features.
+    """
     c = conditions
     layout = (
         torch.channels_last if c.channels_last else torch.contiguous_format)
@@ -189,8 +202,8 @@ def _make_forward(backbone: nn.Module,
     network = torch.compile(backbone) if c.compiled else backbone
 
     def forward() -> Tensor:
-        with torch.set_grad_enabled(c.training), torch.autocast(
-                c.device, torch.bfloat16, enabled=c.amp):
+        with torch.set_grad_enabled(c.training), (torch.autocast(
+                c.device, torch.bfloat16) if c.amp else nullcontext()):
             loss = network(images)[-1].float().square().mean()
         if c.training and hasattr(backbone, 'regularizer'):
             loss = loss + backbone.regularizer()
@@ -227,7 +240,7 @@ def bytes_kept(backbone: nn.Module, conditions: Conditions) -> int:
     Returns:
         int: Bytes of the storages that the pass made and that live on.
     """
-    forward = _make_forward(backbone, conditions._replace(compiled=False))
+    forward = make_forward(backbone, conditions._replace(compiled=False))
     with _Storages() as storages:
         loss = forward()
     kept = storages.bytes_alive()

@@ -416,10 +416,9 @@ def _attend(stage: AttentionStage, i: int, x: Tensor,
     layer = stage.attention[i]
     if stage.active[i]:
         if type(layer) is LayerAttention and not is_watched(layer):
-            term, weights = layer.attend(x, memory)
-        else:  # whose forward, or a hook, waits for a call
-            term, weights = layer(x, memory), memory.weights
-        return x + term, weights  # (B, C, H, W), (B, h, n)
+            return layer.add_to(x, memory)  # (B, C, H, W), (B, h, n)
+        # Its forward, or a hook, waits for a call.
+        return x + layer(x, memory), memory.weights
     if stage.visible[i]:
         layer.remember(x, memory)
     return x, None
@@ -526,4 +525,7 @@ def _check_gradient(block: nn.Module, x: Tensor, out: Tensor,
 @fx.wrap
 def _mix(stage: LightAttentionStage, i: int, x: Tensor,
          identity: Tensor) -> Tensor:
-    return x + stage.attention[i](x, identity)  # (B, C, H, W)
+    layer = stage.attention[i]
+    if type(layer) is LightLayerAttention and not is_watched(layer):
+        return layer.add_to(x, identity)  # (B, C, H, W)
+    return x + layer(x, identity)

@@ -11,13 +11,13 @@ from typing import Optional, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
-from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import UsageError
 from .bank.batch_norm import apply_norm, can_be_recomputed
 from .bank.keys import average_pool, without_autocast
+from .bank.layer import Plan, attend
 from .memory import LayerMemory
 from .scaled import ScaledAttention
 from .trained_norm import build_trained_norm
@@ -94,6 +94,20 @@ def is_plain(conv: nn.Module) -> bool:
     return (type(conv) is nn.Conv1d and conv.bias is None
             and conv.dilation == (1, ) and conv.padding_mode == 'zeros'
             and not is_watched(conv))
+
+
+def is_depthwise(conv: nn.Module) -> bool:
+    """Tell whether a convolution of a value may stand for its weight.
+
+    Args:
+        conv (nn.Module): A value, as it was built or exchanged.
+
+    Returns:
+        bool: False where it computes something else, or somebody waits for
+        its call.
+    """
+    return (type(conv) is nn.Conv2d and conv.bias is None
+            and conv.padding_mode == 'zeros' and not is_watched(conv))
 
 
 def project(conv: nn.Module, pooled: Tensor) -> Tensor:
@@ -196,9 +210,31 @@ class LayerAttention(ScaledAttention):
             tuple: The term (B, C, H, W) to add to ``x``, and the attention
             weights P (B, h, n) over the n layers in memory, float32 at least.
         """
-        weights = self._weigh(x, memory)  # (B, h, n)
-        self._keep_value(x, memory)
-        return self.drop_path(self._retrieve(weights, memory)), weights
+        if memory.key_bank is not None:
+            term, weights = self._attend_banked(x, memory)
+        else:
+            weights = self._weigh(x, memory)  # (B, h, n)
+            self._keep_value(x, memory)
+            term = self._finish(self._retrieve(weights, memory))
+        return self.drop_path(term), weights
+
+    def add_to(self, x: Tensor, memory: LayerMemory) -> Tuple[Tensor, Tensor]:
+        """Retrieve features, and add them to the output of a block.
+
+        Args:
+            x (Tensor): (B, C, H, W), the block's output.
+            memory (LayerMemory): This layer's key and value are added.
+
+        Returns:
+            tuple: (B, C, H, W), and the attention weights P (B, h, n) as from
+            :meth:`attend`.
+        """
+        if (memory.key_bank is not None and self._can_recompute()
+                and type(self.drop_path) is nn.Identity
+                and not is_watched(self.drop_path)):
+            return self._attend_banked(x, memory, adds=True)
+        term, weights = self.attend(x, memory)
+        return x + term, weights
 
     def remember(self, x: Tensor, memory: LayerMemory) -> None:
         """Add this layer's key and value to the memory without attending.
@@ -207,14 +243,40 @@ class LayerAttention(ScaledAttention):
             x (Tensor): (B, C, H, W), the block's output.
             memory (LayerMemory): Written.
         """
+        if memory.key_bank is not None:
+            attend(x, memory.key_bank, memory.value_bank,
+                   Plan(self.head_dim, self.value), self.key.weight, None,
+                   None)
+            return
         self._weigh(x, memory, attends=False)
         self._keep_value(x, memory)
 
+    # --- in the banks ---------------------------------------------------------
+
     def can_bank(self) -> bool:
-        """Tell whether the buffers may stand in for query, key and sum."""
+        """Tell whether the banks may stand in for query, key, value and sum."""
         return is_plain(self.query) and is_plain(self.key) and (
-            type(self.retrieval) is WeightedSum
+            is_depthwise(self.value) and type(self.retrieval) is WeightedSum
             and not is_watched(self.retrieval))
+
+    def _attend_banked(self,
+                       x: Tensor,
+                       memory: LayerMemory,
+                       adds: bool = False) -> Tuple[Tensor, Tensor]:
+        """The term or, added to x, what leaves the layer; and P (B, h, n)."""
+        fused = self._can_recompute()
+        plan = Plan(self.head_dim, self.value, self.norm if fused else None,
+                    fused and isinstance(self.act, nn.ReLU), adds)
+        scale = self.scale.weight if fused and self.scale is not None else None
+        term, weights = attend(x, memory.key_bank, memory.value_bank, plan,
+                               self.key.weight, self.query.weight, scale)
+        return term if fused else self._finish(term), weights
+
+    def _can_recompute(self) -> bool:
+        """Whether the banks may form norm, act and scale without calling them."""
+        return (can_be_recomputed(self.norm)
+                and type(self.act) in (nn.ReLU, nn.Identity)
+                and not is_watched(self.act) and self.can_scale())
 
     # --- equation 4: the attention weights -----------------------------------
 
@@ -227,10 +289,6 @@ class LayerAttention(ScaledAttention):
         In float32 at least, also under autocast: half precision would merge
         close weights, and KL reads them.
         """
-        if memory.key_bank is not None:
-            return memory.key_bank.weigh(
-                x, self.key.weight, self.query.weight if attends else None,
-                self.head_dim)
         heads = (x.shape[0], self.num_heads, self.head_dim)
         with without_autocast(x.device):
             pooled = average_pool(x).unsqueeze(1)  # (B, 1, C)
@@ -247,35 +305,19 @@ class LayerAttention(ScaledAttention):
     # --- equation 5: the weighted sum, and what follows it --------------------
 
     def _keep_value(self, x: Tensor, memory: LayerMemory) -> None:
-        value = self.value(x)  # (B, C, H, W)
-        if memory.value_bank is None:
-            memory.values.append(value)
-        else:
-            memory.value_bank.write(value, self.head_dim)
+        memory.values.append(self.value(x))  # (B, C, H, W)
 
     def _retrieve(self, weights: Tensor, memory: LayerMemory) -> Tensor:
-        """o = sum_i P_i v_i, then norm, relu and scale: (B, C, H, W)."""
-        bank = memory.value_bank
-        if bank is not None and self._can_recompute():
-            scale = None if self.scale is None else self.scale.weight
-            return bank.retrieve(weights, self.norm,
-                                 isinstance(self.act, nn.ReLU), scale)
-        retrieved = (
-            self.retrieval(weights, memory.values) if bank is None else
-            bank.retrieve(weights))  # (B, C, H, W)
+        """o = sum_i P_i v_i: (B, C, H, W)."""
+        return self.retrieval(weights, memory.values)
+
+    def _finish(self, retrieved: Tensor) -> Tensor:
+        """What follows the sum: norm, relu and scale."""
         # A batch norm would take in its statistics twice.
         if (self.with_cp and retrieved.requires_grad
                 and not isinstance(self.norm, nn.BatchNorm2d)):
-            return checkpoint(self._finish, retrieved, use_reentrant=False)
-        return self._finish(retrieved)
+            return checkpoint(self._finish_now, retrieved, use_reentrant=False)
+        return self._finish_now(retrieved)
 
-    def _can_recompute(self) -> bool:
-        """Whether the bank may form norm, act and scale without calling them."""
-        return (can_be_recomputed(self.norm)
-                and type(self.act) in (nn.ReLU, nn.Identity)
-                and not is_watched(self.act)
-                and (self.scale is None or type(self.scale) is LayerScale
-                     and not is_watched(self.scale)))
-
-    def _finish(self, retrieved: Tensor) -> Tensor:
+    def _finish_now(self, retrieved: Tensor) -> Tensor:
         return self.scaled(self.act(apply_norm(self.norm, retrieved)))

@@ -11,11 +11,21 @@ import torch
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
-from .bank.batch_norm import apply_norm
+from .bank import can_bank
+from .bank.batch_norm import apply_norm, can_be_recomputed
 from .bank.keys import at_least_float32, without_autocast
-from .layer_attention import check_head_dim, pooled_kernel_size, project
+from .bank.layer import Plan
+from .bank.light import Mix
+from .layer_attention import (
+    check_head_dim,
+    is_depthwise,
+    is_plain,
+    pooled_kernel_size,
+    project,
+)
 from .scaled import ScaledAttention
 from .trained_norm import build_trained_norm
+from .watched import is_watched
 
 
 class GatedSum(nn.Module):
@@ -85,6 +95,33 @@ class LightLayerAttention(ScaledAttention):
         mixed = self.mixing(
             self._gate(x), self.value(x), self.mix, identity)  # (B, C, H, W)
         return self.drop_path(self.scaled(apply_norm(self.norm, mixed)))
+
+    def add_to(self, x: Tensor, identity: Tensor) -> Tensor:
+        """Add the term to the block's output.
+
+        Args:
+            x (Tensor): (B, C, H, W), the block's output.
+            identity (Tensor): (B, C, H, W), the block's shortcut.
+
+        Returns:
+            Tensor: (B, C, H, W).
+        """
+        if not can_bank((self, ), x):
+            return x + self(x, identity)
+        scale = None if self.scale is None else self.scale.weight
+        return Mix.apply(x, identity, self.key.weight, self.query.weight,
+                         self.value.weight, self.mix, self.norm.weight,
+                         self.norm.bias, scale,
+                         Plan(self.head_dim, self.value, self.norm, adds=True))
+
+    def can_bank(self) -> bool:
+        """Tell whether one function may stand in for all of the modules."""
+        return (is_plain(self.query) and is_plain(self.key)
+                and is_depthwise(self.value)
+                and all(type(module) is kind and not is_watched(module)
+                        for module, kind in ((self.mixing, GatedSum),
+                                             (self.drop_path, nn.Identity)))
+                and can_be_recomputed(self.norm) and self.can_scale())
 
     def _gate(self, x: Tensor) -> Tensor:
         """sigmoid(q k^T / sqrt(d)) per channel, (B, C), float32 at least."""

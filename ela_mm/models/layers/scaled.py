@@ -6,7 +6,7 @@ from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
 
 from ...errors import UsageError
-from .watched import BranchedModule
+from .watched import BranchedModule, is_watched
 
 
 class ScaledAttention(BranchedModule):
@@ -27,6 +27,11 @@ class ScaledAttention(BranchedModule):
         self.scale = LayerScale(
             channels, data_format='channels_first',
             scale=0.) if zero_init else None
+
+    def can_scale(self) -> bool:
+        """Tell whether the scale's weight may stand for it."""
+        return self.scale is None or (
+            type(self.scale) is LayerScale and not is_watched(self.scale))
 
     def scaled(self, term: Tensor) -> Tensor:
         """Scale a term (B, C, H, W)."""

@@ -7,7 +7,7 @@ square of a number above 255 is infinite in half precision.
 import copy
 import logging
 from functools import lru_cache
-from typing import Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -16,6 +16,26 @@ from torch import Tensor, nn
 from ....compat.compiling import is_compiling
 from ..watched import is_watched
 from .keys import at_least_float32
+
+
+class Statistics(NamedTuple):
+    """What a norm applied to a batch.
+
+    Attributes:
+        mean (Tensor): (C), float32 at least.
+        spread (Tensor | None): (C), the biased variance, with ``eps`` added
+            if the statistics are the batch's own; None where ``invstd`` says
+            it.
+        invstd (Tensor | None): (C), 1 / sqrt(variance + eps) of the batch's own
+            statistics; None where ``spread`` says it.
+        eps (float): What is still to be added to ``spread``.
+        own (bool): Whether they are the batch's own.
+    """
+    mean: Tensor
+    spread: Optional[Tensor]
+    invstd: Optional[Tensor]
+    eps: float
+    own: bool
 
 
 def can_be_recomputed(norm: nn.Module) -> bool:
@@ -51,75 +71,89 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x)
 
 
-def statistics(norm: nn.BatchNorm2d, x: Tensor) -> Tuple[Tensor, Tensor, bool]:
-    """Form the statistics that a norm applies to a batch.
+def normalize_batch(norm: nn.BatchNorm2d, x: Tensor, gamma: Tensor,
+                    beta: Tensor) -> Tuple[Tensor, Statistics]:
+    """Do what a norm does, and say by which statistics.
 
     Args:
         norm (nn.BatchNorm2d): In training mode its running statistics are
             updated.
         x (Tensor): (B, C, H, W).
+        gamma (Tensor): (C), the norm's weight.
+        beta (Tensor): (C), the norm's bias.
 
     Returns:
-        tuple: Mean (C) and biased variance (C), float32 at least, and whether
-        they are the batch's own. In training mode, a batch of one number per
-        channel has no variance: it takes the running statistics.
+        tuple: (B, C, H, W), and the statistics. In training mode, a batch of
+        one number per channel has no variance: it takes the running
+        statistics.
     """
     wide = at_least_float32(norm.running_mean.dtype)
+    running = norm.running_mean.to(wide), norm.running_var.to(wide)
     if not norm.training or _is_single(x):
-        return norm.running_mean.to(wide), norm.running_var.to(wide), False
+        statistics = Statistics(*running, None, norm.eps, False)
+        return normalize(x, gamma, beta, statistics), statistics
+    norm.num_batches_tracked.add_(1)
+    if (x.device.type == 'cpu' and x.is_contiguous()
+            and x.dtype in (torch.float32, torch.float64)):
+        statistics = _of_vectorized_moments(norm, x)
+        return normalize(x, gamma, beta, statistics), statistics
+    out, mean, invstd = torch.native_batch_norm(
+        x, gamma.to(wide), beta.to(wide), *running, True, norm.momentum,
+        norm.eps)
+    if wide != norm.running_mean.dtype:  # the widened copies were updated
+        norm.running_mean.copy_(running[0])
+        norm.running_var.copy_(running[1])
+    return out, Statistics(mean, None, invstd, 0., True)
+
+
+def _of_vectorized_moments(norm: nn.BatchNorm2d, x: Tensor) -> Statistics:
+    """The batch's own statistics, which also update the running ones.
+
+    Of contiguous maps batch norm on a CPU adds one number after the other, in
+    double. Group norm's moments are vectorised, as good, and take a sixth of
+    the time; in channels last it is the other way round.
+    """
     batch, channels, height, width = x.shape
     count = batch * height * width
-    norm.num_batches_tracked.add_(1)
-    if (x.device.type != 'cpu' or not x.is_contiguous()
-            or x.dtype not in (torch.float32, torch.float64)):
-        running = norm.running_mean.to(wide), norm.running_var.to(wide)
-        _, mean, invstd = torch.native_batch_norm(
-            x, None, None, *running, True, norm.momentum, norm.eps)
-        if wide != norm.running_mean.dtype:  # the widened copies were updated
-            norm.running_mean.copy_(running[0])
-            norm.running_var.copy_(running[1])
-        return mean, invstd.pow(-2) - norm.eps, True
-    # Of contiguous maps batch norm on a CPU adds one number after the other, in
-    # double. Group norm's moments are vectorised, as good, and take a sixth
-    # of the time; in channels last it is the other way round.
-    _, means, rstds = torch.native_group_norm(x, None, None, batch, channels,
-                                              height * width, channels,
-                                              norm.eps)  # (B, C)
-    mean = means.mean(0)
-    var = (rstds.pow(-2) + (means - mean).square()).mean(0) - norm.eps
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)
-    return mean, var, True
+    _, means, rstds = torch.native_group_norm(
+        x, None, None, batch, channels, height * width, channels, 0.)  # (B, C)
+    between, mean = torch.var_mean(means, 0, correction=0)
+    var = rstds.pow_(-2).mean(0).add_(between)
+    torch._foreach_lerp_([norm.running_mean, norm.running_var],
+                         [mean, var * (count / (count - 1))], norm.momentum)
+    return Statistics(mean, var.add_(norm.eps), None, 0., True)
 
 
-def normalize(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor,
-              var: Tensor, eps: float) -> Tensor:
+def normalize(x: Tensor, gamma: Tensor, beta: Tensor,
+              statistics: Statistics) -> Tensor:
     """(B, C, H, W) by given statistics, times gamma, plus beta, (C) each."""
-    return torch.native_batch_norm(x, gamma.to(mean.dtype),
-                                   beta.to(mean.dtype), mean, var, False, 0.,
-                                   eps)[0]
+    mean, spread, invstd, eps, _ = statistics
+    return torch.native_batch_norm(
+        x, gamma.to(mean.dtype), beta.to(mean.dtype), mean,
+        invstd.pow(-2) if spread is None else spread, False, 0., eps)[0]
 
 
-def normalize_backward(grad: Tensor, x: Tensor, gamma: Tensor, mean: Tensor,
-                       var: Tensor, eps: float,
-                       own_statistics: bool) -> Tuple[Tensor, Tensor, Tensor]:
+def normalize_backward(grad: Tensor, x: Tensor, gamma: Tensor,
+                       statistics: Statistics) -> Tuple[Tensor, Tensor, Tensor]:
     """Form the gradients of x, gamma and beta.
 
     Args:
         grad (Tensor): (B, C, H, W), of the result.
         x (Tensor): (B, C, H, W).
         gamma (Tensor): (C).
-        mean (Tensor): (C), as from :func:`statistics`.
-        var (Tensor): (C).
-        eps (float): Of the norm.
-        own_statistics (bool): Whether the statistics are the batch's own.
+        statistics (Statistics): As from :func:`normalize_batch`.
 
     Returns:
         tuple: (B, C, H, W), (C) and (C).
     """
+    mean, spread, invstd, eps, own = statistics
+    if own and invstd is None:
+        invstd = spread.rsqrt()
+    # With the batch's own statistics only mean and invstd are read, else the
+    # others.
     grad_x, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
-        grad, x, gamma.to(mean.dtype), mean, var, mean, torch.rsqrt(var + eps),
-        own_statistics, eps, [True, True, True])
+        grad, x, gamma.to(mean.dtype), mean, spread, mean, invstd, own, eps,
+        [True, True, True])
     return grad_x, grad_gamma.to(gamma.dtype), grad_beta.to(gamma.dtype)
 
 

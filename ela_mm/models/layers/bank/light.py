@@ -1,0 +1,135 @@
+"""A layer of MRLA-light as one function of autograd.
+
+What :class:`~ela_mm.models.layers.light_attention.LightLayerAttention` says in
+the framework's operations, from pooling to the addition to the block's output,
+with its gradient by hand.
+"""
+import math
+from typing import Tuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .batch_norm import Statistics
+from .keys import at_least_float32, without_autocast
+from .layer import (
+    Plan,
+    add_up,
+    along_channels,
+    finish,
+    finish_backward,
+    geometry,
+    value_backward,
+)
+from .values import Layout
+
+
+class Mix(torch.autograd.Function):
+    """Norm and scale of gate * value + mix * identity, added to x.
+
+    ``apply`` takes x (B, C, H, W), the identity (B, C, H, W), the kernels of
+    key and query (1, 1, k), that of the value (C, 1, 3, 3), mix (C), gamma,
+    beta and scale (C), of which the last may be None, and a
+    :class:`~ela_mm.models.layers.bank.layer.Plan`. It returns (B, C, H, W).
+    """
+
+    @staticmethod
+    def forward(ctx, x, identity, key, query, kernel, mix, gamma, beta, scale,
+                plan: Plan):
+        ctx.plan = plan
+        value = torch.conv2d(x.detach(), kernel.detach(), None,
+                             *geometry(plan.value))  # (B, C, H, W)
+        with without_autocast(x.device):
+            ctx.layout = Layout.of(value, plan.head_dim)
+            pooled = x.mean((2, 3), dtype=at_least_float32(x.dtype))  # (B, C)
+            # In the order of forward, and from the second on of backward.
+            kernels = torch.cat([query, key, query]).unsqueeze(1).to(
+                pooled.dtype)  # (3, 1, 1, k)
+            projected = _project(pooled, kernels[:2]).view(
+                2, -1, plan.head_dim)  # (2, B h, d)
+            gate = torch.sigmoid(
+                _scaled_dots(projected[0], projected[1], plan.head_dim)).view(
+                    len(x), ctx.layout.heads)  # (B, h)
+            identity = identity.to(value.dtype)
+            mixed = torch.addcmul(
+                _times(gate, value), along_channels(mix, value), identity)
+            out, statistics = finish(plan, x, mixed, gamma, beta, scale)
+        ctx.rest = statistics[3:]
+        ctx.save_for_backward(x, identity, kernel, mix, gamma, beta, scale,
+                              value, mixed, pooled, kernels, projected, gate,
+                              *statistics[:3])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x, identity, kernel, mix, *affine, value, mixed, pooled, kernels,
+         projected, gate, mean, spread, invstd) = ctx.saved_tensors
+        plan, layout, needs = ctx.plan, ctx.layout, ctx.needs_input_grad
+        with without_autocast(x.device):
+            of_mixed, *of_affine = finish_backward(
+                plan, grad.to(mixed.dtype), mixed, *affine,
+                Statistics(mean, spread, invstd, *ctx.rest))
+            of_mix = torch.bmm(  # (B C, 1, H W) @ (B C, H W, 1)
+                of_mixed.reshape(-1, 1, x.shape[2:].numel()),
+                identity.reshape(-1, x.shape[2:].numel(), 1)).view(
+                    x.shape[:2]).sum(0).to(mix.dtype)  # (C)
+            of_identity = of_mixed * along_channels(mix, of_mixed)
+            of_gate = _scaled_dots(
+                layout.flat(of_mixed).flatten(0, 1),
+                layout.flat(value).flatten(0, 1),
+                plan.head_dim).to(gate.dtype)  # (B h, 1, 1)
+            of_logits = torch.ops.aten.sigmoid_backward(
+                of_gate, gate.view(-1, 1, 1))
+            # Key's and query's: each has the other one for a factor.
+            of_pooled, of_kernels = _project_backward(
+                (of_logits.view(1, -1, 1) * projected).view(
+                    2, *pooled.shape), pooled, kernels[1:])
+            of_x, of_kernel = value_backward(
+                plan.value, _times(gate, of_mixed), x, kernel, needs[0],
+                needs[4])
+            if needs[0]:
+                of_x = add_up(of_x, grad if plan.adds else None, of_pooled, x)
+        of_key, of_query = of_kernels.squeeze(1).to(kernel.dtype).split(1)
+        return (of_x, of_identity, of_key, of_query, of_kernel, of_mix,
+                *of_affine, None)
+
+
+def _times(gate: Tensor, maps: Tensor) -> Tensor:
+    """A factor per head: (B, h), (B, C, H, W) -> (B, C, H, W)."""
+    heads = maps.unflatten(1, (gate.shape[1], -1))  # (B, h, d, H, W)
+    return (heads * gate.to(maps.dtype)[..., None, None, None]).flatten(1, 2)
+
+
+def _scaled_dots(a: Tensor, b: Tensor, head_dim: int) -> Tensor:
+    """Inner products of rows (m, L), over sqrt(d): (m, 1, 1)."""
+    return torch.baddbmm(
+        a.new_empty(()), a.unsqueeze(1), b.unsqueeze(2), beta=0,
+        alpha=1 / math.sqrt(head_dim))
+
+
+def _project(pooled: Tensor, kernels: Tensor) -> Tensor:
+    """Convolve (B, C) over the channels by (2, 1, 1, k): (2, B, C)."""
+    # The batch is the height of one picture: each result lies in one piece.
+    size, padding = kernels.shape[2:], (0, kernels.shape[-1] // 2)
+    if pooled.device.type == 'cpu':  # where that of oneDNN is slow, below too
+        return torch.ops.aten._slow_conv2d_forward(
+            pooled[None, None], kernels, size, None, (1, 1), padding)[0]
+    return torch.conv2d(pooled[None, None], kernels, None, 1, padding)[0]
+
+
+def _project_backward(grad: Tensor, pooled: Tensor,
+                      kernels: Tensor) -> Tuple[Tensor, Tensor]:
+    """The gradients (B, C) and (2, 1, 1, k) of :func:`_project`."""
+    size, padding = kernels.shape[2:], (0, kernels.shape[-1] // 2)
+    wanted = (True, True, False)
+    if pooled.device.type == 'cpu':
+        found = torch.ops.aten._slow_conv2d_backward.output_mask(
+            grad[None], pooled[None, None], kernels, size, (1, 1), padding,
+            wanted)
+    else:
+        found = torch.ops.aten.convolution_backward(
+            grad[None], pooled[None, None], kernels, None, (1, 1), padding,
+            (1, 1), False, (0, 0), 1, wanted)
+    return found[0][0, 0], found[1]
