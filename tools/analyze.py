@@ -26,6 +26,7 @@ from ela_mm.analysis.commands import COMMANDS
 from ela_mm.analysis.report.report import PARTS
 from ela_mm.analysis.source import FOLDER
 from ela_mm.apis.launch import run
+from ela_mm.pruning.kl import REDUNDANCY
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,6 +71,12 @@ def parse_args() -> argparse.Namespace:
         help='channels weighed per layer, each a run of the network; 0: all; '
         'default: 32')
     command.add_argument(
+        '--class',
+        dest='wanted',
+        metavar='CLASS',
+        help='name or number of what is explained: a class, its boxes or its '
+        'pixels; default: what the network finds')
+    command.add_argument(
         '--as-pruned',
         action='store_true',
         help='leave out the network with its skipped layers put back')
@@ -93,6 +100,11 @@ def parse_args() -> argparse.Namespace:
         '--criterion',
         help='whose decision is tried as a whole, such as EBQM,mu=0.1; '
         "default: the config's")
+    _add_redundancy(command, "the config's")
+    command.add_argument(
+        '--no-time',
+        action='store_true',
+        help='do not measure what each layer costs in a step')
 
     command = _command(
         commands, 'whatif', 'what other criteria would have skipped: of a '
@@ -106,6 +118,7 @@ def parse_args() -> argparse.Namespace:
         action='append',
         default=[],
         help='one more, such as EBQM,gamma=0.9,mu=0.1; may be repeated')
+    _add_redundancy(command, "the run's, or the config's")
     command.add_argument(
         '--no-time',
         action='store_true',
@@ -210,6 +223,14 @@ def _device(text: str) -> str:
         reason = str(error).splitlines()[0]
         raise argparse.ArgumentTypeError(f'{text!r}: {reason}') from None
     return text
+
+
+def _add_redundancy(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument(
+        '--redundancy',
+        choices=REDUNDANCY,
+        help='what criteria rank by: equation 11, its excess over uniform '
+        f'weights, or its part on what both layers see; default: {default}')
 
 
 def _add_timing(command: argparse.ArgumentParser) -> None:

@@ -8,10 +8,11 @@ from scipy.stats import spearmanr
 from scipy.stats import t as student
 from torch import Tensor, nn
 
+from ..engine.trial import Trial, loss_of
 from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import LayerAttentionMixin, find_backbone
 from ..pruning.criteria import Criterion
-from ..pruning.kl import redundancy_parts
+from ..pruning.kl import REDUNDANCY, check_redundancy, redundancy_parts
 from ..pruning.stability import shares
 
 MEASURES = ('kl', 'excess', 'conditional', 'own_share', 'position')
@@ -31,7 +32,8 @@ class Redundancy(NamedTuple):
         position (int): Of the layer among the active ones of its stage, from
             1; late layers look redundant where attention is uniform.
         stability (float | None): Share of resampled batches on which the
-            criterion would skip the layer; None with fewer than 2 batches.
+            criterion would skip the layer; None with fewer than 2 batches, or
+            where it asks the network.
     """
     kl: float
     excess: float
@@ -74,6 +76,7 @@ class Ablated(NamedTuple):
             together; None if it skips none.
         criterion (dict): ``type`` and every parameter.
         redundancy (Dict[str, Redundancy]): Of layers with a predecessor.
+        ranked_by (str): What the criterion ranked by, one of ``MEASURES``.
     """
     images: int
     batches: int
@@ -83,6 +86,7 @@ class Ablated(NamedTuple):
     decision: Optional[Cost]
     criterion: dict
     redundancy: Dict[str, Redundancy]
+    ranked_by: str = 'kl'
 
     def rank_correlation(self, measure: str) -> Optional[float]:
         """Spearman's between a measure and the loss that skipping adds.
@@ -111,28 +115,13 @@ class _Tally:
         self.hits: List[Optional[int]] = []
 
     def add(self, model: nn.Module, batch: dict) -> None:
-        data = model.data_preprocessor(deepcopy(batch), False)
-        # Detectors draw proposals: for every network the same.
-        with torch.random.fork_rng(_devices(model)):
-            torch.manual_seed(0)
-            try:
-                losses = model._run_forward(data, mode='loss')
-            except (AttributeError, KeyError, TypeError) as error:
-                raise UsageError(
-                    'the loss on the validation set cannot be computed '
-                    f'({type(error).__name__}: {error}): its pipeline has to '
-                    'load annotations') from error
-            self.losses.append(float(model.parse_losses(losses)[0]))
-        self.hits.append(_hits(model, data) if self.accuracy else None)
+        self.losses.append(loss_of(model, batch))
+        self.hits.append(_hits(model, batch) if self.accuracy else None)
 
 
-def _devices(model: nn.Module) -> list:
-    device = next(model.parameters()).device
-    return [device] if device.type == 'cuda' else []
-
-
-def _hits(model: nn.Module, data: dict) -> Optional[int]:
+def _hits(model: nn.Module, batch: dict) -> Optional[int]:
     """How many pictures get their label; None where they do not have one."""
+    data = model.data_preprocessor(deepcopy(batch), False)
     labels = [getattr(sample, 'gt_label', None)
               for sample in data.get('data_samples') or [None]]
     if any(label is None or label.numel() != 1 for label in labels):
@@ -155,7 +144,7 @@ class _Weights:
 
 @torch.no_grad()
 def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
-           accuracy: bool = True) -> Ablated:
+           accuracy: bool = True, redundancy: str = 'paper') -> Ablated:
     """Skip each active layer in turn, and see what the loss says.
 
     Args:
@@ -166,6 +155,8 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
         criterion (Criterion): Whose decision is tried as a whole.
         accuracy (bool): Whether to count hits as well, in a second pass over
             each batch. Defaults to True.
+        redundancy (str): What the criterion ranks by, a key of
+            :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to ``'paper'``.
 
     Returns:
         Ablated: On the same batches for every layer.
@@ -173,6 +164,7 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
     Raises:
         UsageError: If there is no picture, no layer attention, or no loss.
     """
+    ranked_by = REDUNDANCY[check_redundancy(redundancy)]
     backbone = find_backbone(model)
     model.eval()
     active = [x for x in backbone.attention_layers if x.active]
@@ -192,8 +184,9 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
         counts.append(len(batch['inputs']))
     if not kept:
         raise UsageError('no picture to look at: the dataset is empty')
-    redundancy = _redundancy(active, weights, np.array(counts), criterion)
-    skipped = _decision(redundancy, criterion)
+    looks = _redundancy(active, weights, np.array(counts), criterion, ranked_by)
+    skipped = _decision(looks, criterion, ranked_by,
+                        Trial(model, kept, counts, list(looks)))
     together = _Tally(accuracy)
     for batch in kept if skipped else []:
         _without(backbone, skipped, together, model, batch)
@@ -203,7 +196,7 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
         {name: _cost([name], tally, whole, counts)
          for name, tally in single.items()},
         _cost(skipped, together, whole, counts) if skipped else None,
-        criterion.config, redundancy)
+        criterion.config, looks, ranked_by)
 
 
 def _observed(weights: _Weights, whole: _Tally, model: nn.Module,
@@ -225,7 +218,8 @@ def _without(backbone: LayerAttentionMixin, names: Sequence[str],
 
 
 def _redundancy(active: list, weights: _Weights, counts: np.ndarray,
-                criterion: Criterion) -> Dict[str, Redundancy]:
+                criterion: Criterion,
+                ranked_by: str) -> Dict[str, Redundancy]:
     found: Dict[str, Redundancy] = {}
     positions: Dict[int, int] = {}
     for layer in active:
@@ -235,10 +229,12 @@ def _redundancy(active: list, weights: _Weights, counts: np.ndarray,
         found[layer.name] = Redundancy(
             *np.average(weights.rows[layer.name], 0, counts).tolist(),
             positions[layer.stage])
-    if len(counts) > 1 and len(found) > 1:
-        series = np.array([
-            [row[0] for row in weights.rows[name]] for name in found]).T
-        share = shares(criterion, np.array([x.kl for x in found.values()]),
+    # What asks the network does not say what it would on other batches.
+    if len(counts) > 1 and len(found) > 1 and not criterion.asks_network:
+        column = Redundancy._fields.index(ranked_by)
+        series = np.array([[row[column] for row in weights.rows[name]]
+                           for name in found]).T
+        share = shares(criterion, np.array([x[column] for x in found.values()]),
                        series, counts)
         found = {
             name: x._replace(stability=float(s))
@@ -247,12 +243,13 @@ def _redundancy(active: list, weights: _Weights, counts: np.ndarray,
     return found
 
 
-def _decision(redundancy: Dict[str, Redundancy],
-              criterion: Criterion) -> List[str]:
+def _decision(redundancy: Dict[str, Redundancy], criterion: Criterion,
+              ranked_by: str, network: Trial) -> List[str]:
     if len(redundancy) < 2:
         return []
     try:
-        skip, _ = criterion([x.kl for x in redundancy.values()])
+        skip, _ = criterion([getattr(x, ranked_by) for x in redundancy.values()],
+                            network)
     except Exception:  # a fit that fails, which the hook answers with none
         return []
     return [name for name, gone in zip(redundancy, skip) if gone]

@@ -232,6 +232,9 @@ def outcome(window: Window,
     """
     criterion = build_criterion(config)
     label = label or criterion.config['type']
+    if criterion.asks_network:
+        return _of_the_network(window, criterion, label,
+                               config == window.criterion)
     if len(window.names) < 2:
         return Proposal(label, criterion.config, [], None, window.step_time,
                        f'{len(window.names)} candidates; ranking needs 2')
@@ -248,6 +251,37 @@ def outcome(window: Window,
             0., window.step_time - seconds(window.active) + seconds(left))
     return Proposal(label, criterion.config, skipped,
                    stability(window, criterion, draws), step_time)
+
+
+def _of_the_network(window: Window, criterion: Criterion, label: str,
+                    own: bool) -> Proposal:
+    """What is known of a criterion that a record cannot answer."""
+    skipped = window.skipped or [] if own else []
+    names = ', '.join(window.short.get(name, name) for name in skipped)
+    return Proposal(
+        label, criterion.config, skipped, None, None,
+        (f'skipped {names or "nothing"}; ' if own else '') +
+        'it asks the network, of which a record has the answers alone; '
+        'analyze.py ablate CONFIG CHECKPOINT asks one that is there')
+
+
+def recorded_criterion(config: Dict[str, Any]) -> Criterion:
+    """Build the criterion of a record, which comes from outside.
+
+    Args:
+        config (Dict[str, Any]): ``type`` and parameters.
+
+    Returns:
+        Criterion: It is registered.
+
+    Raises:
+        UsageError: If it is not, or its type names a module.
+    """
+    if '.' in config['type']:
+        raise UsageError(
+            f'the record names {config["type"]!r}, which would be imported '
+            'and called: register the criterion, and name it without dots')
+    return build_criterion(config)
 
 
 def candidates(window: Window) -> Dict[str, Dict[str, Any]]:
@@ -312,11 +346,8 @@ def compare(window: Window,
     outcomes = []
     for label, config in configs.items():
         try:
-            if config is window.criterion and '.' in config['type']:
-                raise UsageError(
-                    f'the record names {config["type"]!r}, which would be '
-                    'imported and called: register the criterion, and name it '
-                    'without dots')
+            if config is window.criterion:
+                recorded_criterion(config)
             outcomes.append(outcome(window, config, label, seconds, draws))
         except Exception as error:  # a user's own, which is not registered
             note = f'{type(error).__name__}: {error}'

@@ -214,7 +214,25 @@ def criterion_of(cfg: Config) -> Optional[dict]:
         dict | None: Its config; None where it is the default, or there is no
         such hook.
     """
+    return _prune_hook(cfg).get('criterion')
+
+
+def redundancy_of(cfg: Config) -> str:
+    """What the criterion of a config's ELAPruneHook ranks by.
+
+    Args:
+        cfg (Config): Any.
+
+    Returns:
+        str: A key of :data:`ela_mm.pruning.kl.REDUNDANCY`; ``'paper'`` where
+        there is no such hook.
+    """
+    return _prune_hook(cfg).get('redundancy', 'paper')
+
+
+def _prune_hook(cfg: Config) -> dict:
+    """The arguments of the config's ELAPruneHook; empty without one."""
     for hook in cfg.get('custom_hooks') or []:
         if type_name(hook).endswith('ELAPruneHook'):
-            return hook.get('criterion')
-    return None
+            return hook if isinstance(hook, dict) else {}
+    return {}

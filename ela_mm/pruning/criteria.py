@@ -33,6 +33,11 @@ CRITERIA: Dict[str, Callable[..., np.ndarray]] = dict(
     ablation=ablation)
 
 
+def asks_network(function: Callable) -> bool:
+    """Say whether a criterion decides on the network itself."""
+    return 'network' in inspect.signature(function).parameters
+
+
 class Criterion:
     """A criterion with its parameters, checked when it is built.
 
@@ -54,7 +59,7 @@ class Criterion:
     def __init__(self, name: str, function: Callable[..., np.ndarray],
                  **parameters: Any) -> None:
         signature = inspect.signature(function)
-        self.asks_network = 'network' in signature.parameters
+        self.asks_network = asks_network(function)
         given = dict(network=None) if self.asks_network else {}
         try:
             bound = signature.bind(None, **given, **parameters)

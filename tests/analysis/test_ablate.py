@@ -1,6 +1,7 @@
 """What skipping costs, against networks in which the layers are skipped."""
 import math
 from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,6 +77,41 @@ def test_the_decision_is_skipped_as_a_whole(network, batches, found):
     added = losses(network, batches, smallest) - losses(network, batches)
     assert np.allclose(found.decision.added, added, atol=1e-6)
     assert found.criterion['type'] == 'fixed'
+
+
+def test_the_decision_is_by_the_measure_of_the_run(network, batches, found):
+    other = ablate(network, batches[:2], FIXED, accuracy=False,
+                   redundancy='excess')
+    looks = other.redundancy
+    expected = sorted(looks, key=lambda name: looks[name].excess)[:2]
+    assert sorted(other.decision.skipped) == sorted(expected)
+    assert sorted(expected) != sorted(found.decision.skipped)
+    section = ablation_section(other, 'drawn')
+    assert 'by the excess' in ' '.join(section.text)
+    assert 'excess' in section.pictures[0].figure.axes[0].get_xlabel()
+    with pytest.raises(UsageError, match="redundancy='kl'"):
+        ablate(network, batches, FIXED, redundancy='kl')
+
+
+def test_the_decision_of_what_asks_the_network(network, batches):
+    other = ablate(network, batches[:1],
+                   build_criterion(dict(type='ablation', n=2)), accuracy=False)
+    costs = {name: other.layers[name].loss for name in other.redundancy}
+    assert sorted(other.decision.skipped) == sorted(
+        sorted(costs, key=costs.get)[:2])
+    assert all(x.stability is None for x in other.redundancy.values())
+
+
+def test_milliseconds_stand_beside_each_layer(found):
+    times = SimpleNamespace(conditions='on paper', layers=[
+        SimpleNamespace(name=name, seconds=.001 * i)
+        for i, name in enumerate(found.layers)])
+    section = ablation_section(found, 'drawn', times)
+    assert 'on paper' in ' '.join(section.text)
+    assert [float(row[-1]) for row in section.tables[0].rows] == list(
+        range(len(found.layers)))
+    without = ablation_section(found, 'drawn')
+    assert {row[-1] for row in without.tables[0].rows} == {'-'}
 
 
 def test_the_network_is_as_before(network, found):

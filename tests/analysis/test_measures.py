@@ -20,6 +20,7 @@ from ela_mm.models.backbones.stages import AttentionLayerInfo
 from ela_mm.pruning import LayerKL, decide
 from ela_mm.pruning.build import build_criterion
 from ela_mm.pruning.decision import Moment
+from ela_mm.pruning.trust import Rules
 
 NAMES = [f'layer1.{i}' for i in range(6)]
 LAYERS = [AttentionLayerInfo(name, 1, i, True, i + 1, 'layer1')
@@ -149,3 +150,44 @@ def test_a_saturated_window_is_no_decision_on_redundancy(tmp_path):
     assert 'ceiling of 18.4' in ' '.join(
         window_section(run, run.decisions[0]).text)
     assert 'was saturated' in ' '.join(summarize(run))
+
+
+# --- a criterion that asks the network ---------------------------------------
+
+
+class Network:
+    candidates = NAMES[1:]
+
+    def added_loss(self, names):
+        return .1 * len(names) if 'layer1.2' not in names else 5.
+
+
+def test_a_record_cannot_answer_for_the_network(tmp_path):
+    criterion = build_criterion(dict(type='ablation', n=2))
+    decision = decide(LAYERS, measured(), criterion, criterion.config,
+                      Moment((1, 1), 1, 40), network=Network())
+    assert decision.skipped == ['layer1.1', 'layer1.3']
+    run = run_of(tmp_path, decision)
+    window = recorded_window(run.decisions[0])
+    outcomes = compare(window, more=[dict(type='ablation', n=1)], draws=9)
+    own, other = outcomes[0], outcomes[-1]
+    assert own.skipped == decision.skipped and 'skipped 1.1, 1.3' in own.note
+    assert not other.skipped and 'asks the network' in other.note
+    assert own.stability is other.stability is None
+    # The others can be compared, on the weights that were measured.
+    ebqm = next(o for o in outcomes if o.label.endswith('COCO'))
+    assert ebqm.note is None and ebqm.stability is not None
+    section = whatif_section(window, outcomes)
+    assert 'cannot be decided anew' in ' '.join(section.text)
+    assert 'asked the network' in ' '.join(
+        window_section(run, run.decisions[0]).text)
+    assert 'did best without them' in ' '.join(summarize(run))
+    assert not decision.by_position and decision.layers[2].mapped == 5.
+
+
+def test_near_uniform_weights_are_no_excuse_for_the_network():
+    criterion = build_criterion(dict(type='ablation', n=1))
+    decision = decide(LAYERS, measured(kl=UNIFORM), criterion, criterion.config,
+                      Moment((1, 1), 1, 40), network=Network(),
+                      rules=Rules(uninformative='wait'))
+    assert decision.skipped == ['layer1.1'] and not decision.by_position

@@ -145,6 +145,8 @@ def test_ablate(network, request, tmp_path):
     table = rows(tmp_path / 'what_skipping_costs_layers.csv')
     assert [x['layer'] for x in table] == read_record(work_dir)['active']
     assert all(float(x['margin']) >= 0 for x in table)
+    assert all(float(x['ms']) >= 0 for x in table)
+    assert 'what a layer adds to a step' in ' '.join(output.split())
     assert all(bool(x['top1_added']) == (network == 'classifier')
                for x in table)
 
@@ -404,8 +406,8 @@ def test_report(detector, tmp_path):
         assert link.startswith(('data:', '#'))
     assert all(len(image['alt']) > 40 for image in page.images)
     # timeline, schedule, window, counts, stability, 4 stages, similarity,
-    # features, cost
-    assert len(page.images) == 12
+    # features, ablation, cost
+    assert len(page.images) == 13
     assert 'is left out' not in text
     gone = skipped(work_dir)
     assert (f'{len(gone)} of 16 attention layers were pruned while training '

@@ -3,6 +3,7 @@ from typing import Optional
 
 from ...plotting import KEPT, OUT, SKIPPED, WIDTH, Picture, new_figure, style
 from ..ablate import MEASURES, Ablated, Cost
+from ..cost import Cost as Times
 from .page import Section, Table
 
 _NAMES = dict(
@@ -12,7 +13,7 @@ _NAMES = dict(
 
 
 def ablation_picture(found: Ablated) -> Picture:
-    """Draw the loss that skipping a layer adds over its KL divergence.
+    """Draw the loss that skipping a layer adds over how redundant it looks.
 
     Args:
         found (Ablated): From :func:`ela_mm.analysis.ablate.ablate`.
@@ -28,13 +29,15 @@ def ablation_picture(found: Ablated) -> Picture:
         for name, x in found.redundancy.items():
             cost = found.layers[name]
             skipped = name in gone
+            measure = getattr(x, found.ranked_by)
             axes.errorbar(
-                x.kl, cost.loss, yerr=cost.margin, capsize=2, linewidth=.8,
+                measure, cost.loss, yerr=cost.margin, capsize=2, linewidth=.8,
                 marker='X' if skipped else 'o',
                 color=SKIPPED if skipped else KEPT)
-            axes.annotate(name, (x.kl, cost.loss), fontsize=7,
+            axes.annotate(name, (measure, cost.loss), fontsize=7,
                           xytext=(4, 4), textcoords='offset points')
-        axes.set_xlabel('how redundant it looks: KL divergence, nats')
+        axes.set_xlabel(
+            f'how redundant it looks: {_NAMES[found.ranked_by]}, nats')
         axes.set_ylabel('what it costs: loss added')
         axes.set_title(f'Skipping one layer, {found.images} pictures')
     return Picture('ablation', figure, _alt(found))
@@ -42,17 +45,21 @@ def ablation_picture(found: Ablated) -> Picture:
 
 def _alt(found: Ablated) -> str:
     order = sorted(found.layers, key=lambda name: found.layers[name].loss)
-    return ('Loss added by skipping a layer over its KL divergence. Cheapest '
-            f'to skip: {", ".join(order[:3])}; dearest: '
-            f'{", ".join(order[:-4:-1])}.')
+    return ('Loss added by skipping a layer over its '
+            f'{_NAMES[found.ranked_by]}. Cheapest to skip: '
+            f'{", ".join(order[:3])}; dearest: {", ".join(order[:-4:-1])}.')
 
 
-def ablation_section(found: Ablated, source: str) -> Section:
-    """What each layer is worth, and which measure knew.
+def ablation_section(found: Ablated, source: str,
+                     times: Optional[Times] = None) -> Section:
+    """What each layer is worth, what it costs, and which measure knew.
 
     Args:
         found (Ablated): From :func:`ela_mm.analysis.ablate.ablate`.
         source (str): What the pictures are, in words.
+        times (Times, optional): The network's cost, from
+            :func:`ela_mm.analysis.cost.measure_cost`. Defaults to None: not
+            measured.
 
     Returns:
         Section: Tables and a picture.
@@ -70,22 +77,28 @@ def ablation_section(found: Ablated, source: str) -> Section:
     if found.batches == 1:
         text.append('There is one batch alone: no interval, and no stability. '
                     'Take more pictures, or smaller batches.')
+    milli = {}
+    if times is not None:
+        milli = {x.name: 1e3 * x.seconds for x in times.layers}
+        text.append('Milliseconds are what a layer adds to a step '
+                    f'({times.conditions}).')
     rows = []
     for name, cost in found.layers.items():
         x = found.redundancy.get(name)
         rows.append([
             name, _difference(cost), _number(cost.top1, '+.2f'),
             *(_number(x and getattr(x, m), '.4g') for m in MEASURES[:-1]),
-            _number(x and x.stability, '.0%')
+            _number(x and x.stability, '.0%'),
+            _number(milli.get(name), '.1f')
         ])
     layers = Table(
         'Layers, one skipped at a time',
         ['layer', 'loss added', 'top-1 added', 'KL', 'excess', 'conditional',
-         'own share', 'stability'], rows,
+         'own share', 'stability', 'ms'], rows,
         [['layer', 'loss_added', 'margin', 'top1_added', *MEASURES,
-          'stability']] + [[
+          'stability', 'ms']] + [[
               name, cost.loss, cost.margin, cost.top1,
-              *(found.redundancy.get(name) or [None] * 6)
+              *(found.redundancy.get(name) or [None] * 6), milli.get(name)
           ] for name, cost in found.layers.items()])
     known = {m: found.rank_correlation(m) for m in MEASURES}
     ranks = Table(
@@ -108,7 +121,8 @@ def _of_decision(found: Ablated) -> str:
     kind = criterion.pop('type')
     if found.decision is None:
         return f'{kind} would skip no layer on these weights.'
-    return (f'{kind} would skip {", ".join(found.decision.skipped)}: '
+    on = '' if found.ranked_by == 'kl' else f', by the {_NAMES[found.ranked_by]},'
+    return (f'{kind}{on} would skip {", ".join(found.decision.skipped)}: '
             f'together, {_difference(found.decision)} loss' +
             ('' if found.decision.top1 is None else
              f', {found.decision.top1:+.2f} points of top-1') + '.')

@@ -2,6 +2,7 @@
 from typing import Any, Dict, List, Optional
 
 import numpy as np
+from mmengine.registry import FUNCTIONS
 
 from ...engine.journal.picture import decision_picture
 from ...plotting import (
@@ -13,6 +14,7 @@ from ...plotting import (
     printable,
     style,
 )
+from ...pruning.criteria import asks_network
 from ...pruning.decision import Decision, LayerDecision, Outcome
 from ...pruning.edit import MaskEdit
 from ...pruning.kl import CEILING, MEASURES
@@ -73,6 +75,10 @@ def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
 def _why(run: Run) -> str:
     saying_nothing = [d for d in run.decisions
                       if d.skipped and (d.by_position or d.saturated)]
+    if all(_by_loss(d) for d in run.decisions if d.skipped):
+        return ('They went because the network did best without them: on '
+                'pictures held out of the training set, skipping them added '
+                'least to the loss.')
     if not saying_nothing:
         return ('They went because their attention weights repeat those of '
                 'the layer before more than other layers\' do: the criterion '
@@ -142,24 +148,15 @@ def window_section(run: Run, decision: Decision) -> Section:
         f'A small KL divergence (in nats) says that a layer\'s attention '
         'weights repeat those of the active layer before. '
         f'The criterion {name} ({parameters}) ' +
-        ('' if decision.redundancy == 'paper' else
+        ('asked the network, without each layer, what it loses (mapped: the '
+         'loss added) and ' if _by_loss(decision) else
+         '' if decision.redundancy == 'paper' else
          f'ranked by the {MEASURES[decision.redundancy]} and ') +
         (f'skipped {", ".join(decision.skipped)}; {decision.active} of '
          f'{decision.total} layers remain.' if decision.skipped else
          f'skipped nothing: {decision.note}.')
     ]
-    if decision.saturated:
-        text.append(
-            'All of these KL divergences sit at their ceiling of '
-            f'{CEILING:.1f}: attention was saturated, each layer attending to '
-            'itself alone, and the ranking says nothing of what is redundant.')
-    elif decision.by_position:
-        text.append(
-            'Most of these KL divergences are those of layers that weigh all '
-            'others alike, log(m / n) by the number of layers in memory: '
-            'attention was still near uniform, and the ranking is ' +
-            ('by position.' if decision.redundancy == 'paper' else
-             'of what is close to 0 everywhere.'))
+    text += _caveat(decision)
     if any(layer.excess is not None for layer in decision.layers):
         text.append(
             'Excess is the KL divergence less log(m / n), what uniform weights '
@@ -191,6 +188,32 @@ def window_section(run: Run, decision: Decision) -> Section:
           ] for layer in decision.layers])
     return Section(f'Window: {_span(run, decision)}', text, [table],
                    [decision_picture(decision, run.unit)])
+
+
+def _caveat(decision: Decision) -> List[str]:
+    """Why the ranking says nothing of the layers, if so."""
+    if decision.saturated:
+        return [
+            'All of these KL divergences sit at their ceiling of '
+            f'{CEILING:.1f}: attention was saturated, each layer attending to '
+            'itself alone, and the ranking says nothing of what is redundant.'
+        ]
+    if not decision.by_position:
+        return []
+    return [
+        'Most of these KL divergences are those of layers that weigh all '
+        'others alike, log(m / n) by the number of layers in memory: '
+        'attention was still near uniform, and the ranking is ' +
+        ('by position.' if decision.redundancy == 'paper' else
+         'of what is close to 0 everywhere.')
+    ]
+
+
+def _by_loss(decision: Decision) -> bool:
+    """Whether the network was asked; of what is not registered nobody knows."""
+    name = decision.criterion['type']
+    function = None if '.' in name else FUNCTIONS.get(name)
+    return function is not None and asks_network(function)
 
 
 def _numbers(layer: LayerDecision) -> tuple:

@@ -1,6 +1,7 @@
 """The report of a run: one file that says all that is known of it."""
 import os.path as osp
 import platform
+import time
 from typing import Callable, List, NamedTuple, Optional, Sequence
 
 import mmengine
@@ -8,18 +9,22 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from ...apis.data import dataset_batches, set_of
+from ...apis.data import annotated_batches, dataset_batches, set_of
 from ...apis.loading import load_model, read_config
 from ...engine.journal.record import write_whole
+from ...engine.trial import loss_of
 from ...errors import UsageError
+from ...models.backbones.layer_attention_mixin import find_backbone
 from ...version import __version__
+from ..ablate import ablate
 from ..attention import measure
 from ..cost import Cost, cost_of_config
 from ..features import choose_layers, look
 from ..history import Run, read_run
 from ..schedule import read_schedule
 from ..similarity import compare_features
-from ..whatif import compare, recorded_window
+from ..whatif import compare, recorded_criterion, recorded_window
+from .ablate import ablation_section
 from .attention import attention_section
 from .cost import cost_section
 from .features import features_section
@@ -30,7 +35,7 @@ from .similarity import similarity_section
 from .whatif import whatif_section
 
 FILE_NAME = 'ela_report.html'
-PARTS = ('attention', 'similarity', 'cost', 'features')
+PARTS = ('attention', 'similarity', 'cost', 'features', 'ablation')
 SAMPLES = 8  # compared at a time, as in CKA-SR
 
 
@@ -42,11 +47,14 @@ class Effort(NamedTuple):
         rounds (int): Timed rounds behind the costs.
         batch (int | None): Pictures of a timed step; None: the config's.
         channels (int): Channels that Score-CAM weighs.
+        seconds (float): That trying the network without its layers may take;
+            where it would take longer, it is left out.
     """
     images: int = 32
     rounds: int = 8
     batch: Optional[int] = None
     channels: int = 16
+    seconds: float = 120.
 
 
 def write_report(work_dir: str,
@@ -72,7 +80,7 @@ def write_report(work_dir: str,
         config (str, optional): Instead of the work dir's.
         checkpoint (str, optional): Instead of the work dir's latest.
         without (Sequence[str]): Parts to leave out: ``attention``,
-            ``similarity``, ``cost``, ``features``.
+            ``similarity``, ``cost``, ``features``, ``ablation``.
         effort (Effort, optional): How much to measure.
         device (str): Where. Defaults to ``'cpu'``.
         cfg_options (dict, optional): Override settings of the config.
@@ -117,7 +125,7 @@ def write_report(work_dir: str,
     if set(PARTS) - set(without):
         loaded = attempt('the model',
                          lambda: _load(run, *paths, cfg_options, device))
-    measured = similar = cost = features = None
+    measured = similar = cost = features = ablated = None
     if loaded is not None:
         cfg, model = loaded
         pictures = progress('pictures')
@@ -138,13 +146,16 @@ def write_report(work_dir: str,
         features = attempt('features',
                            lambda: _features(cfg, model, effort.channels,
                                              progress('maps')))
+        ablated = attempt('ablation',
+                          lambda: _ablation(run, cfg, model, effort, cost))
     sections = [timeline_section(run)]
     schedule = attempt('schedule', lambda: _schedule(run, paths[0]))
     if schedule is not None:
         sections.append(schedule)
     sections += [window_section(run, decision) for decision in run.decisions]
     sections += attempt('what if', lambda: _what_if(run, cost)) or []
-    sections += [section for section in (measured, similar, features) if section]
+    sections += [section for section in (measured, similar, features, ablated)
+                 if section]
     if cost is not None:
         sections.append(cost_section(cost))
     name = osp.basename(osp.abspath(work_dir))
@@ -189,6 +200,32 @@ def _features(cfg: Config, model: nn.Module, channels: int,
     return features_section(
         features, f'the first picture of {set_of(cfg)}' +
         (f', {osp.basename(path)}' if path else ''))
+
+
+def _ablation(run: Run, cfg: Config, model: nn.Module, effort: Effort,
+              cost: Optional[Cost]) -> Section:
+    """Where it is quick: each layer takes a pass over the pictures."""
+    batches = list(annotated_batches(cfg, effort.images, SAMPLES))
+    layers = [x for x in find_backbone(model).attention_layers if x.active]
+    times = []
+    for batch in batches[:1] * 2:  # the first time takes longer
+        start = time.perf_counter()
+        loss_of(model.eval(), batch)
+        times.append(time.perf_counter() - start)
+    # One pass with all layers, one without each, perhaps one as decided.
+    expected = min(times, default=0) * len(batches) * (len(layers) + 2)
+    if expected > effort.seconds:
+        raise UsageError(
+            f'trying the network without each of its {len(layers)} layers '
+            f'would take some {expected / 60:.0f} minutes; python '
+            'tools/analyze.py ablate CONFIG CHECKPOINT does it')
+    found = ablate(
+        model,
+        batches,
+        recorded_criterion(run.record['criterion']),
+        accuracy=False,
+        redundancy=run.record.get('redundancy') or 'paper')
+    return ablation_section(found, f'the first of {set_of(cfg)}', cost)
 
 
 def _what_if(run: Run, cost: Optional[Cost]) -> List[Section]:

@@ -146,6 +146,9 @@ def whatif_section(window: Window, outcomes: Sequence[Proposal],
     ]
     own = outcomes[0]
     certain = own.stability
+    if own.note and window.criterion:
+        text.append(f'"{own.label}" cannot be decided anew: {own.note}. The '
+                    'others can, from the weights that were measured.')
     if certain is not None:
         text.append(
             'How sure is that? Blocks of the recorded steps were drawn '
