@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata, ttest_1samp
 from sklearn.metrics import jaccard_score
@@ -96,6 +96,7 @@ def test_a_correlation_within_stages_does_not_see_those_between():
     assert correlation_within([1, 2, 3], [1, 2, 3], [1, 2, 3]) is None
 
 
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
 def test_jaccard_is_sklearns(members):
     one, other = zip(*members)

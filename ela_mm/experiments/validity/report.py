@@ -6,7 +6,7 @@ from ...engine.journal.record import write_whole
 from ...errors import UsageError
 from ...plotting import KEPT, OUT, SKIPPED, WIDTH, Picture, new_figure, save, style
 from .cells import Cell
-from .numbers import Interval, interval
+from .numbers import Interval, correlation, interval
 from .starts import start_cells
 from .study import SELECTORS, Study
 from .summary import (
@@ -131,13 +131,16 @@ def _starts(study: Study, out: str) -> List[str]:
     if not found:
         raise UsageError(f'no finished run below {out}: nothing to tabulate')
     epochs = range(study.training.epochs + 1)
-    distances, ranks, ends = [], [], []
+    distances, ranks, changes, ends = [], [], [], []
     for (depth, name), runs in found.items():
         head = [name, str(depth)]
         distances.append(head + [
             _mean((run[e]['distance'] for run in runs), 3) for e in epochs])
         ranks.append(head + [
             _mean((run[e]['rank_by_position'] for run in runs), 2)
+            for e in epochs])
+        changes.append(head + [
+            _mean((correlation(run[e]['kl'], run[0]['kl']) for run in runs), 2)
             for e in epochs])
         flagged = sum(run[e]['by_position'] for run in runs
                       for e in epochs[1:])
@@ -151,8 +154,10 @@ def _starts(study: Study, out: str) -> List[str]:
             'median of the layers, mean over seeds; epoch 0 is before the '
             'training.', '', *_table(header, distances),
             'Rank correlation of KL with that of uniform weights, which follows '
-            'position.', '', *_table(header, ranks), 'Top-1 accuracy in percent.',
-            '', *_table(['start', 'depth', 'windows by position', 'largest KL',
+            'position.', '', *_table(header, ranks),
+            'Rank correlation of KL with that before the training.', '',
+            *_table(header, changes), 'Top-1 accuracy in percent.', '',
+            *_table(['start', 'depth', 'windows by position', 'largest KL',
                          *header[3:], 'seeds'], ends)]
 
 
