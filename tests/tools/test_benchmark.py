@@ -112,6 +112,15 @@ def test_bytes_kept_follow_what_is_active():
             kept['concatenating'])
 
 
+def test_pictures_of_other_channels():
+    """Plain, ours and a compared system's."""
+    conditions = SMALL._replace(channels=4)
+    for variant in ('plain', 'base', 'SE'):
+        net = benchmark.build_backbone('cifar20', variant, channels=4)
+        assert net.conv1.in_channels == 4
+        benchmark.make_step(net, conditions)()
+
+
 def test_memory_grows_linearly_with_the_layers():
     """What attention keeps, for 4, 8 and 16 layers in a stage."""
 
