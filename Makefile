@@ -38,4 +38,4 @@ docs: setup
 	@echo "The site is in docs/_build/html/index.html"
 
 clean:
-	rm -rf build dist *.egg-info docs/_build work_dirs/demo data/digits
+	rm -rf build dist *.egg-info docs/_build work_dirs/demo data/digits data/digits_maps

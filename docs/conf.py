@@ -1,6 +1,7 @@
 """How Sphinx builds the site: ``make docs``."""
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from sphinx import addnodes
@@ -30,6 +31,8 @@ myst_heading_anchors = 3
 # The docstrings say the types; in signatures they would hide the names.
 autodoc_typehints = 'none'
 autodoc_member_order = 'bysource'
+# Hosts that the tried stack leaves out.
+autodoc_mock_imports = [name for name in ('mmpose', ) if not find_spec(name)]
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 

@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import re
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -36,7 +37,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--host', choices=HOSTS, action='append',
-                        help='may be repeated; default: both')
+                        help='may be repeated; default: those installed')
     parser.add_argument('--match', default='',
                         help='only models with a config whose '
                         '/host/folder/file.py matches this regular expression')
@@ -175,7 +176,8 @@ def main() -> None:
     if args.report:
         report(entries, others, results)
         return
-    for host in args.host or HOSTS:
+    hosts = args.host or [host for host in HOSTS if find_spec(host)]
+    for host in hosts:
         if host not in others:
             found, others[host] = catalogue(
                 host, lambda paths, host=host: track(
@@ -189,7 +191,7 @@ def main() -> None:
         done = 'failure' in known or known.get('plain_build', 'ok') != 'ok' or (
             'ela_build' in known and (args.build_only
                                       or 'plain_step' in known))
-        return not done and entry.host in (args.host or HOSTS) and any(
+        return not done and entry.host in hosts and any(
             re.search(args.match, f'/{entry.host}/{config}')
             for config in entry.configs)
 

@@ -16,6 +16,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
@@ -25,19 +26,20 @@ from torch import nn
 
 from ela_mm.models.backbones.layer_attention_mixin import LayerAttentionMixin
 
-HOSTS = ('mmdet', 'mmpretrain')
+HOSTS = ('mmdet', 'mmpretrain', 'mmseg')
 # Entries of a model's config that name weights, which nothing here needs.
 _WEIGHTS = ('pretrained', 'teacher_ckpt')
 # What a training step is tried with, in turn, until the plain network takes it.
 _DETECTOR_INPUTS = ((64, 1), (64, 8), (128, 1), (256, 1))
 _CLASSIFIER_VIEWS = (1, 2, 8)
+_SEGMENTOR_SIZES = (64, 128, 256)
 
 
 class Entry(NamedTuple):
     """One model that occurs in a host's configs.
 
     Attributes:
-        host (str): ``'mmdet'`` or ``'mmpretrain'``.
+        host (str): One of ``HOSTS``.
         key (str): Hash of the model's config.
         family (str): Folder of the first config, such as ``'faster_rcnn'``.
         configs (List[str]): Paths below the host's configs with this model.
@@ -149,7 +151,7 @@ def catalogue(host: str, progress=iter) -> Tuple[List[Entry], Dict[str, str]]:
     Configs that differ in schedule or data alone share an entry.
 
     Args:
-        host (str): ``'mmdet'`` or ``'mmpretrain'``.
+        host (str): One of ``HOSTS``.
         progress (Callable): Wraps the list of paths. Defaults to iter.
 
     Returns:
@@ -217,12 +219,23 @@ def _uninitialized() -> Iterator[None]:
             setattr(nn.init, name, function)
 
 
+@contextmanager
+def _process_group() -> Iterator[None]:
+    """A group of one process, which mmcv's SyncBN asks for when it is built."""
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0,
+                            world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def build(model: dict, host: str, weights: bool = True) -> nn.Module:
     """Build a model as the host does.
 
     Args:
         model (dict): Its config.
-        host (str): ``'mmdet'`` or ``'mmpretrain'``.
+        host (str): One of ``HOSTS``.
         weights (bool): Whether it gets the random weights that training
             starts from; without, they are arbitrary. Defaults to True.
 
@@ -230,7 +243,8 @@ def build(model: dict, host: str, weights: bool = True) -> nn.Module:
         nn.Module: The model.
     """
     initialization = nullcontext() if weights else _uninitialized()
-    with _inside(host), warnings.catch_warnings(), initialization:
+    group = _process_group() if 'MMSyncBN' in str(model) else nullcontext()
+    with _inside(host), warnings.catch_warnings(), initialization, group:
         warnings.simplefilter('ignore')
         built = import_module(f'{host}.registry').MODELS.build(
             ConfigDict(copy.deepcopy(model)))
@@ -245,6 +259,8 @@ def _without_augments(model: dict) -> dict:
     for node in (preprocessor, preprocessor.get('data_preprocessor') or {}):
         if node.get('batch_augments'):
             node['batch_augments'] = None
+        if node.get('size'):  # mmseg's: of the crops
+            node.update(size=None, size_divisor=1)
     return model
 
 
@@ -252,7 +268,7 @@ def inputs_for(model: nn.Module, host: str) -> Iterator[Tuple[str, Any]]:
     """Random batches of two pictures that a model may take.
 
     Args:
-        model (nn.Module): A whole detector or classifier.
+        model (nn.Module): A whole detector, classifier or segmentor.
         host (str): Whose it is.
 
     Yields:
@@ -261,6 +277,8 @@ def inputs_for(model: nn.Module, host: str) -> Iterator[Tuple[str, Any]]:
     # Some of mmpretrain's configs are detectors, to try its backbones in.
     if host == 'mmdet' or type(model).__module__.startswith('mmdet.'):
         yield from _detector_inputs(model)
+    elif host == 'mmseg':
+        yield from _segmentor_inputs(model)
     else:
         yield from _classifier_inputs()
 
@@ -320,6 +338,29 @@ def _detector_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
         yield note, data
 
 
+def _segmentor_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+    for size in _SEGMENTOR_SIZES:
+        generator = torch.Generator().manual_seed(0)
+        # Regions of 16 px, each of a class.
+        labels = torch.randint(
+            0, model.num_classes, (2, 1, size // 16, size // 16),
+            generator=generator).repeat_interleave(16, 2).repeat_interleave(
+                16, 3)  # (2, 1, size, size)
+        shape = dict(ori_shape=(size, size), img_shape=(size, size))
+        samples = [
+            SegDataSample(
+                gt_sem_seg=PixelData(data=x), metainfo=dict(shape))
+            for x in labels
+        ]
+        pictures = torch.randint(
+            0, 256, (2, 3, size, size), dtype=torch.uint8,
+            generator=generator)
+        yield f'2 pictures, {size} px', dict(
+            inputs=list(pictures), data_samples=samples)
+
+
 def _classifier_inputs() -> Iterator[Tuple[str, Any]]:
     from mmpretrain.structures import DataSample
     for views in _CLASSIFIER_VIEWS:
@@ -335,7 +376,7 @@ def train_step(model: nn.Module, data: Any) -> Dict[str, float]:
     """One training step, checked.
 
     Args:
-        model (nn.Module): A whole detector or classifier; it is changed.
+        model (nn.Module): A whole detector, classifier or segmentor; it is changed.
         data (Any): What its data loader would return.
 
     Returns:

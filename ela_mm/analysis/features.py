@@ -92,7 +92,8 @@ def look(model: nn.Module,
          layers: Sequence[str],
          channels: int = 32,
          put_back: bool = True,
-         progress: Callable = iter) -> Features:
+         progress: Callable = iter,
+         wanted: Optional[str] = None) -> Features:
     """Compute the maps of some layers of one picture.
 
     Args:
@@ -107,13 +108,15 @@ def look(model: nn.Module,
             layers as well, if their weights are there: a deploy checkpoint
             lacks them. Defaults to True.
         progress (Callable): Wraps the list of layers, to show a bar.
+        wanted (str, optional): Name or number of the class to explain.
+            Defaults to None: what the network finds.
 
     Returns:
         Features: Of the picture.
 
     Raises:
-        UsageError: Without grad-cam, on an unknown layer, or a picture in
-            which a detector finds nothing.
+        UsageError: Without grad-cam, on an unknown layer or class, or a
+            picture in which nothing, or nothing of that class, is found.
     """
     check_grad_cam()
     backbone = find_backbone(model)
@@ -127,11 +130,12 @@ def look(model: nn.Module,
         data = model.data_preprocessor(batch, False)
     samples = data.get('data_samples')
     inputs = data['inputs']
-    if not isinstance(inputs, Tensor):  # no preprocessor that stacks them
+    # Not stacked by its preprocessor, or frames of a video.
+    if not isinstance(inputs, Tensor) or inputs.dim() > 4:
         inputs = as_pictures(inputs)
     data = dict(inputs=inputs[:1],
                 data_samples=samples and samples[:1])
-    explained = host_of_model(model).explain(model, data)
+    explained = host_of_model(model).explain(model, data, wanted)
     networks = [model]
     # A deploy checkpoint has no weights of skipped layers to put back.
     put_back = put_back and not getattr(model, 'deployed', False)
@@ -202,10 +206,10 @@ def _tap(model: nn.Module, name: str):
     tap, following = nn.Identity(), layer.index + 1
     if following < len(stage):
         handle = stage[following].register_forward_pre_hook(
-            lambda module, args: (tap(args[0]), *args[1:]))
+            lambda module, args: (stage.through(tap, *args), *args[1:]))
     else:
         handle = stage.register_forward_hook(
-            lambda module, args, output: tap(output))
+            lambda module, args, output: stage.through(tap, output, *args[1:]))
     try:
         yield tap
     finally:

@@ -136,24 +136,31 @@ class Host:
         """
         return model.data_preprocessor(batch, False)
 
-    def explain(self, model: nn.Module, data: dict) -> Explained:
+    def explain(self,
+                model: nn.Module,
+                data: dict,
+                wanted: Optional[str] = None) -> Explained:
         """Choose what class activation maps explain: the class that is found.
 
         Args:
             model (nn.Module): In eval mode.
             data (dict): One picture, as the data_preprocessor returns it.
+            wanted (str, optional): Name or number of the class to explain.
+                Defaults to None: what the network finds.
 
         Returns:
             Explained: For grad-cam.
 
         Raises:
             UsageError: If the model does not answer with logits, or there is
-                nothing to explain.
+                no such class, or nothing to explain.
         """
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
         with torch.no_grad():
             logits = Classifier(model)(data['inputs'])  # (1, classes)
         label = int(logits[0].argmax())
+        if wanted is not None:
+            label = label_of(model, wanted, logits.shape[1])
         return Explained(Classifier, ClassifierOutputTarget(label),
                          f'class {class_name(model, label)}')
 
@@ -208,6 +215,30 @@ class Classifier(nn.Module):
                 "mode='tensor': expected a detector or an mmpretrain "
                 'ImageClassifier')
         return self.scores(logits)
+
+
+def label_of(model: nn.Module, wanted: str, number: int) -> int:
+    """Find a class by its name or, where no class has that name, its number.
+
+    Args:
+        model (nn.Module): With the ``dataset_meta`` of its checkpoint.
+        wanted (str): Such as ``'cat'`` or ``'3'``.
+        number (int): Of classes that the model tells apart.
+
+    Returns:
+        int: From 0.
+
+    Raises:
+        UsageError: If there is no such class.
+    """
+    names = [class_name(model, label) for label in range(number)]
+    if wanted in names:
+        return names.index(wanted)
+    if wanted.isdigit() and int(wanted) < number:
+        return int(wanted)
+    raise UsageError(f'no class {wanted!r}: expected one of '
+                     f'{", ".join(names[:20])}{", ..." * (number > 20)}, or a '
+                     f'number below {number}')
 
 
 def class_name(model: nn.Module, label: int) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..models.backbones.resnet import PlanesMixin
-from .host import Explained, Host, class_name
+from .host import Explained, Host, class_name, label_of
 
 
 @MODELS.register_module()
@@ -61,25 +61,34 @@ class MMDet(Host):
         from mmdet.evaluation import DumpDetResults
         return DumpDetResults(out_file_path=path)
 
-    def explain(self, model: nn.Module, data: dict) -> Explained:
+    def explain(self,
+                model: nn.Module,
+                data: dict,
+                wanted: Optional[str] = None) -> Explained:
         """Choose what class activation maps explain: the three surest boxes.
 
         Raises:
-            UsageError: If nothing is found in the picture.
+            UsageError: If nothing, or nothing of the wanted class, is found in
+                the picture.
         """
         if not (hasattr(model, 'bbox_head') or hasattr(model, 'roi_head')):
-            return super().explain(model, data)
+            return super().explain(model, data, wanted)
         from pytorch_grad_cam.utils.model_targets import (
             FasterRCNNBoxScoreTarget,
         )
         sample = data['data_samples'][0]
         with torch.no_grad():
             answer = _Detector(model, sample)(data['inputs'])[0]
-        kept = answer['scores'].argsort(descending=True)[:3]
-        kept = kept[answer['scores'][kept] > 0]
+        kept = answer['scores'].argsort(descending=True)
+        what = 'nothing'
+        if wanted is not None:
+            what = f'no {wanted!r}'
+            label = label_of(model, wanted, _number_of_classes(model, answer))
+            kept = kept[answer['labels'][kept] == label]
+        kept = kept[answer['scores'][kept] > 0][:3]
         if not len(kept):
             raise UsageError(
-                'the detector finds nothing in the picture, and the maps '
+                f'the detector finds {what} in the picture, and the maps '
                 'explain what was found: expected one with an object, or a '
                 'lower threshold such as --cfg-options '
                 'model.test_cfg.rcnn.score_thr=0.001')
@@ -90,6 +99,12 @@ class MMDet(Host):
             'the surest boxes, of classes ' + ', '.join(
                 class_name(model, label)
                 for label in dict.fromkeys(labels.tolist())))
+
+
+def _number_of_classes(model: nn.Module, answer: dict) -> int:
+    """By the names of its dataset, else by what is found."""
+    names = getattr(model, 'dataset_meta', {}).get('classes') or ()
+    return len(names) or len(answer['labels'].bincount())
 
 
 class _Detector(nn.Module):

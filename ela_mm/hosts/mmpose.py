@@ -1,5 +1,5 @@
 """ELA on MMPose's ResNet family, and what only MMPose knows."""
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from mmengine.config import Config
@@ -99,14 +99,20 @@ class MMPose(Host):
                 '--cfg-options model.test_cfg.flip_test=True')
         super().tta(cfg)
 
-    def explain(self, model: nn.Module, data: dict) -> Explained:
+    def explain(self,
+                model: nn.Module,
+                data: dict,
+                wanted: Optional[str] = None) -> Explained:
         """Choose what class activation maps explain: the joints it finds.
 
         The score is the mean over joints of the heatmap where it is largest.
 
         Raises:
-            UsageError: If the head predicts no heatmaps.
+            UsageError: If the head predicts no heatmaps, or a class is wanted.
         """
+        if wanted is not None:
+            raise UsageError(f'class {wanted!r}: expected none, since joints '
+                             'are explained together')
         with torch.no_grad():
             heatmaps = model(data['inputs'], None, mode='tensor')
         if not isinstance(heatmaps, Tensor) or heatmaps.ndim != 4:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ..compat.compiling import is_compiling
 from ..config_types import type_name
+from ..errors import UsageError
 from ..models.backbones.resnet import PlanesMixin
-from .host import Explained, Host, class_name
+from .host import Explained, Host, class_name, label_of
 
 
 @MODELS.register_module()
@@ -125,16 +126,22 @@ class MMSeg(Host):
             seg_pad_val=steps.seg_pad_val)
         return dict(inputs=inputs, data_samples=samples)
 
-    def explain(self, model: nn.Module, data: dict) -> Explained:
+    def explain(self,
+                model: nn.Module,
+                data: dict,
+                wanted: Optional[str] = None) -> Explained:
         """Choose what class activation maps explain: the pixels of a class.
 
         Of those found in the picture it is the one with most pixels; the one
         called background is only taken where it is alone. Its score is its
         mean logit over the pixels that are found to be of it, as Seg-Grad-CAM
         takes their sum (Vinogradova et al., AAAI 2020, eq. 2).
+
+        Raises:
+            UsageError: If no pixel is found to be of the wanted class.
         """
         if not _segments(model):
-            return super().explain(model, data)
+            return super().explain(model, data, wanted)
         from pytorch_grad_cam.utils.model_targets import (
             SemanticSegmentationTarget,
         )
@@ -142,9 +149,16 @@ class MMSeg(Host):
             logits = _Segmentor(model)(data['inputs'])[0]  # (classes, H, W)
             found = _labels(model, logits)  # (H, W)
         pixels = {int(x): int((found == x).sum()) for x in found.unique()}
-        label = max(
-            pixels, key=lambda x: (class_name(model, x) != 'background',
-                                   pixels[x]))
+        if wanted is None:
+            label = max(
+                pixels, key=lambda x: (class_name(model, x) != 'background',
+                                       pixels[x]))
+        else:
+            label = label_of(model, wanted, model.num_classes)
+        if label not in pixels:
+            raise UsageError(
+                f'no pixel is found to be of class {wanted!r}: expected one of '
+                + ', '.join(class_name(model, x) for x in pixels))
         share = (found == label) / pixels[label]  # (H, W), sums to 1
         target = SemanticSegmentationTarget(
             min(label, len(logits) - 1), share.cpu().numpy())

@@ -174,8 +174,18 @@ def test_pixels_of_the_largest_class_are_explained():
     other = torch.randn(3, 48, 40)
     assert explained.target(other).item() == pytest.approx(
         other[2, 10:, :20].mean().item(), abs=1e-5)
+    for wanted in ('a', '1'):
+        explained = host_of_model(model).explain(
+            model, dict(inputs=inputs), wanted)
+        assert explained.label == 'the 200 pixels of class a'
+    with pytest.raises(UsageError, match="no class 'c': expected one of "
+                       'background, a, b, or a number below 3'):
+        host_of_model(model).explain(model, dict(inputs=inputs), 'c')
     logits[:] = 0.
     logits[0, 0] = 1.
+    with pytest.raises(UsageError, match="no pixel .* of class 'a': expected "
+                       'one of background$'):
+        host_of_model(model).explain(model, dict(inputs=inputs), 'a')
     explained = host_of_model(model).explain(model, dict(inputs=inputs))
     assert explained.label == 'the 1920 pixels of class background'
 

@@ -236,6 +236,15 @@ def test_a_model_of_no_host_is_explained_as_a_classifier(tmp_path):
     assert isinstance(explained.target, targets.ClassifierOutputTarget)
     assert explained.label == f'class {["even", "odd"][label]}'
     assert explained.target(answer) == logits[label]
+    for wanted in ('odd', '1'):
+        explained = host_of_model(model).explain(
+            model, dict(inputs=images), wanted)
+        assert explained.label == 'class odd'
+        assert explained.target(answer) == logits[1]
+    for wanted in ('2', 'odder', '-1'):
+        with pytest.raises(UsageError, match='expected one of even, odd, or a '
+                           'number below 2'):
+            host_of_model(model).explain(model, dict(inputs=images), wanted)
 
     class Silent(ToyClassifier):
         """Answers with what nobody can score."""
@@ -284,6 +293,14 @@ def test_the_three_surest_boxes_are_explained(scores, found, classes):
     (answer, again) = explained.answer(model)(torch.zeros(2, 3, 8, 8))
     assert answer['scores'].tolist() == pytest.approx(scores)
     assert answer['labels'].tolist() == again['labels'].tolist()
+    explained = host_of_model(model).explain(model, data, 'b')
+    assert explained.label == 'the surest boxes, of classes b'
+    np.testing.assert_array_equal(
+        explained.target.bounding_boxes, np.arange(20).reshape(5, 4)[
+            [i for i in (1, 3) if scores[i]]])
+    model.scores = torch.tensor([0., 1., 0., 1., 0.])
+    with pytest.raises(UsageError, match="the detector finds no 'c'"):
+        host_of_model(model).explain(model, data, 'c')
     model.scores = torch.zeros(5)
     with pytest.raises(UsageError, match='the detector finds nothing'):
         host_of_model(model).explain(model, data)
