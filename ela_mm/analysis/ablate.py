@@ -162,12 +162,17 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
         Ablated: On the same batches for every layer.
 
     Raises:
-        UsageError: If there is no picture, no layer attention, or no loss.
+        UsageError: If there is no picture, no active layer, or no loss.
     """
     ranked_by = REDUNDANCY[check_redundancy(redundancy)]
     backbone = find_backbone(model)
     model.eval()
     active = [x for x in backbone.attention_layers if x.active]
+    if not active:
+        raise UsageError(
+            f'all {len(backbone.attention_layers)} attention layers are '
+            'skipped already: there is none to leave out; take a checkpoint '
+            'of before the last pruning')
     whole, weights = _Tally(accuracy), _Weights()
     single = {layer.name: _Tally(accuracy) for layer in active}
     kept: List[dict] = []
@@ -183,7 +188,8 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
         kept.append(batch)
         counts.append(len(batch['inputs']))
     if not kept:
-        raise UsageError('no picture to look at: the dataset is empty')
+        raise UsageError('no picture to look at: the dataset is empty, or its '
+                         'batch_sampler drops a batch that is not full')
     looks = _redundancy(active, weights, np.array(counts), criterion, ranked_by)
     skipped = _decision(looks, criterion, ranked_by,
                         Trial(model, kept, counts, list(looks)))

@@ -100,7 +100,8 @@ def measure(model: nn.Module, batches: Iterable[dict]) -> Measured:
         for handle in handles:
             handle.remove()
     if not images:
-        raise UsageError('no picture to look at: the dataset is empty')
+        raise UsageError('no picture to look at: the dataset is empty, or its '
+                         'batch_sampler drops a batch that is not full')
     layers = backbone.attention_layers
     active = [layer for layer in layers if layer.active]
     rows = [

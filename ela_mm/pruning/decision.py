@@ -307,7 +307,11 @@ def _why_not(layers: Sequence, measured: Dict[str, LayerKL],
 
 def _why_unknown(ranked: Dict[str, LayerKL],
                  redundancy: str) -> Optional[str]:
-    if all(math.isfinite(kl.mean) for kl in ranked.values()):
+    means = [kl.mean for kl in ranked.values()]
+    if redundancy == 'conditional' and means and not any(means):
+        return ('no stage has a third layer, and the conditional part of a '
+                "second one is 0: nothing to rank (redundancy='conditional')")
+    if all(map(math.isfinite, means)):
         return None
     return (f'the {REDUNDANCY[redundancy]} is not known of this whole window, '
             'which began in an earlier version (redundancy='

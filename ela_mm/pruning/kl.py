@@ -46,7 +46,8 @@ class Parts(NamedTuple):
         excess (Tensor): D less that of uniform weights, log(m / n), nats;
             negative where a layer attends to what is new less than uniform
             weights would.
-        conditional (Tensor): The first part alone, nats, >= 0.
+        conditional (Tensor): The first part alone, nats, >= 0; 0 in any case
+            where n is 1.
         own_share (Tensor): s, 0 to 1.
     """
     kl: Tensor
@@ -98,6 +99,8 @@ def kl_and_first_part(prev: Tensor, curr: Tensor,
     # Not 1 - s: where all weight is on what is new, that leaves only rounding.
     rest = p_next[..., :before].sum(-1)  # (B, h)
     first = terms[..., :before].sum(-1) + rest.log()  # (B, h)
+    if before == 1:  # one layer alone has all of the weight, but for rounding
+        first = torch.zeros_like(first)
     return terms.sum(-1).mean(), first.mean()
 
 

@@ -194,6 +194,27 @@ def test_no_picture_and_no_labels(network, batches):
             if not x.active] == ['layer3.3']
 
 
+def test_a_network_that_is_pruned_already(network, batches):
+    pruned = deepcopy(network)
+    backbone = pruned.backbone
+    names = [x.name for x in backbone.attention_layers]
+    backbone.skip_layers(names[2:])
+    found = ablate(pruned, batches[:1], FIXED, accuracy=False)
+    assert list(found.layers) == names[:2] and list(found.redundancy) == names[1:2]
+    assert found.decision is None  # one candidate is not ranked
+    assert ablation_section(found, 'drawn').pictures
+    backbone.skip_layers(names)
+    with pytest.raises(UsageError, match='all 16 attention layers are skipped'):
+        ablate(pruned, batches, FIXED)
+
+
+def test_a_validation_set_smaller_than_a_batch(digits_root):
+    cfg = small_config(digits_root)
+    cfg.val_dataloader.update(batch_size=500, drop_last=True)
+    (batch, ) = annotated_batches(cfg, 4)
+    assert 0 < len(batch['inputs']) < 500
+
+
 def test_boxes_fit_the_resized_picture(digits_root):
     cfg = small_config(digits_root)
     for step in cfg.val_dataloader.dataset.pipeline:

@@ -150,6 +150,10 @@ def test_a_saturated_window_is_no_decision_on_redundancy(tmp_path):
     assert 'ceiling of 18.4' in ' '.join(
         window_section(run, run.decisions[0]).text)
     assert 'was saturated' in ' '.join(summarize(run))
+    equal = decided(kl=[18.42] * 5, config=dict(type='EBQM'))
+    assert equal.saturated and not equal.skipped
+    assert 'layer1.3 18.4' in decision_picture(equal).alt
+    assert counts_picture(recorded_window(equal)).alt
 
 
 # --- a criterion that asks the network ---------------------------------------

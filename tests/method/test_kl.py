@@ -241,3 +241,11 @@ def test_measures_of_a_window(n, m):
         assert chosen.std == pytest.approx(np.sqrt(np.cov(
             expected, fweights=[3, 3, 1], ddof=0)), abs=1e-5)
         assert (chosen.samples, chosen.weights) == (7, [3, 3, 1])
+
+
+def test_where_one_layer_was_seen_there_is_nothing_to_compare():
+    """Not even rounding, which a criterion would stretch to a ranking."""
+    for seed in range(5):
+        curr = torch.rand(3, 2, 2, generator=torch.manual_seed(seed))
+        parts = redundancy_parts(torch.ones(3, 2, 1), curr.softmax(-1))
+        assert parts.conditional.item() == 0. < parts.kl.item()
