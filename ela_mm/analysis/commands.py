@@ -14,7 +14,7 @@ from ..apis.data import (
     loader_of,
     set_of,
 )
-from ..apis.loading import build_model, criterion_of, load_model
+from ..apis.loading import build_model, criterion_of, load_model, redundancy_of
 from ..engine.journal.record import write_whole
 from ..engine.resumption import STATE_KEY
 from ..errors import UsageError
@@ -157,9 +157,14 @@ def ablate(args: Namespace) -> None:
         parse_criterion(args.criterion) if args.criterion else
         criterion_of(cfg))
     batches = annotated_batches(cfg, args.images, args.batch)
-    found = ablate_layers(model, progress_bar('batches')(list(batches)),
-                          criterion)
-    show([ablation_section(found, f'the first of {set_of(cfg)}')],
+    found = ablate_layers(
+        model,
+        progress_bar('batches')(list(batches)),
+        criterion,
+        redundancy=args.redundancy or redundancy_of(cfg))
+    times = None if args.no_time else cost_of_config(
+        cfg, model, progress=progress_bar('timing stages'))
+    show([ablation_section(found, f'the first of {set_of(cfg)}', times)],
          args.out or source.folder)
 
 
@@ -187,7 +192,8 @@ def _whatif_of_run(args: Namespace, source: Source) -> _Asked:
     if source.config is not None:  # whose imports bring criteria of its own
         source.read_config(args.cfg_options)
     more = [parse_criterion(text) for text in args.criterion]
-    windows = [recorded_window(d, done.unit) for d in decided(done)]
+    windows = [recorded_window(d, done.unit, args.redundancy)
+               for d in decided(done)]
 
     def measure_now() -> Cost:
         if source.config is None:
@@ -207,7 +213,8 @@ def _whatif_now(args: Namespace, source: Source) -> _Asked:
                        progress_bar('pictures')(dataset_batches(cfg, images)))
     window = measured_window(
         measured.kl, [row.name for row in measured.rows],
-        f'{measured.images} pictures of {set_of(cfg)}')
+        f'{measured.images} pictures of {set_of(cfg)}',
+        args.redundancy or redundancy_of(cfg))
     cost = None if args.no_time else _or_none(
         lambda: cost_of(args, cfg, model))
     if cost is not None:

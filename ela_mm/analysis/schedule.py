@@ -206,8 +206,8 @@ def _learning_rate(cfg: Config, clock: Clock) -> Tuple:
         end = clock.end if last == math.inf else clock.at(last, epochs)
         start = clock.at(begin, epochs)
         if start is None or end is None:
-            others.append(f'{kind}, counted in '
-                          f'{"epochs" if epochs else "iterations"}')
+            others.append(f'{kind} of {"epochs" if epochs else "iterations"} '
+                          f'{begin + 1} to {last}')
         elif _warms_up(kind, config, end < clock.end) and start == 0:
             warm_up = Span(f'warm-up ({kind})', start, end)
         elif kind == 'OneCycleLR':

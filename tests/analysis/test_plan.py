@@ -97,7 +97,7 @@ def test_other_schedules():
         schedule.lr_others[1]
     unknown = read_schedule(cfg)  # how long an epoch is
     assert unknown.warm_up is None and unknown.clock.end == 10
-    assert 'LinearLR, counted in iterations' in unknown.lr_others
+    assert 'LinearLR of iterations 1 to 50' in unknown.lr_others
     one = Config(dict(train_cfg=dict(by_epoch=False, max_iters=100),
                       param_scheduler=dict(type='OneCycleLR', by_epoch=False)))
     assert read_schedule(one).warm_up.end == 30
