@@ -10,6 +10,7 @@ from .numbers import Interval, correlation, interval
 from .starts import start_cells
 from .study import SELECTORS, Study
 from .summary import (
+    LEAD,
     accuracies,
     by_position,
     chance,
@@ -22,7 +23,7 @@ from .summary import (
 
 NAMES = dict(kl='KL, equation 11', excess='excess', conditional='conditional',
              own_share='own share', position='position alone',
-             halves='the loss itself, half against half')
+             halves='split halves of that loss')
 _COLOURS = (KEPT, SKIPPED, OUT)
 _MARKERS = 'osD'
 
@@ -89,8 +90,9 @@ def _of_depth(study: Study, depth: int, cells: List[Cell]) -> List[str]:
     for title, field in (('all layers', 'over_all'),
                          ('within stages', 'within')):
         lines += _table([title, *windows], [
-            [NAMES[m], *(show(getattr(found[w][m], field), sign=True)
-                         for w in windows)] for m in NAMES
+            [name, *(show(getattr(found[w][m], field), sign=True)
+                         for w in windows)]
+            for m, name in (*NAMES.items(), (LEAD, 'KL less position, paired'))
         ])
     flagged = (by_position(cells, w) for w in windows)
     lines += ['Ranked by position, as the hook tells it: ' + ', '.join(
@@ -195,7 +197,7 @@ def _correlation_picture(depth: int, cells: List[Cell],
         axes.set_xlabel("Spearman's rank correlation with the loss added")
         axes.set_title(f'ResNet-{depth}: who knows what skipping costs')
         figure.legend(*axes.get_legend_handles_labels(),
-                      loc='outside right upper', title='window')
+                      loc='outside right center', title='window')
     return Picture(f'validity_correlation_{depth}', figure,
                    'Rank correlations of measures with the loss that skipping '
                    'a layer adds, with 95% intervals over seeds.')
@@ -232,7 +234,7 @@ def _overlap_picture(study: Study, depth: int, cells: List[Cell],
         axes.set_xlabel("Jaccard's index between seeds, mean over pairs")
         axes.set_title(f'ResNet-{depth}: do other seeds skip the same layers?')
         figure.legend(*axes.get_legend_handles_labels(),
-                      loc='outside right upper', title='window')
+                      loc='outside right center', title='window')
     return Picture(f'validity_overlap_{depth}', figure,
                    'Overlap of the skipped sets between seeds, beside that of '
                    'random sets.')

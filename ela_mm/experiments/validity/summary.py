@@ -19,6 +19,8 @@ MEASURES = ('kl', 'excess', 'conditional', 'own_share', 'position')
 # That loss on every second batch, compared with the others: how far it can be
 # known from these pictures.
 HALVES = 'halves'
+# What KL's correlation is above that of position alone, in the same network.
+LEAD = 'lead'
 
 
 class Correlation(NamedTuple):
@@ -80,8 +82,13 @@ def correlations(cells: List[Cell], window: str) -> Dict[str, Correlation]:
         for name, values, others in rows:
             over_all[name].append(correlation(values, others))
             within[name].append(correlation_within(stages, values, others))
+    for found in (over_all, within):
+        found[LEAD] = [
+            None if None in pair else pair[0] - pair[1]
+            for pair in zip(found['kl'], found['position'])
+        ]
     return {name: Correlation(interval(over_all[name]),
-                              interval(within[name])) for name in names}
+                              interval(within[name])) for name in over_all}
 
 
 def selected(cells: List[Cell], window: str) -> Dict[str, Overlap]:
