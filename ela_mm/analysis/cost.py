@@ -9,6 +9,7 @@ for each of the k (k + 1) / 2 values that they retrieve.
 import statistics
 from copy import deepcopy
 from typing import (
+    Any,
     Callable,
     Dict,
     Iterable,
@@ -203,9 +204,10 @@ def measure_cost(model: nn.Module,
     stages, layers = [], []
     for stage in progress(backbone.attention_stages):
         mask = masks[stage.name]
-        x, learns = inputs[stage.name]
-        seconds = _time_stage(stage, x, learns, training, mask, rounds)
-        per_layer, per_pair = _time_layers(stage, x, learns, training, rounds)
+        given, learns = inputs[stage.name]
+        seconds = _time_stage(stage, given, learns, training, mask, rounds)
+        per_layer, per_pair = _time_layers(stage, given, learns, training,
+                                           rounds)
         attention = [
             sum(p.numel() for p in layer.parameters())
             for layer in stage.attention
@@ -214,8 +216,7 @@ def measure_cost(model: nn.Module,
                          for macs in (macs_before, macs_after))
         stages.append(
             StageCost(stage.name,
-                      sum(p.numel() for p in stage.parameters()) -
-                      sum(attention), sum(attention),
+                      _block_parameters(stage), sum(attention),
                       macs_before[stage.name] - before, before, after,
                       *seconds, per_pair))
         layers += [
@@ -260,16 +261,23 @@ def _set_mask(stage: AttentionStage, mask: Mask) -> None:
 def _attention_macs(macs: Dict[str, int], stage: AttentionStage) -> int:
     """Of a stage without its blocks: skipped layers may leave keys there."""
     return macs[stage.name] - sum(
-        macs.get(f'{stage.name}.{i}', 0) for i in range(len(stage)))
+        macs.get(stage.block_name(i), 0) for i in range(len(stage)))
+
+
+def _block_parameters(stage: AttentionStage) -> int:
+    return sum(p.numel() for block in stage[:] for p in block.parameters())
 
 
 @torch.no_grad()
 def _stage_inputs(backbone: nn.Module, images: Tensor) -> dict:
     """What each stage is given, and whether anything before it learns."""
-    inputs, learns = {}, False
+    inputs = {}
+
+    def note(module: nn.Module, args: Tuple[Any, ...]) -> None:
+        inputs.setdefault(module.name, args)
+
     handles = [
-        stage.register_forward_pre_hook(
-            lambda module, args: inputs.setdefault(module.name, args[0]))
+        stage.register_forward_pre_hook(note)
         for stage in backbone.attention_stages
     ]
     was_training = backbone.training
@@ -278,16 +286,20 @@ def _stage_inputs(backbone: nn.Module, images: Tensor) -> dict:
     backbone.train(was_training)
     for handle in handles:
         handle.remove()
-    stages = [stage.name for stage in backbone.attention_stages]
-    for name, module in backbone.named_children():
-        if name in stages:
-            inputs[name] = (inputs[name], learns)
-        learns |= any(p.requires_grad for p in module.parameters())
+    learning = [name for name, parameter in backbone.named_parameters()
+                if parameter.requires_grad]
+    names = [name for name, _ in backbone.named_parameters()]
+    for name, given in inputs.items():
+        first = next(i for i, own in enumerate(names)
+                     if own.startswith(f'{name}.'))
+        inputs[name] = given, any(own in learning for own in names[:first])
     return inputs
 
 
-def _step(stage: nn.Module, x: Tensor, learns: bool, training: bool,
+def _step(stage: nn.Module, given: Tuple[Any, ...], learns: bool,
+          training: bool,
           mask: Optional[Mask] = None) -> Callable[[], None]:
+    x, *beside = given
     x = x.detach().requires_grad_(learns and training)
     layers = list(stage.attention)
 
@@ -295,11 +307,13 @@ def _step(stage: nn.Module, x: Tensor, learns: bool, training: bool,
         if mask is not None:
             _set_mask(stage, mask)
         with torch.set_grad_enabled(training):
-            output = stage(x)
+            output = stage(x, *beside)
+            if not isinstance(output, Tensor):
+                output = output[-1]  # of a list, one step after the other
             if output.requires_grad:
                 output.sum().backward()
         x.grad = None
-        for part in (stage, *layers):
+        for part in (stage, *stage[:], *layers):
             part.zero_grad(set_to_none=True)
         if x.is_cuda:
             torch.cuda.synchronize()
@@ -307,12 +321,12 @@ def _step(stage: nn.Module, x: Tensor, learns: bool, training: bool,
     return step
 
 
-def _time_stage(stage: AttentionStage, x: Tensor, learns: bool, training: bool,
-                mask: Mask, rounds: int) -> Tuple[float, float, float]:
+def _time_stage(stage: AttentionStage, given: Tuple[Any, ...], learns: bool,
+                training: bool, mask: Mask, rounds: int) -> Tuple[float, float, float]:
     """Seconds of the blocks alone, with all layers, and as pruned."""
     nothing = ([False] * len(stage), ) * 2
     steps = {
-        name: _step(stage, x, learns, training, wanted)
+        name: _step(stage, given, learns, training, wanted)
         for name, wanted in (('blocks', nothing),
                              ('before', _everything(stage)), ('after', mask))
     }
@@ -324,28 +338,24 @@ def _time_stage(stage: AttentionStage, x: Tensor, learns: bool, training: bool,
             blocks * ratio(times['after'], times['blocks']))
 
 
-def _time_layers(stage: AttentionStage, x: Tensor, learns: bool,
+def _time_layers(stage: AttentionStage, given: Tuple[Any, ...], learns: bool,
                  training: bool,
                  rounds: int) -> Tuple[List[float], float]:
     """Seconds that each layer adds to the stage's attention, and each pair."""
     with torch.no_grad():
-        # (B, C, H, W), the shape that attention works on. Of moderate values:
-        # weights near the smallest numbers there are slow processors down.
-        x = torch.rand_like(stage(x))
-    learns = learns or any(p.requires_grad for p in stage.parameters())
-    alone = AttentionStage(
-        stage.name, nn.Sequential(*(nn.Identity() for _ in stage)),
-        list(stage.attention))
-    alone.train(stage.training)
+        alone, x = stage.alone(stage(*given), *given[1:])
+    learns = learns or any(
+        p.requires_grad for part in (stage, *stage[:])
+        for p in part.parameters())
     total = len(stage)
     everything, nothing = [True] * total, [False] * total
     steps = {
-        name: _step(alone, x, learns, training, (mask, mask))
+        name: _step(alone, (x, ), learns, training, (mask, mask))
         for name, mask in (('all', everything), ('none', nothing))
     }
     for i in range(total):
         without = everything[:i] + [False] + everything[i + 1:]
-        steps[i] = _step(alone, x, learns, training, (without, without))
+        steps[i] = _step(alone, (x, ), learns, training, (without, without))
     times = time_in_turns(steps, rounds)
 
     def more_than(name) -> float:

@@ -20,6 +20,10 @@ class PVTStage(TokenStage):
         """The host's block number i."""
         return self._modules[str(self._first + i)]
 
+    def block_name(self, i: int) -> str:
+        """What block number i is called in the backbone."""
+        return f'{self.name}.{self._first + i}'
+
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         """Embed positions as the host does, then run blocks and attention.
 

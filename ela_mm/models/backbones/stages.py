@@ -22,6 +22,7 @@ from typing import (
     Type,
 )
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor, fx, nn
 
@@ -185,6 +186,10 @@ class Stage(BaseModule):
     def block(self, i: int) -> nn.Module:
         """The host's block number i."""
         return self._modules[str(i)]
+
+    def block_name(self, i: int) -> str:
+        """What block number i is called in the backbone."""
+        return f'{self.name}.{i}'
 
     def norms(self, i: int) -> List[nn.Module]:
         """The norms that attention brought along with block i."""
@@ -380,6 +385,36 @@ class AttentionStage(Stage):
             (B, h, n) over layers; None of a skipped layer.
         """
         return _attend(self, i, x, memory)
+
+    def alone(self, x: Tensor,
+              *args: Any) -> Tuple['AttentionStage', Tensor]:
+        """Make a stage of the same layers, whose blocks do nothing.
+
+        Args:
+            x (Tensor): What leaves this stage.
+            *args: What the host hands to each block beside x.
+
+        Returns:
+            tuple: The stage, and an input for it of x's shape. Its values are
+            moderate: weights near the smallest numbers slow processors down.
+        """
+        blocks = nn.Sequential(*(nn.Identity() for _ in self.attention))
+        stage = AttentionStage(self.name, blocks, list(self.attention))
+        return stage.train(self.training), torch.rand_like(x)
+
+    def through(self, tap: Callable[[Tensor], Tensor], x: Any,
+                *args: Any) -> Any:
+        """Let what blocks pass on go through a function of maps.
+
+        Args:
+            tap (Callable): From (B, C, H, W) to the same.
+            x (Any): What leaves a step.
+            *args: What the host hands to each block beside x.
+
+        Returns:
+            Any: In the form that x has.
+        """
+        return tap(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the blocks and the active layers.

@@ -1,5 +1,5 @@
 """TridentNet: the last stage has three branches, and the host builds it last."""
-from typing import List, Optional, Tuple, Union
+from typing import Callable, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -22,9 +22,17 @@ class TridentStage(AttentionStage):
         x = self.block(i)(x)
         if isinstance(x, Tensor):  # the last block joins its branches
             return self.attend(i, x, memory)
+        if len(x) == 1:  # a chunk of an exported batch would fix its size
+            x, weights = self.attend(i, x[0], memory)
+            return [x], weights
         branches = len(x)
         x, weights = self.attend(i, torch.cat(x), memory)
         return list(x.chunk(branches)), weights
+
+    def through(self, tap: Callable[[Tensor], Tensor],
+                x: Union[Tensor, List[Tensor]]) -> Union[Tensor, List[Tensor]]:
+        """Let branches (B, C, H, W) go through a function, each for itself."""
+        return tap(x) if isinstance(x, Tensor) else [tap(y) for y in x]
 
 
 class TridentMixin(PlanesMixin):

@@ -6,8 +6,18 @@ classes (with one extra token or two, relative positions, rotary ones) stay as
 they are: they walk ``layers``, which hands them one step after the other.
 """
 from contextvars import ContextVar
-from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
+from typing import (
+    Any,
+    Callable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+    Union,
+)
 
+import torch
 from torch import Tensor, nn
 
 from ...errors import UsageError
@@ -15,6 +25,7 @@ from ..layers import LayerMemory
 from ..layers.token_attention import TokenLayerAttention
 from .placed import PlacedAttentionMixin
 from .stages import AttentionLayerInfo, AttentionStage, StageSpec
+from .walked import map_to_tokens, tokens_to_map
 
 # H and W of the patches in the running pass. Of this thread alone: hosts do
 # not hand it to their blocks.
@@ -70,6 +81,29 @@ class BlockGroup(AttentionStage):
         """The host's block number i of the group."""
         blocks, first = self._home
         return blocks[first + i]
+
+    def block_name(self, i: int) -> str:
+        """What block number i of the group is called in the backbone."""
+        return f'{self.name.rpartition(".")[0]}.{self._home[1] + i}'
+
+    def alone(self, x: List[Tensor],
+              *args: Any) -> Tuple['BlockGroup', Tensor]:
+        """Make a group of the same layers, and an input for it."""
+        blocks = nn.ModuleList(nn.Identity() for _ in self.attention)
+        group = BlockGroup(self.name, nn.Sequential(), list(self.attention))
+        GroupedBlocks(blocks, [group])
+        return group.train(self.training), torch.rand_like(x[-1])
+
+    def through(self, tap: Callable[[Tensor], Tensor],
+                x: Union[Tensor, List[Tensor]],
+                *args: Any) -> Union[Tensor, List[Tensor]]:
+        """Let the map of the patches go through; of a list, the last one's."""
+        if not isinstance(x, Tensor):
+            return [*x[:-1], self.through(tap, x[-1])]
+        hw_shape = _PATCHES.get()
+        extra = x.shape[1] - hw_shape[0] * hw_shape[1]
+        patches = tap(tokens_to_map(x[:, extra:], hw_shape))
+        return torch.cat((x[:, :extra], map_to_tokens(patches)), 1)
 
     def forward(self, x: Tensor, *args: Any,
                 blocks: Optional[List[nn.Module]] = None) -> List[Tensor]:

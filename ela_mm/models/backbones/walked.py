@@ -3,7 +3,7 @@
 Such a host runs ``for block in blocks: x = block(x, hw_shape)``. A stage that
 takes the place of ``blocks`` is met by the loop as one block, which runs all.
 """
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 from torch import Tensor, nn
 
@@ -73,6 +73,16 @@ class TokenStage(WalkedStage):
             return x, None
         x, weights = self.attend(i, tokens_to_map(x, hw_shape), memory)
         return map_to_tokens(x), weights  # (B, HW, C), (B, h, n)
+
+    def alone(self, x: Tensor, hw_shape: Tuple[int, int]
+              ) -> Tuple[AttentionStage, Tensor]:
+        """Make a stage of maps of the same layers, and an input for it."""
+        return super().alone(tokens_to_map(x, hw_shape))
+
+    def through(self, tap: Callable[[Tensor], Tensor], x: Tensor,
+                hw_shape: Tuple[int, int]) -> Tensor:
+        """Let the map that tokens (B, HW, C) form go through a function."""
+        return map_to_tokens(tap(tokens_to_map(x, hw_shape)))
 
 
 def tokens_to_map(x: Tensor, hw_shape: Tuple[int, int]) -> Tensor:
