@@ -347,6 +347,7 @@ def test_studies_lead_somewhere(path):
     (dict(pictures=dict(TINY['pictures'], held_out=[60, 70])), '4 pictures'),
     (dict(training=dict(epochs=3, batch_size=65)), 'no batch of 65'),
     (dict(colour='red'), 'colour'),
+    (dict(depths=[20]), r'depths is \[20\]'),
 ])
 def test_bad_files_are_named(tmp_path, changes, message):
     path = write(tmp_path, **changes)

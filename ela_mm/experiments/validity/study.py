@@ -176,6 +176,10 @@ def read_study(path: str, root: str, data_root: Optional[str] = None) -> Study:
 
 
 def _check(study: Study, path: str) -> None:
+    numbers = study.depths.items() if isinstance(study.depths, dict) else [()]
+    if not all(pair and all(type(x) is int for x in pair) for pair in numbers):
+        raise UsageError(f'{path}: depths is {study.depths!r}, expected '
+                         'depth: number of layers to skip, such as {56: 6}')
     epochs = study.training.epochs
     for name, epoch in study.windows.items():
         if not 1 <= epoch <= epochs:
