@@ -127,26 +127,38 @@ def make_plan(cfg: Config,
     criteria = _criteria(cfg, layers, refused)
     if not refused:
         with tempfile.TemporaryDirectory(prefix='ela_plan_') as folder:
-            try:
-                runner = _rehearse(cfg, folder)
+            runner = _attempt(lambda: _rehearse(cfg, folder), refused)
+            if isinstance(runner, Runner):
                 per_epoch, windows = _lengths(runner)
                 _ask_hooks(runner, refused)
                 if rounds and not refused:
-                    times = _step_times(runner, layers, _most(cfg, layers),
-                                        rounds, progress)
-            except UsageError as error:
-                refused.append(str(error))
-            except Exception as error:  # whatever a user's config asks for
-                refused.append(f'{type(error).__name__}: {error}')
-    if per_epoch is None:
-        notes.append('iterations per epoch are not known')
+                    times = _attempt(
+                        lambda: _step_times(runner, layers, _most(cfg, layers),
+                                            rounds, progress), notes,
+                        'step times are not known: ') or []
+            elif runner is not None:
+                notes.append(f'{type(runner).__name__} is built, but not '
+                             'rehearsed')
     try:
         schedule = read_schedule(cfg, per_epoch, windows)
     except UsageError as error:
         schedule = None
         refused.append(str(error))
+    if schedule is not None and not schedule.clock.in_iterations:
+        notes.append('iterations per epoch are not known')
     return Plan(layers, schedule, criteria, times,
                 list(dict.fromkeys(refused)), notes)
+
+
+def _attempt(make: Callable[[], Any], told: List[str], what: str = '') -> Any:
+    """What cannot be made leaves a sentence, whatever a config asks for."""
+    try:
+        return make()
+    except UsageError as error:
+        told.append(f'{what}{error}')
+    except Exception as error:
+        told.append(f'{what}{type(error).__name__}: {error}')
+    return None
 
 
 # --- layers ------------------------------------------------------------------
@@ -169,6 +181,11 @@ def start_of(cfg: Config, notes: List[str]) -> LayerAttentionMixin:
     elif path is not None:
         check_checkpoint(path)
         state = torch.load(path, map_location='cpu')
+        meta = state.get('meta') or {}
+        if cfg.get('resume'):
+            notes.append(f'the run goes on from {path}, after epoch '
+                         f'{meta.get("epoch")} and iteration '
+                         f'{meta.get("iter")}: what lies before is done')
         model.load_state_dict(state.get('state_dict', state), strict=False)
     return find_backbone(model)
 
@@ -274,7 +291,12 @@ def _rehearse(cfg: Config, folder: str) -> Runner:
         cfg.visualizer.vis_backends = []  # nobody is told of a rehearsal
     cfg.experiment_name = f'plan_{folder}'
     runner = build_runner(cfg, trains=False)
-    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    if isinstance(runner, Runner):  # else there is a strategy, which does it
+        runner.optim_wrapper = runner.build_optim_wrapper(
+            runner.optim_wrapper)
+        runner.train_loop  # noqa: B018  builds loop and data
+        if runner.param_schedulers is not None:
+            runner.build_param_scheduler(runner.param_schedulers)
     return runner
 
 

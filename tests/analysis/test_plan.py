@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from support import ROOT
 from support.running import tool
-from support.toy import toy_config, validation
+from support.toy import toy_config, toy_runner, validation
 
 from ela_mm.analysis.plan import (
     describe_criterion,
@@ -189,6 +189,7 @@ def test_a_plan_trains_writes_and_keeps_nothing(tmp_path):
     ({'custom_hooks.0.criterion': dict(type='EBQM', mu=7)}, 'mu=7'),
     ({'custom_hooks.0.skip': 'all'}, "skip='all'"),
     ({'train_dataloader.dataset.type': 'Gone'}, 'Gone'),
+    ({'param_scheduler': [dict(type='GoneLR')]}, 'GoneLR'),
     ({'load_from': 'gone.pth'}, "'gone.pth' does not exist"),
 ])
 def test_what_would_be_refused_is_said(tmp_path, change, reason):
@@ -199,6 +200,34 @@ def test_what_would_be_refused_is_said(tmp_path, change, reason):
     plan = make_plan(cfg, rounds=0)
     assert any(reason in text for text in plan.refused), plan.refused
     assert plan_sections(plan)[-1].text[0].startswith('REFUSED: ')
+
+
+def test_what_cannot_be_timed_or_rehearsed_is_no_refusal(tmp_path):
+    """As several optimizers, or a runner with a strategy."""
+    cfg = toy_config(tmp_path, max_epochs=2, **SMALL)
+    cfg.train_dataloader.collate_fn = dict(type='pseudo_collate')
+    plan = make_plan(cfg, rounds=1)  # the toy takes a tensor
+    assert not plan.refused and not plan.times
+    assert plan.notes[0].startswith('step times are not known: ')
+    cfg = toy_config(tmp_path, max_epochs=2, **SMALL)
+    cfg.runner_type = 'FlexibleRunner'
+    cfg.strategy = dict(type='SingleDeviceStrategy')
+    plan = make_plan(cfg, rounds=1)
+    assert not plan.refused
+    assert plan.notes[0] == 'FlexibleRunner is built, but not rehearsed'
+
+
+def test_a_resumed_run_says_where_it_goes_on(tmp_path):
+    toy_runner(tmp_path, max_epochs=1, **SMALL).train()
+    path = str(tmp_path / 'epoch_1.pth')
+    cfg = toy_config(tmp_path, max_epochs=2, load_from=path, resume=True,
+                     **SMALL)
+    plan = make_plan(cfg, rounds=0)
+    assert plan.notes == [f'the run goes on from {path}, after epoch 1 and '
+                          'iteration 4: what lies before is done']
+    skipped = torch.load(path)['state_dict']['backbone.active'].logical_not()
+    assert skipped.any()
+    assert [not x.active for x in plan.layers] == skipped.tolist()
 
 
 def test_criteria_in_words_say_what_they_do():
