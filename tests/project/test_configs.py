@@ -8,7 +8,8 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from support import ROOT
 
-CONFIGS = sorted((ROOT / 'configs').glob('*ela_r*.py'))
+CONFIGS = sorted(path for path in (ROOT / 'configs').glob('*ela_r*.py')
+                 if 'regnet' not in path.stem)
 SEGMENTATION = [path for path in CONFIGS
                 if path.stem.endswith(('cityscapes', 'ade20k'))]
 COCO = [path for path in CONFIGS

@@ -1,0 +1,20 @@
+"""ELA-DeiT-Ti on ImageNet-1K, 300 epochs, from scratch.
+
+Train: tools/train.py configs/ela_deit-tiny_imagenet.py
+Attention is placed, normed and grouped (every 4 blocks) as in MRLA's DeiT. The
+paper prunes its ResNets at the start and half way; here as well.
+"""
+_base_ = 'mmpretrain::deit/deit-tiny_4xb256_in1k.py'
+
+custom_imports = dict(imports=['ela_mm'], allow_failed_imports=False)
+
+model = dict(backbone=dict(type='ELAVisionTransformer', attention_groups=4))
+
+# gamma is this project's choice (docs/choices.md), the rest is the paper's.
+custom_hooks = [
+    dict(
+        type='ELAPruneHook',
+        windows=[(1, 3), (151, 153)],
+        criterion=dict(type='EBQM', gamma=0.75, alpha=2.0, beta=5.0, mu=0.25)),
+    dict(type='ReseedHook')  # runs of one seed see the same batches
+]

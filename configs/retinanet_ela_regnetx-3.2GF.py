@@ -1,0 +1,12 @@
+"""RetinaNet with ELA-RegNetX-3.2GF on COCO, 1x.
+
+Train: tools/train.py configs/retinanet_ela_regnetx-3.2GF.py
+frozen_stages=1, norm_eval=True and the RegNet weights stay as the base has
+them. The paper has ResNets; its windows and numbers are taken over.
+"""
+_base_ = [
+    'mmdet::regnet/retinanet_regnetx-3.2GF_fpn_1x_coco.py',
+    './_base_/ela_coco.py'
+]
+
+model = dict(backbone=dict(type='ELARegNet', zero_init_attention=True))
