@@ -1,4 +1,4 @@
-"""Semantic FPN with ELA-ResNetV1c-50 on handwritten digits: a minute on a CPU.
+"""Semantic FPN with ELA-ResNetV1c-50 on handwritten digits: minutes on a CPU.
 
 The pictures are made from scikit-learn's digits on first use
 (data/digits_maps). The network is slim and starts from scratch.
