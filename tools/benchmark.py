@@ -24,9 +24,9 @@ from rich.progress import track
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.analysis import count_macs
 from ela_mm.apis.launch import UsageError, check_checkpoint, run
-from ela_mm.experiments import benchmark
+from ela_mm.experiments import benchmark, counts
 from ela_mm.experiments.benchmark import Conditions
-from ela_mm.timing import ratio, time_in_turns
+from ela_mm.timing import ratio, seconds_of, time_in_turns
 
 COLUMNS = ('variant', 'active', 'time', 'step, ms', 'kept for backward',
            'peak of memory', 'parameters, M', 'GMACs')
@@ -67,6 +67,12 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='instead: cost against the number of layers in the third stage, '
         f'{benchmark.GROWTH}')
+    parser.add_argument(
+        '--count',
+        action='store_true',
+        help='count the kernels that a step starts and the bytes that it moves, '
+        'which are the same on every machine: on a CPU instead of timing, also '
+        'as a GPU runs it, without computing; on CUDA before it')
     parser.add_argument(
         '--default-allocator',
         action='store_true',
@@ -157,7 +163,9 @@ def measure(conditions: Conditions, variants: List[str],
     seconds = time_in_turns(
         {v: benchmark.make_step(n, conditions)
          for v, n in networks.items()}, args.rounds,
-        progress=lambda rounds: track(rounds, conditions.network))
+        progress=lambda rounds: track(rounds, conditions.network),
+        clock=seconds_of if conditions.device == 'cpu' else
+        benchmark.seconds_on_gpu)
     costs = {
         v: count_macs(network.cpu(), (
             conditions.channels, conditions.size, conditions.size))
@@ -189,6 +197,38 @@ def measure(conditions: Conditions, variants: List[str],
                 parameters=costs[v].parameters,
                 macs=costs[v].macs))
     return rows
+
+
+def count(all_conditions: List[Conditions], variants: List[str],
+          args: argparse.Namespace) -> None:
+    """Count the variants of each network; print and write counts.md."""
+    sections = []
+    for conditions in all_conditions:
+        # Half precision and channels last take the same way everywhere.
+        both = args.device == 'cpu' and not (args.amp or args.channels_last)
+        for device in (('meta', 'cpu') if both else (args.device, )):
+            found = {
+                v: counts.count(
+                    build(conditions, v, args.mask),
+                    conditions._replace(device=device))
+                for v in track(variants, f'{conditions.network}, {device}')
+            }
+            place = 'a GPU' if device in ('meta', 'cuda') else 'a CPU'
+            sections += [
+                f'**{conditions.network}**, as {place} runs it', '',
+                counts.table(found), counts.table_of_operations(found)
+            ]
+    step = 'inference' if args.inference else 'forward and backward'
+    text = '\n'.join([
+        f'Backbone, {step}, batch {args.batch}, PyTorch {torch.__version__}: '
+        'operations that reach a backend, without views and new, unwritten '
+        'tensors; bytes of their tensor arguments and results.', '', *sections
+    ])
+    path = osp.join(args.out, 'counts.md')
+    with open(path, 'w', encoding='utf-8') as f:
+        f.write(text)
+    print(text)
+    print(f'Written: {path}')
 
 
 def markdown(rows: List[dict]) -> str:
@@ -314,14 +354,19 @@ def main() -> None:
     variants = ['plain'] + [v for v in chosen if v != 'plain']
     if args.mask:
         variants.append('ELA mask')
-    rows = []
-    for network in networks:
-        size = args.size or (32 if network.startswith('cifar') else 224)
-        rows += measure(
-            Conditions(network, not args.inference, args.device, args.amp,
-                       args.batch, size, args.channels_last, args.compile,
-                       args.with_cp, args.channels), variants, args)
+    conditions = [
+        Conditions(
+            network, not args.inference, args.device, args.amp, args.batch,
+            args.size or (32 if network.startswith('cifar') else 224),
+            args.channels_last, args.compile, args.with_cp, args.channels)
+        for network in networks
+    ]
     os.makedirs(args.out, exist_ok=True)
+    if args.count:
+        count(conditions, variants, args)
+        if args.device == 'cpu':
+            return
+    rows = [row for c in conditions for row in measure(c, variants, args)]
     text = f'{describe(args, kept)}\n\n{markdown(rows)}'
     with open(osp.join(args.out, 'benchmark.md'), 'w', encoding='utf-8') as f:
         f.write(text)

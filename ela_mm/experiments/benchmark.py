@@ -20,6 +20,7 @@ from .systems import SYSTEMS, backbone_options
 from .variants import (
     ConcatenatingAttention,
     OwnValueAttention,
+    SeparateLightAttention,
     replace_attention,
     watched_similarity,
 )
@@ -33,7 +34,7 @@ GROWTH = (6, 12, 23, 36)
 # Shares of ELA's layers that are skipped, in percent.
 SHARES = (25, 50, 80)
 VARIANTS = ('plain', 'concatenating', 'base', 'measuring', 'own value',
-            'light', *(f'ELA {share}%' for share in SHARES))
+            'separate light', 'light', *(f'ELA {share}%' for share in SHARES))
 # The compared systems that are not among them under another name.
 COMPARED = tuple(name for name in SYSTEMS
                  if name not in ('ResNet', 'MRLA-L', 'MRLA-B', 'ELA'))
@@ -114,8 +115,8 @@ def build_backbone(network: str,
         options = backbone_options(variant, cls, depth, lambda: (size, size))
     else:
         options = dict(
-            attention={'plain': None, REGULARIZED: None, 'light': 'light'}.get(
-                variant, 'base'))
+            attention={'plain': None, REGULARIZED: None, 'light': 'light',
+                       'separate light': 'light'}.get(variant, 'base'))
     if network in NETWORKS and network.startswith('r'):
         options['deep_stem'] = network.endswith('c')
     backbone = cls(depth, in_channels=channels,
@@ -124,6 +125,8 @@ def build_backbone(network: str,
         replace_attention(backbone, ConcatenatingAttention)
     elif variant == 'own value':
         replace_attention(backbone, OwnValueAttention)
+    elif variant == 'separate light':
+        replace_attention(backbone, SeparateLightAttention)
     elif variant == REGULARIZED:
         backbone.regularizer = watched_similarity(backbone)
     elif variant == 'measuring':
@@ -165,7 +168,8 @@ def make_step(backbone: nn.Module,
         conditions (Conditions): Of the step.
 
     Returns:
-        Callable: Runs forward, and backward in training; waits for the GPU.
+        Callable: Runs forward, and backward in training; does not wait for a
+        GPU.
     """
     forward = make_forward(backbone, conditions)
 
@@ -174,10 +178,18 @@ def make_step(backbone: nn.Module,
         if conditions.training:
             loss.backward()
             backbone.zero_grad(set_to_none=True)
-        if conditions.device != 'cpu':
-            torch.cuda.synchronize()
 
     return step
+
+
+def seconds_on_gpu(step: Callable[[], None]) -> float:
+    """Time a step by CUDA's events, from its first kernel to its last."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    step()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def make_forward(backbone: nn.Module,

@@ -6,7 +6,7 @@ arguments and results. Views and new, unwritten tensors are neither. What an
 operation does within itself is not seen, and neither is what a cache holds.
 """
 from collections import Counter
-from typing import List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Tuple
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -103,6 +103,48 @@ def count(backbone: nn.Module, conditions: Conditions) -> Counts:
             loss.backward()
         backbone.zero_grad(set_to_none=True)
     return counts
+
+
+def table(found: Dict[str, Counts]) -> str:
+    """Write one row per variant as Markdown.
+
+    Args:
+        found (Dict[str, Counts]): By variant, ``'plain'`` among them.
+
+    Returns:
+        str: Kernels and bytes, forward, backward and as ratios to plain.
+    """
+    plain = found['plain']
+    lines = [
+        '| variant | kernels | forward, backward | bytes | MB forward, '
+        'backward |', '| --- | --- | --- | --- | --- |'
+    ]
+    for variant, counts in found.items():
+        kernels = [sum(part.kernels.values()) for part in counts]
+        megabytes = [sum(part.bytes.values()) / 1e6 for part in counts]
+        lines.append(
+            f'| {variant} | {counts.kernels / plain.kernels:.2f}x | '
+            f'{kernels[0]}, {kernels[1]} | '
+            f'{counts.bytes / plain.bytes:.2f}x | '
+            f'{megabytes[0]:.0f}, {megabytes[1]:.0f} |')
+    return '\n'.join(lines) + '\n'
+
+
+def table_of_operations(found: Dict[str, Counts]) -> str:
+    """Write, per variant, what its operations count more than plain's.
+
+    Args:
+        found (Dict[str, Counts]): By variant, ``'plain'`` among them.
+
+    Returns:
+        str: Markdown.
+    """
+    lines = ['| variant | operation | kernels | MB |', '| --- | --- | --- | --- |']
+    for variant, counts in found.items():
+        for name, kernels, size in counts.beyond(found['plain']):
+            lines.append(
+                f'| {variant} | `{name}` | {kernels:+d} | {size / 1e6:+.0f} |')
+    return '\n'.join(lines) + '\n'
 
 
 def _is_free(func) -> bool:

@@ -9,9 +9,10 @@ import math
 from typing import Callable, Dict, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.layers import LayerAttention, LayerMemory
+from ..models.layers import LayerAttention, LayerMemory, LightLayerAttention
 from ..sparsity.cka import cka_sr, pooled
 from ..sparsity.stages import find_stages
 
@@ -70,17 +71,46 @@ class OwnValueAttention(LayerAttention):
         return self.act(self.norm(self.value(x))), None  # (B, C, H, W)
 
 
+class SeparateLightAttention(LightLayerAttention):
+    """MRLA-light operation by operation, as MRLA's published code has it.
+
+    The scale of ``zero_init`` and drop path are left out.
+    """
+
+    def forward(self, x: Tensor, identity: Tensor) -> Tensor:
+        """Mix the layer's own value with the block's shortcut.
+
+        Args:
+            x (Tensor): (B, C, H, W), the block's output.
+            identity (Tensor): (B, C, H, W), the block's shortcut.
+
+        Returns:
+            Tensor: (B, C, H, W), the term to add to ``x``.
+        """
+        heads = (len(x), self.num_heads, self.head_dim)
+        pooled = F.adaptive_avg_pool2d(x, 1).flatten(2).transpose(1, 2)
+        query = self.query(pooled).view(heads).unsqueeze(2)  # (B, h, 1, d)
+        key = self.key(pooled).view(heads).unsqueeze(2)  # (B, h, 1, d)
+        value = self.value(x).view(*heads, *x.shape[2:])  # (B, h, d, H, W)
+        logits = torch.einsum('bhid,bhjd->bhij', query, key)  # (B, h, 1, 1)
+        gate = torch.sigmoid(logits * self.head_dim**-0.5)
+        own = (value * gate[..., None].expand_as(value)).view_as(x)
+        mix = self.mix.view(1, -1, 1, 1).expand_as(identity)
+        return self.norm(own + mix * identity)  # (B, C, H, W)
+
+
 def replace_attention(backbone: nn.Module, cls: type) -> None:
     """Let a backbone's attention layers be of another class.
 
     Args:
-        backbone (nn.Module): With ``attention='base'``; changed in place, the
-            parameters stay the same.
-        cls (type): A subclass of :class:`~ela_mm.LayerAttention` without
-            state of its own.
+        backbone (nn.Module): With the attention that ``cls`` derives from;
+            changed in place, the parameters stay the same.
+        cls (type): A subclass of :class:`~ela_mm.LayerAttention` or of
+            :class:`~ela_mm.models.layers.LightLayerAttention` without state of
+            its own.
     """
     for module in backbone.modules():
-        if type(module) is LayerAttention:
+        if type(module) in cls.__bases__:
             module.__class__ = cls
 
 

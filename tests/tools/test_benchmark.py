@@ -7,13 +7,14 @@ import sys
 
 import pytest
 import torch
+from mmengine.utils import digit_version
 from support import ROOT
 from torch import nn
 
 from ela_mm.errors import UsageError
-from ela_mm.experiments import benchmark
+from ela_mm.experiments import benchmark, counts
 from ela_mm.experiments.benchmark import Conditions
-from ela_mm.timing import ratio
+from ela_mm.timing import ratio, time_in_turns
 
 SMALL = Conditions('r18', size=32)
 needs_counter = pytest.mark.skipif(
@@ -144,6 +145,97 @@ def test_checkpointing_keeps_less():
     assert cp < base
 
 
+# --- counts ------------------------------------------------------------------
+
+
+class Steps(nn.Module):
+    """Three kernels of known bytes, between views and new tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        x = x.flatten()[:8].view(2, 4)
+        shown = torch.empty(2, 4).copy_(x)  # 32 B, 32 B, and 32 B of the result
+        return shown.mul_(2.).expand(3, 2, 4) * self.weight
+
+
+def test_operations_are_counted():
+    images, net = torch.ones(2, 3, 4, 4), Steps()
+    with counts.Operations() as forward:
+        out = net(images)
+    assert forward.kernels == dict(copy_=1, mul_=1, mul=1)
+    # The expanded argument counts once, its product whole.
+    assert forward.bytes == dict(copy_=96, mul_=64, mul=32 + 16 + 96)
+    with counts.Operations() as backward:
+        out.sum().backward()
+    assert backward.kernels['sum'] == 2  # of the loss, and to the weight
+
+
+# Kernels forward and backward, and bytes, of a step of ResNetV1c-50 as a GPU
+# runs it. Whoever changes the attention path and means to, runs
+# `tools/benchmark.py --count --networks r50c` and writes down what it prints.
+COUNTED = {
+    'plain': (235, 183, 1945906176),
+    'base': (447, 427, 3886689896),
+    'ELA 50%': (335, 299, 2853752120),
+    'light': (411, 391, 3495960864),
+}
+needs_this_torch = pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.12'),
+    reason='other versions have other operations')
+
+
+@needs_this_torch
+@pytest.mark.parametrize('variant', COUNTED)
+def test_a_step_counts_what_it_did(variant):
+    found = counts.count(
+        benchmark.build_backbone('r50c', variant),
+        Conditions('r50c', device='meta'))
+    kernels = [sum(part.kernels.values()) for part in found]
+    assert (*kernels, found.bytes) == COUNTED[variant]
+
+
+@needs_this_torch
+def test_a_cpu_starts_more_kernels_for_its_statistics():
+    """Eight a layer: group norm's moments are put together."""
+    found = {
+        device: counts.count(
+            benchmark.build_backbone('r18', 'base'),
+            Conditions('r18', device=device, size=64))
+        for device in ('meta', 'cpu')
+    }
+    assert found['cpu'].kernels - found['meta'].kernels == 8 * 8
+    more = found['cpu'].beyond(found['meta'])
+    assert more[0][0] == 'native_group_norm' and more[0][1] == 8
+
+
+def test_times_of_a_gpu_are_those_of_events(monkeypatch):
+    """Waiting comes after the last event, not within the step."""
+    said = []
+
+    class Event:
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            said.append('record')
+
+        def synchronize(self):
+            said.append('wait')
+
+        def elapsed_time(self, other):
+            return 250.
+
+    monkeypatch.setattr(torch.cuda, 'Event', Event)
+    times = time_in_turns({'a': lambda: said.append('step')}, 2, warm_up=1,
+                          clock=benchmark.seconds_on_gpu)
+    assert times == {'a': [0.25, 0.25]}
+    assert said == 3 * ['record', 'step', 'record', 'wait']
+
+
 def run_tool(tool, monkeypatch, tmp_path, *arguments):
     monkeypatch.setattr(sys, 'argv', [
         'benchmark.py', '--rounds', '1', '--size', '32', '--device', 'cpu',
@@ -167,6 +259,22 @@ def test_tool_writes_table_csv_and_plot(tool, monkeypatch, tmp_path, capsys):
     text = (tmp_path / 'benchmark.md').read_text()
     assert 'batch 2, 32 pixels, float32' in text and text in capsys.readouterr(
     ).out
+
+
+def test_tool_counts_without_timing(tool, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, 'argv', [
+        'benchmark.py', '--count', '--networks', 'r18', '--variants', 'base',
+        '--size', '32', '--device', 'cpu', '--out', str(tmp_path)])
+    monkeypatch.setattr(tool, 'measure', None)
+    tool.main()
+    text = (tmp_path / 'counts.md').read_text()
+    assert text in capsys.readouterr().out
+    gpu, cpu = text.split('**r18**')[1:]
+    assert 'as a GPU runs it' in gpu and 'as a CPU runs it' in cpu
+    for part in (gpu, cpu):
+        assert '| plain | 1.00x | ' in part
+        assert '| base | `convolution` | +8 |' in part
+    assert '`native_group_norm` | +8' in cpu and 'group_norm' not in gpu
 
 
 @needs_counter
