@@ -261,8 +261,8 @@ def _of_the_network(window: Window, criterion: Criterion, label: str,
     return Proposal(
         label, criterion.config, skipped, None, None,
         (f'skipped {names or "nothing"}; ' if own else '') +
-        'it asks the network, of which a record has the answers alone; '
-        'analyze.py ablate CONFIG CHECKPOINT asks one that is there')
+        'it asks the network, which a record does not hold: see '
+        'tools/analyze.py ablate')
 
 
 def recorded_criterion(config: Dict[str, Any]) -> Criterion:

@@ -50,6 +50,11 @@ class Trial:
     def _batches(self) -> List[Any]:
         return list(self._source)
 
+    @property
+    def tried(self) -> int:
+        """Choices of layers that were left out so far."""
+        return max(len(self._losses) - 1, 0)
+
     def added_loss(self, names: Sequence[str]) -> float:
         """Measure what skipping some layers together adds to the loss.
 

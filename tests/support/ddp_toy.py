@@ -23,6 +23,7 @@ from ela_mm.engine import ELAPruneHook, ranks
 from ela_mm.engine.hooks.ela_prune_hook import find_backbone
 from ela_mm.engine.journal.record import decision_to_json
 from ela_mm.pruning import statistics
+from support import pictures  # noqa: F401  registers a dataset
 
 
 class Counting:

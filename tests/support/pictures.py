@@ -32,6 +32,12 @@ class ToyPictures(BaseDataset):
     def load_data_list(self) -> list:
         return [dict(number=i) for i in range(self.size)]
 
+    @property
+    def images(self) -> torch.Tensor:
+        """All pictures that are trained on, (N, 3, 32, 32)."""
+        return torch.stack([self.get_data_info(i)['image']
+                            for i in range(len(self))])
+
     def get_data_info(self, index: int) -> dict:
         info = super().get_data_info(index)
         self.served.append(info['number'])

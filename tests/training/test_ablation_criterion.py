@@ -12,6 +12,7 @@ from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.hooks import Hook
 from support.pictures import ToyPictures
 from support.toy import ToyClassifier, toy_runner
+from support.training import log_of
 
 from ela_mm import ELAPruneHook
 from ela_mm.engine.held_out import HeldOut
@@ -101,6 +102,10 @@ def test_the_record_has_what_each_layer_costs(run):
         sorted(costs, key=costs.get)[:1])
     assert decision['criterion'] == BY_LOSS
     assert all(x['stability'] is None for x in decision['layers'])
+    log = log_of(folder)
+    assert '6 pictures of the training set are held out of it' in log
+    # Each alone, and with a budget the one that goes: it is known already.
+    assert 'tried without 4 choices of layers, on 6 pictures' in log
 
 
 def test_held_out_pictures_are_not_trained_on(run):

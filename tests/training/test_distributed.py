@@ -156,6 +156,29 @@ def test_what_is_exchanged(two):
     assert sizes[-1] == 8 * 3009 * left
 
 
+@pytest.mark.slow
+def test_rank_0_asks_the_network(tmp_path):
+    """Norms of the ranks differ: each would measure another loss."""
+    runs = launch(
+        tmp_path / 'asks', 2,
+        hook=dict(criterion=dict(type='ablation', n=2, images=4)),
+        **{'train_dataloader.dataset': dict(
+            type='ToyPictures', size=16, _delete_=True)})
+    first, second = runs
+    assert_equal_states(first['state'], second['state'])
+    assert what_was_decided(first) == what_was_decided(second)
+    assert [len(d['skipped']) for d in first['decisions']] == [2, 2, 2]
+    assert all(run['gradient_error'] < 1e-4 for run in runs)
+    # The same again, from within the first window.
+    resumed = launch(
+        tmp_path / 'again', 2, '--resume', tmp_path / 'asks' / 'epoch_1.pth',
+        hook=dict(criterion=dict(type='ablation', n=2, images=4)),
+        **{'train_dataloader.dataset': dict(
+            type='ToyPictures', size=16, _delete_=True)})
+    assert_equal_states(resumed[0]['state'], first['state'])
+    assert what_was_decided(resumed[1]) == what_was_decided(first)
+
+
 def test_resume_inside_a_window(two, tmp_path):
     """On as many ranks: as if it had never been interrupted."""
     folder, whole = two

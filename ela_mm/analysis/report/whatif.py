@@ -173,7 +173,8 @@ def whatif_section(window: Window, outcomes: Sequence[Proposal],
              'were timed afterwards.'
              if window.step_time_after and window.as_decided else ''))
     rows = [[
-        o.label, '-' if o.note else str(len(o.skipped)), o.note or ', '.join(
+        o.label,
+        '-' if o.note and not o.skipped else str(len(o.skipped)), o.note or ', '.join(
             window.short.get(name, name) for name in o.skipped),
         '-' if o.stability is None else f'{o.stability.same:.0%}',
         '-' if o.step_time is None else f'{o.step_time:.3g}', ', '.join(

@@ -1,4 +1,5 @@
 """When to measure redundancy, to decide on it, and to skip layers for good."""
+import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from mmengine.dist import is_main_process
@@ -167,6 +168,9 @@ class ELAPruneHook(Hook):
         if self.images and (self.held_out is None or self.held_out.loader
                             is not runner.train_dataloader):
             self.held_out = HeldOut(runner, self.images)
+            runner.logger.info(
+                f'{self.images} pictures of the training set are held out of '
+                'it: the criterion tries the network on them')
         ensure_reseeding(runner)
         when_over(runner.train_loop, lambda: self._end(runner))
 
@@ -285,13 +289,20 @@ class ELAPruneHook(Hook):
         criterion = self.criterion_of(window)
         network = self.held_out and self.held_out.trial(
             runner.model, list(measured), self.skip)
-        return decide(
+        start = time.perf_counter()
+        decision = decide(
             self.backbone.attention_layers, measured, criterion,
             criterion.config,
             Moment(window, runner.epoch + 1,
                    runner.iter + (not self.by_epoch)), self.skip,
             first_not_finite(runner.model), self.rules, self.redundancy,
             network)
+        if network and network.tried:
+            runner.logger.info(
+                f'the network was tried without {network.tried} choices of '
+                f'layers, on {self.images} pictures held out, in '
+                f'{time.perf_counter() - start:.0f} s')
+        return decision
 
     def _tell_gain(self, runner, decision: Optional[Decision]) -> None:
         if decision is not None:
