@@ -26,8 +26,11 @@ from .variants import (
 )
 
 # Those with a c have the deep stem of ResNetV1c.
-NETWORKS = ('r18', 'r34', 'r50', 'r50c', 'r101', 'r101c', 'r152', 'cifar20',
-            'cifar56', 'cifar110')
+# With c: a stem of three convolutions. With d8: the same, and segmentation's
+# dilations instead of strides in the last two stages.
+NETWORKS = ('r18', 'r34', 'r50', 'r50c', 'r50-d8', 'r101', 'r101c', 'r101-d8',
+            'r152', 'cifar20', 'cifar56', 'cifar110')
+_D8 = dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
 # The third stage of an ImageNet ResNet with so many blocks: R50 has 6, R101
 # 23, R152 36.
 GROWTH = (6, 12, 23, 36)
@@ -108,7 +111,7 @@ def build_backbone(network: str,
             'DeepStage', (ELAResNet, ),
             dict(arch_settings={depth: (bottleneck, (3, 4, depth, 3))}))
     elif network in NETWORKS:
-        cls, depth = ELAResNet, int(network[1:].rstrip('c'))
+        cls, depth = ELAResNet, int(network[1:].partition('-')[0].rstrip('c'))
     else:
         raise UsageError(f'network {network!r}: expected one of {NETWORKS}')
     if variant in COMPARED:
@@ -118,7 +121,9 @@ def build_backbone(network: str,
             attention={'plain': None, REGULARIZED: None, 'light': 'light',
                        'separate light': 'light'}.get(variant, 'base'))
     if network in NETWORKS and network.startswith('r'):
-        options['deep_stem'] = network.endswith('c')
+        dilated = network.endswith('-d8')
+        options['deep_stem'] = dilated or network.endswith('c')
+        options.update(_D8 if dilated else {})
     backbone = cls(depth, in_channels=channels,
                    with_cp=with_cp and variant != 'plain', **options)
     if variant == 'concatenating':

@@ -19,6 +19,7 @@ from ela_mm.apis.data import network_inputs, picture_shape  # noqa: E402
 from ela_mm.apis.launch import set_up_distributed  # noqa: E402
 from ela_mm.apis.onnx import part_of, parts  # noqa: E402
 from ela_mm.errors import UsageError  # noqa: E402
+from ela_mm.experiments.benchmark import build_backbone  # noqa: E402
 from ela_mm.hosts.registration import host_of, host_of_model  # noqa: E402
 
 D8 = dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
@@ -100,6 +101,19 @@ def test_bottlenecks_take_plugins_and_basic_blocks_do_not():
     with pytest.raises(UsageError, match='BasicBlock of mmseg takes none'):
         MODELS.build(dict(type='mmseg.ELAResNet', depth=18, plugins=plugins,
                           **SMALL))
+
+
+def test_the_benchmark_measures_the_same_dilated_network():
+    """Built with mmpretrain's class: the maps and parameters are mmseg's."""
+    net = build_backbone('r50-d8', 'base')
+    ours = MODELS.build(dict(type='mmseg.ELAResNetV1c', depth=50, **D8))
+    assert (sum(p.numel() for p in net.parameters()) ==
+            sum(p.numel() for p in ours.parameters()))
+    x = torch.zeros(1, 3, 64, 64, device='meta')
+    net.out_indices = (0, 1, 2, 3)
+    with torch.no_grad():
+        assert [out.shape for out in net.to('meta').eval()(x)] == [
+            (1, 256, 16, 16), (1, 512, 8, 8), (1, 1024, 8, 8), (1, 2048, 8, 8)]
 
 
 # --- a segmentor -------------------------------------------------------------
