@@ -153,8 +153,10 @@ def build(conditions: Conditions, variant: str, mask: Optional[str]):
 
 def measure(conditions: Conditions, variants: List[str],
             args: argparse.Namespace) -> List[dict]:
-    """One row per variant of one network."""
+    """One row per variant of one network, of those that it offers."""
     torch.manual_seed(0)
+    variants = [v for v in variants
+                if benchmark.offers(conditions.network, v)]
     networks = {v: build(conditions, v, args.mask) for v in variants}
     kept = {
         v: benchmark.bytes_kept(network, conditions)

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten
 
 from ..errors import UsageError
 from ..pruning import KLStatistics
+from .families import FAMILIES, build_family
 from .systems import SYSTEMS, backbone_options
 from .variants import (
     ConcatenatingAttention,
@@ -29,7 +30,7 @@ from .variants import (
 # With c: a stem of three convolutions. With d8: the same, and segmentation's
 # dilations instead of strides in the last two stages.
 NETWORKS = ('r18', 'r34', 'r50', 'r50c', 'r50-d8', 'r101', 'r101c', 'r101-d8',
-            'r152', 'cifar20', 'cifar56', 'cifar110')
+            'r152', 'cifar20', 'cifar56', 'cifar110', *FAMILIES)
 _D8 = dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
 # The third stage of an ImageNet ResNet with so many blocks: R50 has 6, R101
 # 23, R152 36.
@@ -101,6 +102,48 @@ def build_backbone(network: str,
     Raises:
         UsageError: On an unknown network, or a mask of another depth.
     """
+    if network in FAMILIES:
+        backbone = _family(network, variant, with_cp, channels)
+    else:
+        backbone = _resnet(network, variant, with_cp, size, channels)
+    if variant == 'concatenating':
+        replace_attention(backbone, ConcatenatingAttention)
+    elif variant == 'own value':
+        replace_attention(backbone, OwnValueAttention)
+    elif variant == 'separate light':
+        replace_attention(backbone, SeparateLightAttention)
+    elif variant == REGULARIZED:
+        backbone.regularizer = watched_similarity(backbone)
+    elif variant == 'measuring':
+        backbone.observe(KLStatistics().update)
+    elif variant == 'ELA mask':
+        backbone.load_state_dict({**backbone.state_dict(), **mask})
+    elif variant.startswith('ELA'):
+        backbone.skip_layers(
+            evenly_spaced(backbone.attention_layers, int(variant[4:-1]) / 100))
+    return backbone
+
+
+def offers(network: str, variant: str) -> bool:
+    """Tell whether a network is built in a variant: some are of ResNets alone."""
+    return network not in FAMILIES or variant not in (
+        *COMPARED, 'light', 'concatenating', 'own value')
+
+
+def _family(network: str, variant: str, with_cp: bool,
+            channels: int) -> nn.Module:
+    attends = variant not in ('plain', REGULARIZED)
+    if not offers(network, variant):
+        raise UsageError(
+            f'{variant!r} is a variant of ResNets, not of {network}: expected '
+            f"--variants of 'base', 'measuring' and 'ELA 50%'")
+    if channels != 3:
+        raise UsageError(f'channels {channels}: {network} takes pictures of 3')
+    return build_family(network, attends, with_cp and attends)
+
+
+def _resnet(network: str, variant: str, with_cp: bool, size: int,
+            channels: int) -> nn.Module:
     from ..hosts.mmpretrain import ELAResNet, ELAResNet_CIFAR
     if network.startswith('cifar'):
         cls, depth = ELAResNet_CIFAR, int(network[5:])
@@ -124,24 +167,8 @@ def build_backbone(network: str,
         dilated = network.endswith('-d8')
         options['deep_stem'] = dilated or network.endswith('c')
         options.update(_D8 if dilated else {})
-    backbone = cls(depth, in_channels=channels,
-                   with_cp=with_cp and variant != 'plain', **options)
-    if variant == 'concatenating':
-        replace_attention(backbone, ConcatenatingAttention)
-    elif variant == 'own value':
-        replace_attention(backbone, OwnValueAttention)
-    elif variant == 'separate light':
-        replace_attention(backbone, SeparateLightAttention)
-    elif variant == REGULARIZED:
-        backbone.regularizer = watched_similarity(backbone)
-    elif variant == 'measuring':
-        backbone.observe(KLStatistics().update)
-    elif variant == 'ELA mask':
-        backbone.load_state_dict({**backbone.state_dict(), **mask})
-    elif variant.startswith('ELA'):
-        backbone.skip_layers(
-            evenly_spaced(backbone.attention_layers, int(variant[4:-1]) / 100))
-    return backbone
+    return cls(depth, in_channels=channels,
+               with_cp=with_cp and variant != 'plain', **options)
 
 
 def evenly_spaced(layers: Iterable, share: float) -> List[str]:

@@ -363,7 +363,7 @@ class AttentionStage(Stage):
                 warnings.warn(
                     f'a hook waits for {name}, whose layer is skipped: it is '
                     'not called. Choose a module of a block instead, such as '
-                    f'those of {self.name}.{i}',
+                    f'those of {self.block_name(i)}',
                     stacklevel=2)
 
     def step(self, i: int, x: Tensor,
