@@ -27,7 +27,9 @@ CONFIGS_USAGE = """usage: ela configs [WORD ...]
 List the configs that come along (those whose names hold all words), or copy
 one, with what it inherits from of this package, to a folder; default: configs.
 A name may be that of a grid of ela ablation, such as ablations/digits.yaml."""
+# What a config inherits from: a path, or in pure Python configs a module.
 _BASES = re.compile(r'^_base_ = (.+?)(?=^\S|\Z)', re.M | re.S)
+_READ_BASE = re.compile(r'^\s+from \.(\.*)([\w.]+) import', re.M)
 
 
 class Place(NamedTuple):
@@ -192,11 +194,16 @@ def _with_bases(path: str) -> Iterator[str]:
     """A file and, through all generations, what it is relative to."""
     yield path
     with open(path, encoding='utf-8') as file:
-        found = _BASES.search(file.read())
-    for base in re.findall(r"'([^']+)'", found[1]) if found else ():
-        if '::' not in base:  # else a host's, which is found wherever it is
-            yield from _with_bases(osp.normpath(
-                osp.join(osp.dirname(path), base)))
+        text = file.read()
+    found = _BASES.search(text)
+    # Those of a host have '::', and are found wherever the config is.
+    bases = [base for base in re.findall(r"'([^']+)'", found[1] if found else '')
+             if '::' not in base]
+    bases += ['../' * len(dots) + module.replace('.', '/') + '.py'
+              for dots, module in _READ_BASE.findall(text)]
+    for base in bases:
+        yield from _with_bases(
+            osp.normpath(osp.join(osp.dirname(path), base)))
 
 
 if __name__ == '__main__':

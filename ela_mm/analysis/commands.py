@@ -133,7 +133,7 @@ def features(args: Namespace) -> None:
         batch = next(dataset_batches(cfg, 1))
         name = f'the first picture of {set_of(cfg)}'
     found = look(model, batch, layers, args.channels, not args.as_pruned,
-                 progress_bar('maps'))
+                 progress_bar('maps'), args.wanted)
     show([features_section(found, osp.basename(name))],
          args.out or source.folder)
 

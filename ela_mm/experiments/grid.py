@@ -117,7 +117,7 @@ class Cell(NamedTuple):
 
 def _flat(tree: Any, prefix: str = '') -> Dict[str, Any]:
     """Values by dotted keys."""
-    if isinstance(tree, dict) and tree:
+    if isinstance(tree, dict):
         pairs = tree.items()
     elif isinstance(tree, list) and tree:
         pairs = enumerate(tree)

@@ -64,6 +64,7 @@ def test_all_configs_are_listed(capsys):
 
 
 @pytest.mark.parametrize('name', ['ela_resnet20_digits', 'mask_rcnn_ela_r50.py',
+                                  'pure_python/ela_resnet20_digits',
                                   'ablations/digits'])
 def test_a_copy_is_the_same_config(name, tmp_path, capsys):
     """What it inherits from is copied with it."""
@@ -88,7 +89,7 @@ def test_a_copy_replaces_nothing(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('words, message', [
-    (['--copy', 'faster_rcnn'], 'near to it: faster_rcnn_ela_r101.py'),
+    (['--copy', 'faster_rcnn'], 'near to it: .*faster_rcnn_ela_r101.py'),
     (['--copy', 'yolo'], 'ela configs lists them'),
     (['--copy'], 'expected a value'),
     (['x', '--copy', 'ela_resnet20_digits'], 'is too much'),

@@ -48,7 +48,8 @@ def test_every_config_is_in_a_metafile():
         (ROOT / path).read_text())['Models']]
     configs = [model['Config'] for model in models]
     assert sorted(configs) == sorted(
-        str(path.relative_to(ROOT)) for path in ROOT.glob('configs/*.py'))
+        str(path.relative_to(ROOT)) for path in ROOT.glob('configs/*.py')
+    ), 'every config has an entry in configs/metafile.yml'
     for model in models:
         assert model['Name'] == Path(model['Config']).stem
         assert model['Metadata']['Parameters'] > 0
