@@ -7,7 +7,7 @@ square of a number above 255 is infinite in half precision.
 import copy
 import logging
 from functools import lru_cache
-from typing import NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -71,8 +71,12 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x)
 
 
-def normalize_batch(norm: nn.BatchNorm2d, x: Tensor, gamma: Tensor,
-                    beta: Tensor) -> Tuple[Tensor, Statistics]:
+def normalize_batch(
+        norm: nn.BatchNorm2d,
+        x: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        tracked: Optional[List[Tensor]] = None) -> Tuple[Tensor, Statistics]:
     """Do what a norm does, and say by which statistics.
 
     Args:
@@ -81,6 +85,8 @@ def normalize_batch(norm: nn.BatchNorm2d, x: Tensor, gamma: Tensor,
         x (Tensor): (B, C, H, W).
         gamma (Tensor): (C), the norm's weight.
         beta (Tensor): (C), the norm's bias.
+        tracked (List[Tensor], optional): Takes the norm's count of batches,
+            which the caller raises. Defaults to None: it is raised here.
 
     Returns:
         tuple: (B, C, H, W), and the statistics. In training mode, a batch of
@@ -92,7 +98,10 @@ def normalize_batch(norm: nn.BatchNorm2d, x: Tensor, gamma: Tensor,
     if not norm.training or _is_single(x):
         statistics = Statistics(*running, None, norm.eps, False)
         return normalize(x, gamma, beta, statistics), statistics
-    norm.num_batches_tracked.add_(1)
+    if tracked is None:
+        norm.num_batches_tracked.add_(1)
+    else:
+        tracked.append(norm.num_batches_tracked)
     if (x.device.type == 'cpu' and x.is_contiguous()
             and x.dtype in (torch.float32, torch.float64)):
         statistics = _of_vectorized_moments(norm, x)

@@ -8,7 +8,7 @@ gradients of key and query lie in one piece for the first product's backward.
 """
 import math
 from contextlib import nullcontext
-from typing import ContextManager, Optional
+from typing import ContextManager, List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +30,15 @@ class KeyBank:
             form a chain, on which the keys' gradients travel back in a buffer
             like this one. There, the row after a layer's key is read no more,
             and takes the query's gradient. None before the first key.
+        tracked (List[Tensor]): Counts of batches of the stage's norms, raised
+            together with the last key: one operation, not one per layer.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.count = 0
         self.state: Optional[Tensor] = None
+        self.tracked: List[Tensor] = []
 
     def next_slot(self, x: Tensor, head_dim: int) -> int:
         """Reserve a place for a key.

@@ -6,7 +6,7 @@ gradient of the block's output is added up once, in place, and nothing is kept
 for backward but what the block and the banks keep anyway.
 """
 from itertools import zip_longest
-from typing import NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,9 @@ def attend(x: Tensor, keys: KeyBank, values: ValueBank, plan: Plan,
     affine = (None, None) if norm is None else (norm.weight, norm.bias)
     out, weights, keys.state, values.state = _Attend.apply(
         x, keys.state, values.state, key, query, plan.value.weight, *affine,
-        scale, slot, values, plan)
+        scale, slot, values, plan, keys.tracked)
+    if keys.count == keys.capacity and keys.tracked:
+        torch._foreach_add_(keys.tracked, 1)
     return out, weights
 
 
@@ -82,7 +84,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, keys, state, key, query, kernel, gamma, beta, scale,
-                slot: int, bank: ValueBank, plan: Plan):
+                slot: int, bank: ValueBank, plan: Plan, tracked: List[Tensor]):
         # x (B, C, H, W), keys (T + 1, B, h, d), state (T, B, h, L)
         ctx.set_materialize_grads(False)
         ctx.slot, ctx.bank, ctx.plan = slot, bank, plan
@@ -115,7 +117,7 @@ class _Attend(torch.autograd.Function):
                     weighted_sum(rounded, state[:slot + 1])
                     if slot else state[0])  # (B, C, H, W)
                 out, statistics = finish(plan, x, retrieved, gamma, beta,
-                                          scale)
+                                         scale, tracked)
                 if slot == 0 and plan.norm is None:
                     out = out.clone()  # the bank's own
         ctx.rest = statistics and statistics[3:]
@@ -172,17 +174,23 @@ class _Attend(torch.autograd.Function):
                                of_pooled, x)
         return (of_x, grad_keys if needs[1] else None,
                 gradients if needs[2] else None, of_key, of_query, of_kernel,
-                *(of_affine or [None] * 3), None, None, None)
+                *(of_affine or [None] * 3), *[None] * 4)
 
 
-def finish(plan: Plan, x: Tensor, retrieved: Tensor, gamma: Optional[Tensor],
-            beta: Optional[Tensor], scale: Optional[Tensor]
-            ) -> Tuple[Tensor, Optional[Statistics]]:
+def finish(
+    plan: Plan,
+    x: Tensor,
+    retrieved: Tensor,
+    gamma: Optional[Tensor],
+    beta: Optional[Tensor],
+    scale: Optional[Tensor],
+    tracked: Optional[List[Tensor]] = None
+) -> Tuple[Tensor, Optional[Statistics]]:
     """Norm, relu and scale, added to x: (B, C, H, W)."""
     if plan.norm is None:
         return retrieved, None
     out, statistics = batch_norm.normalize_batch(plan.norm, retrieved, gamma,
-                                                 beta)
+                                                 beta, tracked)
     if plan.relu:
         out.relu_()
     if scale is not None:
@@ -192,11 +200,10 @@ def finish(plan: Plan, x: Tensor, retrieved: Tensor, gamma: Optional[Tensor],
     return out, statistics
 
 
-def finish_backward(plan: Plan, grad: Tensor, retrieved: Tensor,
-                     gamma: Optional[Tensor], beta: Optional[Tensor],
-                     scale: Optional[Tensor],
-                     statistics: Optional[Statistics]
-                     ) -> Tuple[Optional[Tensor], ...]:
+def finish_backward(
+        plan: Plan, grad: Tensor, retrieved: Tensor, gamma: Optional[Tensor],
+        beta: Optional[Tensor], scale: Optional[Tensor],
+        statistics: Optional[Statistics]) -> Tuple[Optional[Tensor], ...]:
     """The gradients of the sum (B, C, H, W), gamma, beta and scale (C)."""
     of_scale = None
     if plan.norm is None:
@@ -235,7 +242,7 @@ def _project_backward(grad_keys: Optional[Tensor], slot: int, seen: Tensor,
 
 
 def value_backward(conv: nn.Conv2d, grad: Tensor, x: Tensor, kernel: Tensor,
-                    of_x: bool, of_kernel: bool) -> Tuple[Optional[Tensor], ...]:
+                   of_x: bool, of_kernel: bool) -> Tuple[Optional[Tensor], ...]:
     """The gradients of x (B, C, H, W) and kernel, as far as they are wanted."""
     stride, padding, dilation, groups = geometry(conv)
     grad_x, grad_kernel, _ = torch.ops.aten.convolution_backward(
@@ -246,7 +253,7 @@ def value_backward(conv: nn.Conv2d, grad: Tensor, x: Tensor, kernel: Tensor,
 
 
 def add_up(of_x: Optional[Tensor], grad: Optional[Tensor],
-            of_pooled: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
+           of_pooled: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
     """All gradients of x in one map, into the first that is our own."""
     own = of_x is not None
     if grad is not None:
