@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..apis.data import as_pictures
+from ..apis.data import as_pictures, pictures_in
 from ..errors import UsageError
 from ..hosts.registration import host_of_model
 from ..models.backbones.layer_attention_mixin import find_backbone, with_all_layers
@@ -129,7 +129,7 @@ def look(model: nn.Module,
     with torch.no_grad():
         data = model.data_preprocessor(batch, False)
     samples = data.get('data_samples')
-    inputs = data['inputs']
+    inputs = pictures_in(data)
     # Not stacked by its preprocessor, or frames of a video.
     if not isinstance(inputs, Tensor) or inputs.dim() > 4:
         inputs = as_pictures(inputs)

@@ -303,9 +303,12 @@ def network_inputs(model: nn.Module, batch: dict) -> Tensor:
         UsageError: If pictures of several shapes are not brought to one.
     """
     host = host_of_model(model)
-    data = host.preprocess(model, batch)
-    # What reads text too calls them images.
-    return as_pictures(data['inputs' if 'inputs' in data else 'images'])
+    return as_pictures(pictures_in(host.preprocess(model, batch)))
+
+
+def pictures_in(data: dict) -> Any:
+    """What a data_preprocessor returns as inputs; with text, as images."""
+    return data['inputs' if 'inputs' in data else 'images']
 
 
 def as_pictures(inputs: Any) -> Tensor:

@@ -67,10 +67,18 @@ class MMDet(Host):
                 wanted: Optional[str] = None) -> Explained:
         """Choose what class activation maps explain: the three surest boxes.
 
+        Of a tracker they are its detector's, in one frame.
+
         Raises:
             UsageError: If nothing, or nothing of the wanted class, is found in
                 the picture.
         """
+        if hasattr(model, 'detector'):
+            found = self.explain(
+                model.detector, dict(
+                    data, data_samples=[data['data_samples'][0][0]]), wanted)
+            return found._replace(
+                answer=lambda network: found.answer(network.detector))
         if not (hasattr(model, 'bbox_head') or hasattr(model, 'roi_head')):
             return super().explain(model, data, wanted)
         from pytorch_grad_cam.utils.model_targets import (

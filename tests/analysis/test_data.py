@@ -8,8 +8,11 @@ import pytest
 import torch
 from mmcv.transforms import TRANSFORMS, BaseTransform
 from mmdet.models import DetDataPreprocessor, TrackDataPreprocessor
+from mmdet.models.mot import BaseMOTModel
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import SelfSupDataPreprocessor
+from support.detector import small_config
 from support.toy import ToyClassifier
 from torch import nn
 from torch.utils.data import BatchSampler
@@ -345,6 +348,10 @@ def test_frames_and_views_are_pictures(root):
                  data_samples=None)
     inputs = network_inputs(Preprocessed(SelfSupDataPreprocessor()), views)
     assert inputs.shape == (8, 3, 8, 8)
+    texts = Preprocessed(lambda batch, training: dict(
+        images=batch['inputs'], text=['a']))
+    assert network_inputs(texts, dict(inputs=torch.zeros(1, 3, 8, 8))).shape == (
+        1, 3, 8, 8)
     separate = dict(inputs=[torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)],
                     data_samples=None)
     padded = network_inputs(Preprocessed(DetDataPreprocessor()), dict(
@@ -352,3 +359,34 @@ def test_frames_and_views_are_pictures(root):
     assert padded.shape == (1, 3, 8, 8)
     with pytest.raises(UsageError, match='batch size of 1'):
         network_inputs(Preprocessed(lambda batch, training: batch), separate)
+
+
+class Tracker(BaseMOTModel):
+
+    def __init__(self, detector):
+        super().__init__(dict(type='mmdet.TrackDataPreprocessor'))
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            self.detector = MODELS.build(detector)
+
+    def loss(self, inputs, data_samples):
+        pass
+
+    def predict(self, inputs, data_samples):
+        pass
+
+
+def test_maps_of_a_tracker_explain_its_detector(root, digits_root):
+    """One frame of a video, through a network with a detector in it."""
+    cfg = small_config(digits_root)
+    detector = cfg.model
+    detector.pop('data_preprocessor')
+    tracker = Tracker(detector).eval()
+    frames = [dict(type='TransformBroadcaster', transforms=[
+        LOAD, dict(type='mmdet.Resize', scale=(64, 64), keep_ratio=False)]),
+        dict(type='mmdet.PackTrackInputs')]
+    cfg = config(dict(type='mmdet.MOTChallengeDataset', pipeline=frames))
+    (batch, ) = file_batches(cfg, [str(root / '0' / '0.png')])
+    found = look(tracker, batch, ['layer4.1'], channels=1)
+    assert found.target.startswith('the surest boxes')
+    assert found.image.shape == (64, 64, 3)
+    assert np.isfinite(found.pruned[0].cam).all()
