@@ -14,6 +14,7 @@ pytest.importorskip('mmseg')
 
 import mmseg  # noqa: E402
 from mmengine.config import Config  # noqa: E402
+from mmengine.registry import DATASETS  # noqa: E402
 from mmseg.apis import MMSegInferencer  # noqa: E402
 from support.segmentor import small_config  # noqa: E402
 
@@ -42,6 +43,28 @@ def trained(digit_maps, tmp_path_factory):
     process = tool('train.py', config, '--work-dir', work_dir)
     assert process.returncode == 0, process.stderr[-2000:]
     return config, work_dir, process.stdout + process.stderr
+
+
+def test_the_set_makes_itself_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        'ela_mm.datasets.mmseg.make_digit_maps',
+        lambda root: make_digit_maps(root, num_train=3, num_val=2))
+    config = dict(
+        type='mmseg.DigitsSegmentationDataset',
+        data_root=str(tmp_path / 'digits'),
+        data_prefix=dict(img_path='train', seg_map_path='train_maps'),
+        pipeline=[dict(type='LoadImageFromFile'),
+                  dict(type='mmseg.LoadAnnotations')])
+    dataset = DATASETS.build(config)
+    sample = dataset[0]
+    assert len(dataset) == 3 and sample['img'].shape == (96, 96, 3)
+    labels = np.unique(sample['gt_seg_map'])
+    assert labels[0] == 0 and len(labels) > 1 and labels[-1] < len(
+        dataset.metainfo['classes']) == len(dataset.metainfo['palette']) == 11
+    place = tmp_path / 'digits' / 'train_maps' / '00000.png'
+    written = place.stat().st_mtime_ns
+    DATASETS.build(config)
+    assert place.stat().st_mtime_ns == written
 
 
 def run(name, *arguments):

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 from sklearn.datasets import load_digits
 
 from ela_mm.datasets import digits
-from ela_mm.datasets.digits import INK, MAX_OVERLAP, make_digits
+from ela_mm.datasets.digits import INK, MAX_OVERLAP, make_digit_maps, make_digits
 
 
 def annotations(root, split):
@@ -64,6 +64,25 @@ def test_the_seed_decides_everything(digits_root, tmp_path):
         same = (digits_root / name).read_bytes()
         assert (tmp_path / 'a' / name).read_bytes() == same
         assert (tmp_path / 'b' / name).read_bytes() != same
+
+
+def test_label_maps_say_what_the_masks_say(digits_root, tmp_path):
+    """On the pictures of the detection set with the same seed."""
+    root = tmp_path / 'maps'
+    make_digit_maps(str(root), num_train=12, num_val=4, size=64, seed=1)
+    coco = annotations(digits_root, 'train')
+    for image in coco['images']:
+        name = image['file_name']
+        assert (root / 'train' / name).read_bytes() == (
+            digits_root / 'train' / name).read_bytes()
+        labels = cv2.imread(str(root / 'train_maps' / name), 0)
+        expected = np.zeros((64, 64), np.uint8)
+        for annotation in coco['annotations']:  # later ones lie on top
+            if annotation['image_id'] == image['id']:
+                mask = coco_mask.decode(annotation['segmentation'])
+                expected[mask.astype(bool)] = annotation['category_id'] + 1
+        assert np.array_equal(labels, expected)
+    assert len(list((root / 'val_maps').iterdir())) == 4
 
 
 def test_train_and_val_share_no_digit(monkeypatch, tmp_path):
