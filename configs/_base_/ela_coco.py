@@ -11,6 +11,14 @@ forward pass is the plain ResNet's, bit for bit.
 To start from ELA-pretrained ImageNet weights instead, replace the line by
 
     model = dict(backbone=dict(type='ELAResNet', init_cfg=dict(checkpoint='path/to/ela_resnet50.pth', prefix='backbone.')))
+
+Attention that starts at zero learns slowly at the common rate. On small
+classifiers ten times that rate let it leave the ranking it was drawn with, at
+no lower accuracy (docs/validity.md); on COCO it has not been tried:
+
+    --cfg-options optim_wrapper.paramwise_cfg.custom_keys.attention.lr_mult=10
+
+uninformative='warn', the hook's default, says so where layers rank by position.
 """
 custom_imports = dict(imports=['ela_mm'], allow_failed_imports=False)
 
