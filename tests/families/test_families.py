@@ -231,8 +231,8 @@ def test_parameters_of_deit_tiny_are_those_of_mrla():
 def test_groups_of_a_plain_transformer():
     family = FAMILIES['vit']
     net = family.build(attention_groups=None)
-    assert [len(stage) for stage in net.attention_stages] == [5]
-    assert [len(s) for s in family.build().attention_stages] == [2, 2, 1]
+    assert [len(stage) for stage in net.attention_stages] == [7]
+    assert [len(s) for s in family.build().attention_stages] == [3, 3, 1]
     for wrong in (1, 0, 2.5, 'all'):
         with pytest.raises(UsageError, match='attention_groups=.*2 or more'):
             family.build(attention_groups=wrong)

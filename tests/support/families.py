@@ -39,9 +39,9 @@ _RESNET = dict(depth=50, base_channels=8, stem_channels=8, norm_eval=False)
 _REGNET = dict(w0=16, wa=10., wm=1.75, group_w=8, depth=8, bot_mul=1.0)
 
 _VIT = dict(
-    arch=dict(embed_dims=32, num_layers=5, num_heads=2,
+    arch=dict(embed_dims=32, num_layers=7, num_heads=2,
               feedforward_channels=32),
-    img_size=32, patch_size=8, attention_groups=2)
+    img_size=32, patch_size=8, attention_groups=3)
 
 FAMILIES: Dict[str, Family] = {
     'regnet': Family(dict(type='mmdet.ELARegNet', arch=_REGNET,
@@ -80,7 +80,7 @@ FAMILIES: Dict[str, Family] = {
         pretrain_img_size=32, num_layers=[1, 2, 3, 2])),
     'vit': Family(dict(
         type='mmpretrain.ELAVisionTransformer', **_VIT, drop_path_rate=.1,
-        out_indices=[2, 4], out_type='featmap')),
+        out_indices=[3, 6], out_type='featmap')),
     'distilled': Family(dict(
         type='mmpretrain.ELADistilledVisionTransformer', **_VIT)),
     'beit': Family(dict(
