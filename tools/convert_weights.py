@@ -1,8 +1,10 @@
-"""Rename checkpoints of the published MRLA code to this package's names.
+"""Rename checkpoints of the published MRLA and DLA codes to this package's names.
 
-MRLA-base and MRLA-light on ResNet, classification and MMDetection 2; --reverse
-goes back to the classification code's names. The network, ELAResNetV1c where
-the stem has three convolutions, computes the same.
+mrla: MRLA-base and MRLA-light on ResNet, classification and MMDetection 2; the
+network, ELAResNetV1c where the stem has three convolutions, computes the same.
+dla: DLA-base of its code for CIFAR, ELAResNet_CIFAR with attention='dla'. Its
+DLA-light has a convolution that this package's has not, and is refused.
+--reverse goes back to the classification codes' names.
 """
 import argparse
 import os.path as osp
@@ -10,7 +12,7 @@ import os.path as osp
 import torch
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.apis.convert import from_mrla, to_mrla
+from ela_mm.apis.convert import SOURCES
 from ela_mm.apis.deploy import whole_file
 from ela_mm.apis.launch import UsageError, check_checkpoint, run
 from ela_mm.hosts.registration import installed
@@ -18,21 +20,22 @@ from ela_mm.hosts.registration import installed
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source_file', metavar='IN', help='checkpoint file')
     parser.add_argument('target_file', metavar='OUT', help='file to write')
     parser.add_argument(
         '--source',
-        choices=['mrla'],
+        choices=SOURCES,
         default='mrla',
-        help='whose names they are; the MRLA networks in the published DLA '
-        'code have the same')
+        help="whose names they are: MRLA's, which the MRLA networks in the "
+        "published DLA code have as well, or DLA's; default: mrla")
     parser.add_argument(
         '--host',
         choices=[host.scope for host in installed() if host.deep_stem],
         default='mmpretrain',
-        help='whose stem of three convolutions the network has')
+        help='whose stem of three convolutions the network has; default: '
+        'mmpretrain')
     parser.add_argument(
         '--reverse',
         action='store_true',
@@ -50,7 +53,8 @@ def main() -> None:
     checkpoint = torch.load(
         args.source_file, map_location='cpu', weights_only=True)
     state = checkpoint.get('state_dict', checkpoint)
-    rename = to_mrla if args.reverse else from_mrla
+    from_theirs, to_theirs = SOURCES[args.source]
+    rename = to_theirs if args.reverse else from_theirs
     converted = rename(state, args.host)
     meta = {} if args.reverse else dict(meta={})
     with whole_file(args.target_file) as file:

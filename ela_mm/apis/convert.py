@@ -1,7 +1,8 @@
-"""Renames checkpoints of the published MRLA code, and back.
+"""Renames checkpoints of the published MRLA and DLA codes, and back.
 
 The network is the same: with these names ``ELAResNetV1c`` equals the published
-MRLA-base ResNet, whose stem has three convolutions.
+MRLA-base ResNet, whose stem has three convolutions, and ``ELAResNet_CIFAR`` with
+``attention='dla'`` the published DLA-base.
 """
 import re
 from typing import Dict, List, Sequence, Tuple
@@ -12,6 +13,8 @@ from torch import Tensor
 from ..errors import UsageError
 from ..hosts.registration import host_of
 
+_NAMELESS = ('{!r} has no name in the published code: it trains without '
+             'zero_init_attention')
 _PARTS = dict(query='Wq', key='Wk', value='Wv')
 # Convolutions and norms of the stem, in the order of Host.deep_stem.
 _STEM = ('conv1.0', 'conv1.1', 'conv1.3', 'conv1.4', 'conv1.6', 'bn1')
@@ -50,6 +53,10 @@ def from_mrla(state: Dict[str, Tensor],
             not installed.
     """
     state = {re.sub(r'^module\.', '', name): x for name, x in state.items()}
+    if recognise_dla(list(state)):
+        raise UsageError(
+            'the checkpoint names attention as the published DLA code does '
+            '(bn_layer_attention): convert it with --source dla')
     if not recognise(list(state)):
         raise UsageError(
             'the checkpoint does not name attention as the published MRLA '
@@ -88,15 +95,8 @@ def to_mrla(state: Dict[str, Tensor],
     Raises:
         UsageError: If a layer is skipped or scaled, which that code cannot.
     """
-    state = {re.sub(r'^(backbone|head)\.', '', name): x
-             for name, x in state.items()}
-    if 'active' in state and not state['active'].all():
-        raise UsageError('attention layers are skipped in this checkpoint; the '
-                         'published code has no such network')
     published = {}
-    for name, value in state.items():
-        if name in ('active', 'visible', 'fresh_norm_mask'):
-            continue
+    for name, value in _plain(state).items():
         match = re.fullmatch(r'layer(\d+)\.attention\.(\d+)\.(.+)', name)
         if match is None:
             name = re.sub(r'^layer(\d+)\.',
@@ -113,9 +113,147 @@ def to_mrla(state: Dict[str, Tensor],
         elif first == 'norm':
             published[f'{place}.bn_mrla.{rest}'] = value
         else:
-            raise UsageError(f'{name!r} has no name in the published code: '
-                             'it trains without zero_init_attention')
+            raise UsageError(_NAMELESS.format(name))
     return published
+
+
+# --- DLA ---------------------------------------------------------------------
+
+_CELL = dict(input='w_ih', hidden='w_hh')  # parts of the cell, which it calls lstm
+_OF_STAGE = re.compile(r'stages\.(\d+)\.(layers|attention|lstm)\.(.+)')
+
+
+def recognise_dla(names: List[str]) -> bool:
+    """Tell whether names are those of the published DLA code.
+
+    Args:
+        names (List[str]): Of a state dict.
+
+    Returns:
+        bool: True if any names attention as that code does.
+    """
+    return any('.bn_layer_attention.' in name for name in names)
+
+
+def from_dla(state: Dict[str, Tensor],
+             host: str = 'mmpretrain') -> Dict[str, Tensor]:
+    """Rename a state dict of the published DLA code: DLA-base for CIFAR.
+
+    Args:
+        state (Dict[str, Tensor]): ``stages.0.lstm.w_ih.0.seq.0.weight``,
+            ``stages.0.attention.1.bn_layer_attention.weight`` and so on.
+        host (str): As in :func:`from_mrla`; its stem is the same everywhere.
+
+    Returns:
+        Dict[str, Tensor]: The same tensors under this package's names, for
+        ``attention='dla'``, with the prefix ``backbone.`` and the classifier as
+        ``head.fc``.
+
+    Raises:
+        UsageError: If the names are not those of that code, or those of its
+            DLA-light.
+    """
+    state = {re.sub(r'^module\.', '', name): x for name, x in state.items()}
+    if not recognise_dla(list(state)):
+        raise UsageError(
+            'the checkpoint does not name attention as the published DLA code '
+            "does ('...bn_layer_attention.weight'): there is nothing to "
+            'convert' + ('; --source mrla does it' if recognise(list(state))
+                         else ''))
+    light = next((name for name in state
+                  if re.search(r'\.(excite|extict|lambda_t)(\.|$)', name)), None)
+    if light is not None:
+        raise UsageError(
+            f'the checkpoint is of the published DLA-light ({light!r}), which '
+            "adds a convolution that attention='dla-light' does not have: no "
+            'network of this package computes the same. DLA-base can be '
+            'converted')
+    converted = {}
+    for name, value in state.items():
+        outside = f'head.{name}' if name.startswith('fc.') else f'backbone.{name}'
+        match = _OF_STAGE.fullmatch(name)
+        converted[_dla_part(name, *match.groups()) if match else outside] = value
+    return converted
+
+
+def _dla_part(name: str, stage: str, kind: str, part: str) -> str:
+    ours = f'backbone.layer{int(stage) + 1}'
+    if kind == 'layers':
+        return f'{ours}.{part}'
+    if kind == 'lstm':
+        for where, theirs in _CELL.items():
+            if part.startswith(f'{theirs}.0.seq.'):
+                return (f'{ours}.attention.0.cell.{where}.'
+                        f'{part[len(theirs) + len(".0.seq."):]}')
+    block, _, part = part.partition('.')
+    for where, theirs in _PARTS.items():
+        if part == f'layer_attention.layer_attention.{theirs}.weight':
+            return f'{ours}.attention.{block}.{where}.weight'
+    if part.startswith('bn_layer_attention.'):
+        return f'{ours}.attention.{block}.norm.{part.partition(".")[2]}'
+    raise UsageError(f'{name!r} is no name of the published DLA-base: the '
+                     'checkpoint was changed, or is of another network')
+
+
+def to_dla(state: Dict[str, Tensor],
+           host: str = 'mmpretrain') -> Dict[str, Tensor]:
+    """Rename a state dict of this package as the published DLA code does.
+
+    Args:
+        state (Dict[str, Tensor]): Of a classifier or a backbone with
+            ``attention='dla'``; the buffers of masks are left out.
+        host (str): As in :func:`from_dla`.
+
+    Returns:
+        Dict[str, Tensor]: ``stages.0.lstm.w_ih.0.seq.0.weight`` and so on.
+
+    Raises:
+        UsageError: If a layer is skipped or scaled, or the attention is not
+            DLA-base.
+    """
+    state = _plain(state)
+    if not any('.attention.0.cell.' in name for name in state) or any(
+            name.endswith('.mix') for name in state):
+        raise UsageError("expected a checkpoint of attention='dla' "
+                         '(DLA-base): this one has no such cell')
+    published = {}
+    for name, value in state.items():
+        match = re.fullmatch(r'layer(\d+)\.(attention\.)?(\d+)\.(.+)', name)
+        if match is None:
+            published[name] = value
+            continue
+        stage, attention, block, part = match.groups()
+        place = f'stages.{int(stage) - 1}'
+        first, _, rest = part.partition('.')
+        if not attention:
+            published[f'{place}.layers.{block}.{part}'] = value
+        elif first in _PARTS:
+            published[f'{place}.attention.{block}.layer_attention.'
+                      f'layer_attention.{_PARTS[first]}.{rest}'] = value
+        elif first == 'norm':
+            published[f'{place}.attention.{block}.bn_layer_attention.'
+                      f'{rest}'] = value
+        elif first == 'cell':
+            where, _, rest = rest.partition('.')
+            published[f'{place}.lstm.{_CELL[where]}.0.seq.{rest}'] = value
+        else:
+            raise UsageError(_NAMELESS.format(name))
+    return published
+
+
+#: By the name of a published code, how to come from its names and back.
+SOURCES = dict(mrla=(from_mrla, to_mrla), dla=(from_dla, to_dla))
+
+
+def _plain(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """The backbone's and the head's own names, without masks."""
+    state = {re.sub(r'^(backbone|head)\.', '', name): x
+             for name, x in state.items()}
+    if 'active' in state and not state['active'].all():
+        raise UsageError('attention layers are skipped in this checkpoint; the '
+                         'published code has no such network')
+    return {name: x for name, x in state.items()
+            if name not in ('active', 'visible', 'fresh_norm_mask')}
 
 
 def _block(name: str, value: Tensor) -> Tuple[str, Tensor]:

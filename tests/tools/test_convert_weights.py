@@ -1,4 +1,4 @@
-"""Checkpoints under the names of the published MRLA code."""
+"""Checkpoints under the names of the published MRLA and DLA codes."""
 import math
 
 import pytest
@@ -8,7 +8,7 @@ from mmengine.runner import load_checkpoint
 from support.running import tool
 from torch import nn
 
-from ela_mm.apis.convert import from_mrla, recognise, to_mrla
+from ela_mm.apis.convert import from_dla, from_mrla, recognise, to_dla, to_mrla
 from ela_mm.hosts import mmdet, mmpretrain
 
 BLOCKS = (2, 1, 3, 2)
@@ -227,4 +227,168 @@ def test_loading_them_as_they_are_names_the_command(monkeypatch):
         lambda text, *args, **kwargs: said.append(text))
     mmpretrain.ELAResNet(50).load_state_dict(
         Published().state_dict(), strict=False)
-    assert any('tools/convert_weights.py' in text for text in said)
+    assert any('tools/convert_weights.py IN OUT' in text
+               and 'source' not in text for text in said)
+    mmpretrain.ELAResNet_CIFAR(20).load_state_dict(
+        PublishedDLA().state_dict(), strict=False)
+    assert 'tools/convert_weights.py IN OUT --source dla' in said[-1]
+
+
+# --- DLA ---------------------------------------------------------------------
+
+
+class Cell(nn.Module):
+    """The part of a stage that DLA's code calls lstm."""
+
+    def __init__(self, channels):
+        super().__init__()
+        for name in ('w_ih', 'w_hh'):
+            gate = nn.Module()
+            gate.seq = nn.Sequential(
+                nn.Linear(channels, channels // 4), nn.ReLU(),
+                nn.Linear(channels // 4, 3 * channels))
+            self.add_module(name, nn.ModuleList([gate]))
+
+    def forward(self, y, hidden, cell):
+        gates = self.w_ih[0].seq(y) + self.w_hh[0].seq(hidden)
+        add, keep, new = gates.chunk(3, 1)
+        cell = keep.sigmoid() * cell + add.sigmoid() * new.tanh()
+        return cell.sigmoid(), cell
+
+
+class DLAStage(nn.Module):
+    """Blocks, their attention and the cell, under that code's names."""
+
+    def __init__(self, blocks, channels):
+        super().__init__()
+        self.layers = nn.ModuleList(blocks)
+        self.attention = nn.ModuleList()
+        for _ in blocks:
+            inner = Weights(channels, False)
+            outer = nn.Module()
+            outer.layer_attention = nn.Module()
+            outer.layer_attention.layer_attention = inner.mrla
+            outer.bn_layer_attention = nn.BatchNorm2d(channels)
+            self.attention.append(outer)
+        self.lstm = Cell(channels)
+
+    def forward(self, x):
+        keys, values, state = [], [], None
+        for block, attention in zip(self.layers, self.attention):
+            x = block(x)
+            y = x.mean((2, 3))
+            state = self.lstm(y, *(state or [torch.zeros_like(y)] * 2))
+            keys = [k * self.lstm(k, *state)[0] for k in keys]
+            values = [v * self.lstm(v.mean((2, 3)), *state)[0][..., None, None]
+                      for v in values]
+            own = attention.layer_attention.layer_attention
+            query, key = (getattr(own, f'W{n}')(y[:, None])[:, 0] for n in 'qk')
+            keys.append(key)
+            values.append(own.Wv(x))
+            heads = [k.unflatten(1, (-1, 32)) for k in (query, *keys)]
+            logits = torch.stack([(heads[0] * k).sum(-1) for k in heads[1:]], -1)
+            weights = (logits / math.sqrt(32)).softmax(-1)  # (B, h, n)
+            out = sum(w.repeat_interleave(32, 1)[..., None, None] * v
+                      for w, v in zip(weights.unbind(-1), values))
+            x = x + attention.bn_layer_attention(out).relu()
+        return x
+
+
+class PlainBlock(Block):
+    """A bottleneck; attention stands outside of it."""
+
+    def __init__(self, inside, planes, stride):
+        super().__init__(inside, planes, stride, False)
+        del self.mrla, self.bn_mrla
+
+    def forward(self, x):
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = self.bn1(self.conv1(x)).relu()
+        y = self.bn2(self.conv2(y)).relu()
+        return (self.bn3(self.conv3(y)) + shortcut).relu()
+
+
+class PublishedDLA(nn.Module):
+    """DLA-base of 20 layers, as its code for CIFAR names them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.stages, inside = nn.ModuleList(), 16
+        for i, planes in enumerate((16, 32, 64)):
+            blocks = [PlainBlock(inside if j == 0 else 4 * planes, planes,
+                                 2 if i and not j else 1) for j in range(2)]
+            self.stages.append(DLAStage(blocks, 4 * planes))
+            inside = 4 * planes
+        self.fc = nn.Linear(256, 10)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(std=.1)
+                module.running_var.uniform_(.5, 1.5)
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(x)).relu()
+        outs = []
+        for stage in self.stages:
+            x = stage(x)
+            outs.append(x)
+        return outs
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_the_converted_dla_computes_the_same(training):
+    published = PublishedDLA().double().train(training)
+    theirs = {f'module.{k}': v for k, v in published.state_dict().items()}
+    state = from_dla(theirs)  # as nn.DataParallel saves them
+    net = mmpretrain.ELAResNet_CIFAR(20, attention='dla',
+                                     out_indices=(0, 1, 2)).double()
+    backbone = {k[9:]: v for k, v in state.items() if k.startswith('backbone.')}
+    missing, unexpected = net.load_state_dict(backbone, strict=False)
+    assert not missing and not unexpected
+    assert set(state) - {f'backbone.{k}' for k in backbone} == {
+        'head.fc.weight', 'head.fc.bias'}
+    net.train(training)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        for a, b in zip(net(x), published(x)):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_dla_there_and_back(tmp_path):
+    state = PublishedDLA().state_dict()
+    torch.save(state, tmp_path / 'theirs.pth')
+    for source, target, options in (('theirs', 'ours', []),
+                                    ('ours', 'back', ['--reverse'])):
+        process = tool('convert_weights.py', tmp_path / f'{source}.pth',
+                       tmp_path / f'{target}.pth', '--source', 'dla', *options)
+        assert process.returncode == 0, process.stderr
+    back = torch.load(tmp_path / 'back.pth')['state_dict']
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    process = tool('convert_weights.py', tmp_path / 'theirs.pth',
+                   tmp_path / 'no.pth')
+    assert process.returncode == 1 and '--source dla' in process.stderr
+    assert not (tmp_path / 'no.pth').exists()
+
+
+def test_what_dla_does_not_name_or_has_more():
+    state = PublishedDLA().state_dict()
+    with pytest.raises(ValueError, match='DLA-light .*excite.*DLA-base can'):
+        from_dla({**state, 'stages.0.excite.weight': torch.ones(64, 1, 3, 3)})
+    with pytest.raises(ValueError, match='is no name of the published DLA'):
+        from_dla({**state, 'stages.0.lstm.w_ih.1.weight': torch.ones(1)})
+    with pytest.raises(ValueError, match='--source mrla does it'):
+        from_dla(Published().state_dict())
+    with pytest.raises(ValueError, match='no such cell'):
+        to_dla(mmpretrain.ELAResNet_CIFAR(20).state_dict())
+    with pytest.raises(ValueError, match='no such cell'):
+        to_dla(mmpretrain.ELAResNet_CIFAR(
+            20, attention='dla-light').state_dict())
+    net = mmpretrain.ELAResNet_CIFAR(20, attention='dla',
+                                     zero_init_attention=True)
+    with pytest.raises(ValueError, match='without zero_init_attention'):
+        to_dla(net.state_dict())
+    net.skip_layers(['layer1.1'])
+    with pytest.raises(ValueError, match='skipped'):
+        to_dla(net.state_dict())

@@ -357,7 +357,8 @@ class LayerAttentionMixin:
                 'the checkpoint names attention as the published MRLA or DLA '
                 f'code does ({theirs!r}): none of it is loaded, and the '
                 'attention of this network stays as it is. Convert it first: '
-                'python tools/convert_weights.py IN OUT',
+                'python tools/convert_weights.py IN OUT' +
+                (' --source dla' if 'layer_attention' in theirs else ''),
                 'current', logging.WARNING)
         elif found and (foreign or lacking):
             print_log(
