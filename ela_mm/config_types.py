@@ -1,7 +1,8 @@
-"""What ``type`` means in a config: a name, or a class in pure Python configs."""
+"""What a config's entries are: types by name or class, datasets in wrappers."""
 import inspect
 import re
-from typing import Any, Callable, Optional
+from collections.abc import Mapping
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.registry import Registry, init_default_scope
@@ -52,3 +53,29 @@ def enter_scope(cfg: Config) -> None:
     scope = cfg.get('default_scope', 'mmengine')
     if scope is not None:
         init_default_scope(scope)
+
+
+def datasets_within(node: Any, path: str = '') -> Iterator[Tuple[str, dict]]:
+    """Find the datasets that wrappers hold, one within the other.
+
+    Args:
+        node (Any): A dataset, or several as a list or by name.
+        path (str): Its place in the config.
+
+    Yields:
+        Tuple[str, dict]: Place and config of each innermost dataset; nothing of
+        one that is built already.
+    """
+    if isinstance(node, (list, tuple)):
+        for i, member in enumerate(node):
+            yield from datasets_within(member, f'{path}.{i}')
+    elif isinstance(node, Mapping):
+        within = [key for key in ('dataset', 'datasets')
+                  if isinstance(node.get(key), (Mapping, list, tuple))]
+        for key in within:
+            yield from datasets_within(node[key], f'{path}.{key}')
+        if not within and 'type' in node:
+            yield path, node
+        elif not within:  # several by name
+            for name, member in node.items():
+                yield from datasets_within(member, f'{path}.{name}')

@@ -131,8 +131,6 @@ def _picture_info(folder: str, i: int, arrays: bool) -> dict:
         height=height, instances=[box], gt_label=[0, 1][i % 2],
         seg_map_path=f'{folder}/map.png', frame_id=i,
         segments_info=[dict(id=0, category=0, is_thing=True)],
-        proposals=dict(bboxes=np.array([[5., 5., 90., 90.]], np.float32),
-                       scores=np.ones(1, np.float32)),
         text='a cat', caption_prompt='a cat', custom_entities=False,
         tokens_positive=-1, dataset_mode='VG', gt_caption='a cat',
         question='what', gt_answer=['cat'], gt_answer_weight=[1.],
@@ -150,12 +148,15 @@ class StandIn(BaseDataset):
         folder (str): Of :func:`make_pictures`.
         arrays (bool): Whether pictures come as arrays.
         lists (Sequence[str]): Keys that hold several of a sample's values.
+        proposals (bool): Whether pictures have proposals.
     """
 
     METAINFO = dict(classes=('a', 'b'))
 
-    def __init__(self, folder: str, arrays: bool, lists=(), **kwargs) -> None:
+    def __init__(self, folder: str, arrays: bool, lists=(),
+                 proposals: bool = False, **kwargs) -> None:
         self.folder, self.arrays, self.lists = folder, arrays, lists
+        self.proposals = proposals
         super().__init__(**kwargs)
 
     def load_data_list(self) -> List[dict]:
@@ -163,6 +164,10 @@ class StandIn(BaseDataset):
         for info in infos:
             for key in self.lists:
                 info[key] = [info[key]] * 2
+            if self.proposals:
+                info['proposals'] = dict(
+                    bboxes=np.array([[5., 5., 90., 90.]], np.float32),
+                    scores=np.ones(1, np.float32))
         return infos
 
     def get_cat_ids(self, index: int) -> List[int]:
@@ -219,6 +224,8 @@ def stand_in(cfg: Config, folder: Path) -> Config:
             type=_frames_class() if frames else StandIn, folder=str(folder),
             arrays=not any(map(loads_pictures, within)), lists=lists,
             pipeline=steps, test_mode=True)
+        if any(type_name(x) == 'LoadProposals' for x in within):
+            dataset.proposals = True
     for other in ('val_dataloader', 'test_dataloader', 'train_dataloader'):
         if other != name and cfg.get(other) is not None:
             cfg.pop(other)
@@ -339,18 +346,30 @@ def main() -> None:
                         '/host/folder/file.py matches this regular expression')
     parser.add_argument('--out', default='work_dirs/drop_in_data.jsonl',
                         help='one line a kind; default %(default)s')
+    parser.add_argument('--again', action='store_true',
+                        help='only what did not pass, as --out has it')
     args = parser.parse_args()
     MMLogger.get_current_instance().setLevel('ERROR')
     path = Path(args.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     kinds: Dict[Kind, List[str]] = {}
-    for host in args.host or HOSTS:
+    passed: Dict[Kind, Tuple[List[str], Dict[str, str]]] = {}
+    if args.again:
+        for line in path.read_text(encoding='utf-8').splitlines():
+            kind, configs, outcome = json.loads(line)
+            kinds[Kind(*kind)] = configs
+            passed[Kind(*kind)] = configs, outcome
+        passed = {kind: value for kind, value in passed.items()
+                  if set(value[1].values()) == {'ok'}}
+        kinds = {kind: x for kind, x in kinds.items() if kind not in passed}
+    for host in () if args.again else args.host or HOSTS:
         found, without = catalogue(
             host, args.match, lambda paths, host=host: track(
                 paths, f'reading the configs of {host}'))
         print(f'{host}: {without} configs do not load or name no data')
         kinds.update(found)
-    report(list(track(_tried(kinds, path), 'trying', total=len(kinds))))
+    tried = list(track(_tried(kinds, path), 'trying', total=len(kinds)))
+    report([(kind, *value) for kind, value in passed.items()] + tried)
 
 
 if __name__ == '__main__':

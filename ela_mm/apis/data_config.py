@@ -14,7 +14,7 @@ from typing import Any, Iterator, List, Optional, Tuple
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from ..config_types import class_of, enter_scope, type_name
+from ..config_types import class_of, datasets_within, enter_scope, type_name
 from ..errors import UsageError
 from ..hosts.registration import host_of
 
@@ -38,23 +38,7 @@ def datasets_of(cfg: Config, loader: str) -> Iterator[Tuple[str, dict]]:
     """
     options = cfg.get(loader)
     if isinstance(options, Mapping):
-        yield from _innermost(options.get('dataset'), f'{loader}.dataset')
-
-
-def _innermost(node: Any, path: str) -> Iterator[Tuple[str, dict]]:
-    if isinstance(node, (list, tuple)):
-        for i, member in enumerate(node):
-            yield from _innermost(member, f'{path}.{i}')
-    elif isinstance(node, Mapping):
-        within = [key for key in ('dataset', 'datasets')
-                  if isinstance(node.get(key), (Mapping, list, tuple))]
-        for key in within:
-            yield from _innermost(node[key], f'{path}.{key}')
-        if not within and 'type' in node:
-            yield path, node
-        elif not within:  # several by name
-            for name, member in node.items():
-                yield from _innermost(member, f'{path}.{name}')
+        yield from datasets_within(options.get('dataset'), f'{loader}.dataset')
 
 
 def pipelines_of(cfg: Config, loader: str) -> Iterator[list]:

@@ -7,7 +7,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 from torch import Tensor, nn
 
-from ..config_types import type_name
+from ..config_types import datasets_within, type_name
 from ..errors import UsageError
 
 
@@ -89,9 +89,8 @@ class Host:
         Raises:
             UsageError: If neither the config nor the host has a ``tta_model``.
         """
-        dataset = cfg.test_dataloader.dataset
-        while 'dataset' in dataset:
-            dataset = dataset['dataset']
+        datasets = [dataset for _, dataset in datasets_within(
+            cfg.test_dataloader.dataset)]
         if 'tta_model' not in cfg:
             if self.tta_model is None:
                 raise UsageError(
@@ -99,9 +98,10 @@ class Host:
                     'predictions can be averaged: set tta_model in the config')
             cfg.tta_model = self.tta_model
         if 'tta_pipeline' not in cfg:
-            cfg.tta_pipeline = self.tta_steps(dataset.pipeline)
+            cfg.tta_pipeline = self.tta_steps(datasets[0].pipeline)
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-        dataset.pipeline = cfg.tta_pipeline
+        for dataset in datasets:
+            dataset.pipeline = cfg.tta_pipeline
 
     def tta_steps(self, pipeline: Sequence[dict]) -> List[dict]:
         """Make a pipeline that flips out of a test pipeline.

@@ -197,6 +197,17 @@ def test_flips_are_averaged(scope, model, meta_keys):
     assert ('flip' in pack.get('meta_keys', ())) is meta_keys
 
 
+def test_every_dataset_of_a_test_is_flipped():
+    """Of those that are concatenated too."""
+    steps = [dict(type='LoadImageFromFile'), dict(type='Pack')]
+    several = [dict(type='Set', pipeline=steps) for _ in range(2)]
+    cfg = config('mmdet', 'Network', test_dataloader=dict(
+        dataset=dict(type='ConcatDataset', datasets=several)))
+    host_of(cfg).tta(cfg)
+    for dataset in cfg.test_dataloader.dataset.datasets:
+        assert dataset.pipeline[-1].type == 'TestTimeAug'
+
+
 def test_the_configs_own_augmentation_comes_first():
     own = dict(tta_model=dict(type='Mine'), tta_pipeline=[dict(type='Steps')])
     for scope in ('mmdet', 'mmpretrain', 'mmengine'):
