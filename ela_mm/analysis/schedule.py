@@ -208,7 +208,8 @@ def _learning_rate(cfg: Config, clock: Clock) -> Tuple:
         if start is None or end is None:
             others.append(f'{kind} of {"epochs" if epochs else "iterations"} '
                           f'{begin + 1} to {last}')
-        elif _warms_up(kind, config, end < clock.end) and start == 0:
+        elif _warms_up(kind, config, last != math.inf) and start == 0:
+            # Also one that a short training does not get out of.
             warm_up = Span(f'warm-up ({kind})', start, end)
         elif kind == 'OneCycleLR':
             share = config.get('pct_start', .3)

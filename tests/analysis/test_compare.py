@@ -113,6 +113,22 @@ def test_the_tool_writes_tables_pictures_and_a_page(runs, tmp_path):
     assert page.count('<img') == 2 and 'Decisions that differ' in page
 
 
+def test_many_runs_are_summed_up(runs):
+    """Where a column each would be unreadable."""
+    found = compare_runs([str(runs / n) for n in ('few', 'many', 'plain')],
+                         count=False)
+    many = found._replace(**{
+        field: 5 * getattr(found, field)
+        for field in ('names', 'runs', 'parameters', 'fates')})
+    _, layers, differing = compare_sections(many)
+    (table, ) = layers.tables
+    counts = {row[0]: row[1] for row in table.rows}
+    (everywhere, ) = read_record(runs / 'few')['decisions'][0]['skipped']
+    assert counts[everywhere] == '10 of 10 runs'  # the plain ones have none
+    assert {counts[name] for name in found.differing} == {'5 of 10 runs'}
+    assert len(differing.tables[0].rows) == 10 * len(found.differing)
+
+
 def test_a_grid_stands_for_its_runs(runs, tmp_path):
     for name in ('few', 'many'):
         folder = tmp_path / 'grid' / name / 'seed_0'

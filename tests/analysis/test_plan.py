@@ -95,6 +95,9 @@ def test_other_schedules():
     assert len(schedule.lr_others) == 2 and not schedule.validations
     assert 'CosineAnnealingLR from iteration 1 (epoch 1)' in \
         schedule.lr_others[1]
+    short = read_schedule(cfg, 4)  # which does not get out of its warm-up
+    assert short.warm_up == ('warm-up (LinearLR)', 0, 50)
+    assert dict(lines_of(short))['warm-up'] == '~' * WIDTH_OF_LINE
     unknown = read_schedule(cfg)  # how long an epoch is
     assert unknown.warm_up is None and unknown.clock.end == 10
     assert 'LinearLR of iterations 1 to 50' in unknown.lr_others

@@ -20,6 +20,7 @@ from ..history import Run
 from .page import Section, Table
 
 MOST_LINES = 16  # in one picture
+MOST_COLUMNS = 8  # of runs in a table; with more, layers are summed up
 
 
 def compare_sections(found: Compared) -> List[Section]:
@@ -34,8 +35,17 @@ def compare_sections(found: Compared) -> List[Section]:
     """
     sections = [_runs_section(found)]
     if found.layers:
-        sections += [_layers_section(found), _differing_section(found)]
+        pruned = _with_layers(found)
+        sections += [_layers_section(pruned), _differing_section(pruned)]
     return sections
+
+
+def _with_layers(found: Compared) -> Compared:
+    """Without the runs that have nothing to skip."""
+    members = [i for i, fates in enumerate(found.fates) if fates]
+    return found._replace(
+        **{field: [getattr(found, field)[i] for i in members]
+           for field in ('names', 'runs', 'parameters', 'fates')})
 
 
 def summarize_comparison(found: Compared) -> List[str]:
@@ -174,9 +184,13 @@ def _curves_picture(found: Compared) -> Optional[Picture]:
 
 
 def _layers_section(found: Compared) -> Section:
-    rows = []
-    for name in found.layers:
-        rows.append([name] + [_cell(f.get(name)) for f in found.fates])
+    if len(found.names) > MOST_COLUMNS:
+        header = ['layer', 'skipped in', 'KL, median', 'from, to']
+        rows = [_summed_up(name, found) for name in found.layers]
+    else:
+        header = ['layer', *found.names]
+        rows = [[name, *(_cell(f.get(name)) for f in found.fates)]
+                for name in found.layers]
     csv = [['layer', 'run', 'active', 'window', 'kl', 'mapped', 'mu',
             'stability', 'status']]
     for name in found.layers:
@@ -189,8 +203,18 @@ def _layers_section(found: Compared) -> Section:
             'whose earlier windows decided otherwise are between other '
             'neighbours.']
     return Section('Layers', text,
-                   [Table('KL divergence and window', ['layer', *found.names],
-                          rows, csv)], [_layers_picture(found)])
+                   [Table('KL divergence and window', header, rows, csv)],
+                   [_layers_picture(found)])
+
+
+def _summed_up(name: str, found: Compared) -> List[str]:
+    """A layer over many runs."""
+    fates = [f[name] for f in found.fates if name in f]
+    kl = [f.layer.kl for f in fates
+          if f.layer is not None and f.layer.kl is not None]
+    return [name, f'{sum(not f.active for f in fates)} of {len(fates)} runs',
+            f'{np.median(kl):.3g}' if kl else '-',
+            f'{min(kl):.3g} to {max(kl):.3g}' if kl else '-']
 
 
 def _cell(fate: Optional[Fate]) -> str:
@@ -256,14 +280,20 @@ def _differing_section(found: Compared) -> Section:
     if not differing:
         return Section('Decisions that differ', [
             'None: all runs that have a layer did the same with it.'])
-    rows = [[name] + [_narrowly(f.get(name)) for f in found.fates]
-            for name in differing]
+    if len(found.names) > MOST_COLUMNS:
+        header = ['layer', 'run', 'decision']
+        rows = [[name, run, _narrowly(f[name])] for name in differing
+                for run, f in zip(found.names, found.fates) if name in f]
+    else:
+        header = ['layer', *found.names]
+        rows = [[name, *(_narrowly(f.get(name)) for f in found.fates)]
+                for name in differing]
     text = ['By how much: the distance of the mapped value to mu, and the '
             'share of resampled windows that skip the layer. A small distance, '
             'or a share far from 0% and 100%, is a decision that chance could '
             'have turned.']
     return Section('Decisions that differ', text,
-                   [Table('By how much', ['layer', *found.names], rows)])
+                   [Table('By how much', header, rows)])
 
 
 def _narrowly(fate: Optional[Fate]) -> str:
