@@ -300,3 +300,16 @@ def test_checkpointed_blocks_give_the_same_gradients(name):
         loss_of(net(x)).backward()
     for ours, other in zip(*(net.parameters() for net in nets)):
         torch.testing.assert_close(ours.grad, other.grad)
+
+
+def test_another_norm_of_attention():
+    """Batch norm in a network that has none, spared by norm_eval while fresh."""
+    net = FAMILIES['swin'].build(
+        attention_norm_cfg=dict(type='BN'), norm_eval=True)
+    net.train()
+    norms = [layer.module.norm for layer in net.attention_layers]
+    assert all(type(norm) is torch.nn.BatchNorm2d for norm in norms)
+    assert all(norm.training for norm in norms)
+    with pytest.raises(UsageError, match='knows no attention_norm_cfg'):
+        FAMILIES['swin'].build(
+            attention=None, attention_norm_cfg=dict(type='BN'))
