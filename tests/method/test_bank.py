@@ -1,6 +1,7 @@
 """The bank of values against the equations as they are written, in float64."""
 import copy
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ela_mm import LayerAttention, LayerMemory
 from ela_mm.experiments.benchmark import _Storages
 from ela_mm.models.backbones.stages import AttentionStage
-from ela_mm.models.layers.bank import batch_norm, without_bank
+from ela_mm.models.layers.bank import batch_norm, fused, values, without_bank
 from ela_mm.models.layers.bank.values import GROUP
 
 
@@ -161,9 +162,12 @@ def assert_like_naive(stage, x, run=None):
        act=st.booleans(),
        zero_init=st.booleans(),
        training=st.booleans(),
-       channels_last=st.booleans())
+       channels_last=st.booleans(),
+       short=st.booleans(),
+       pointwise=st.booleans())
 def test_stage_matches_the_equations(data, depth, batch, heads, head_dim, side,
-                                     act, zero_init, training, channels_last):
+                                     act, zero_init, training, channels_last,
+                                     short, pointwise):
     """Any mask: skipped whole, or visible to later layers still."""
     torch.manual_seed(0)
     active = data.draw(st.lists(st.booleans(), min_size=depth,
@@ -175,7 +179,12 @@ def test_stage_matches_the_equations(data, depth, batch, heads, head_dim, side,
     if channels_last:
         stage = stage.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
-    statistics = assert_like_naive(stage, x)
+    for layer in stage.attention:
+        layer.fused = pointwise
+    # What a compiler writes, here without one.
+    with mock.patch.object(values, 'SHORT', 5 if short else 1), (
+            mock.patch.object(fused, '_compiled', lambda function: function)):
+        statistics = assert_like_naive(stage, x)
     for layer, on, (mean, var) in zip(stage.attention, active, statistics):
         torch.testing.assert_close(layer.norm.running_mean, mean)
         torch.testing.assert_close(layer.norm.running_var, var)
@@ -258,8 +267,10 @@ def naive_terms(layers, xs):
     return terms
 
 
-@pytest.fixture
-def layers():
+@pytest.fixture(params=[1, 6], ids=['long', 'short'])
+def layers(request, monkeypatch):
+    """Those of stages that collect gradients, and that add them up at once."""
+    monkeypatch.setattr(values, 'SHORT', request.param)
     return stage_of(4, zero_init=True).attention
 
 

@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ...errors import UsageError
+from ..layers import LayerAttention
 from .stages import (
     ATTENTION,
     AttentionLayerInfo,
@@ -55,6 +56,9 @@ class LayerAttentionMixin:
         zero_init_attention (bool): Start from the plain network, bit for bit,
             by a learnable scale per channel that is 0 at first. For training
             that starts from plain weights. Defaults to False.
+        fused (bool): Let ``torch.compile`` write what is pointwise in
+            MRLA-base's layers, which takes a minute in the first step;
+            see :mod:`ela_mm.models.layers.bank.fused`. Defaults to False.
 
     Attributes:
         kinds (Dict[str, Type[Stage]]): The values of ``attention`` that the
@@ -73,6 +77,7 @@ class LayerAttentionMixin:
                  head_dim: Optional[int] = None,
                  act: bool = True,
                  zero_init_attention: bool = False,
+                 fused: bool = False,
                  **kwargs) -> None:
         if 'attention_groups' in kwargs:
             raise UsageError(
@@ -93,6 +98,8 @@ class LayerAttentionMixin:
         super().__init__(*args, **kwargs)
         if self.attention_kind is not None:
             self.add_attention()
+        if fused:
+            self._fuse()
         if self.attention_kind is not None and self.attention_kind.prunable:
             total = sum(len(stage) for stage in self.attention_stages)
             for name in ('active', 'visible'):
@@ -109,6 +116,16 @@ class LayerAttentionMixin:
 
         Families whose host lets them build the stages do nothing here.
         """
+
+    def _fuse(self) -> None:
+        layers = [layer for stage in self.attention_stages
+                  for layer in stage.attention
+                  if isinstance(layer, LayerAttention)]
+        if not layers:
+            raise UsageError(f'fused=True: attention={self.attention!r} has '
+                             "nothing to fuse; it is an option of 'base'")
+        for layer in layers:
+            layer.fused = True
 
     def fit_head_dim(self, channels: Sequence[int]) -> None:
         """Choose ``head_dim``, unless the user did.

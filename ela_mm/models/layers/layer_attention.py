@@ -150,11 +150,14 @@ class LayerAttention(ScaledAttention):
     Attributes:
         remembering (Tuple[str, ...]): Names of the children that
             :meth:`remember` runs.
+        fused (bool): Whether a compiler writes what is pointwise, see
+            :mod:`ela_mm.models.layers.bank.fused`. False at first.
 
     Raises:
         UsageError: If ``head_dim`` is not a positive divisor of ``channels``.
     """
     remembering: Tuple[str, ...] = ('key', 'value')
+    fused = False
 
     def __init__(self,
                  channels: int,
@@ -266,7 +269,7 @@ class LayerAttention(ScaledAttention):
         """The term or, added to x, what leaves the layer; and P (B, h, n)."""
         fused = self._can_recompute()
         plan = Plan(self.head_dim, self.value, self.norm if fused else None,
-                    fused and isinstance(self.act, nn.ReLU), adds)
+                    fused and isinstance(self.act, nn.ReLU), adds, self.fused)
         scale = self.scale.weight if fused and self.scale is not None else None
         term, weights = attend(x, memory.key_bank, memory.value_bank, plan,
                                self.key.weight, self.query.weight, scale)

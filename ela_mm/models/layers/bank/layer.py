@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from . import batch_norm
+from . import batch_norm, fused
 from .batch_norm import Statistics
 from .keys import (
     KeyBank,
@@ -39,12 +39,15 @@ class Plan(NamedTuple):
         relu (bool): Whether a relu follows the norm. Defaults to False.
         adds (bool): Whether all of it is added to the block's output. Defaults
             to False.
+        fused (bool): Whether a compiler writes what is pointwise, see
+            :mod:`ela_mm.models.layers.bank.fused`. Defaults to False.
     """
     head_dim: int
     value: nn.Conv2d
     norm: Optional[nn.BatchNorm2d] = None
     relu: bool = False
     adds: bool = False
+    fused: bool = False
 
 
 def attend(x: Tensor, keys: KeyBank, values: ValueBank, plan: Plan,
@@ -189,6 +192,10 @@ def finish(
     """Norm, relu and scale, added to x: (B, C, H, W)."""
     if plan.norm is None:
         return retrieved, None
+    if plan.fused and scale is None:
+        statistics = batch_norm.measure(plan.norm, retrieved, tracked)
+        return fused.add_normalized(x if plan.adds else None, retrieved, gamma,
+                                    beta, statistics, plan.relu), statistics
     out, statistics = batch_norm.normalize_batch(plan.norm, retrieved, gamma,
                                                  beta, tracked)
     if plan.relu:
@@ -208,6 +215,11 @@ def finish_backward(
     of_scale = None
     if plan.norm is None:
         return grad, None, None, None
+    if plan.fused and scale is None:
+        if plan.relu:
+            grad = fused.relu_backward(grad, retrieved, gamma, beta, statistics)
+        return (*batch_norm.normalize_backward(grad, retrieved, gamma,
+                                               statistics), None)
     if plan.relu or scale is not None:
         term = batch_norm.normalize(retrieved, gamma, beta,
                                     statistics)  # (B, C, H, W)
