@@ -12,12 +12,11 @@ dataset = dict(
     _delete_=True,
     type='DigitsClassificationDataset',
     pipeline=[dict(type='PackInputs')])
-train_dataloader = dict(
-    batch_size=64, num_workers=0, dataset=dict(split='train', **dataset))
-val_dataloader = dict(
-    batch_size=64, num_workers=0, dataset=dict(split='val', **dataset))
-test_dataloader = dict(
-    batch_size=64, num_workers=0, dataset=dict(split='val', **dataset))
+# MMPretrain's own tools would have workers persist that are not there.
+loader = dict(batch_size=64, num_workers=0, persistent_workers=False)
+train_dataloader = dict(dataset=dict(split='train', **dataset), **loader)
+val_dataloader = dict(dataset=dict(split='val', **dataset), **loader)
+test_dataloader = dict(dataset=dict(split='val', **dataset), **loader)
 
 train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = dict(milestones=[7, 9])

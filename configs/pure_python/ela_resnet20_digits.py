@@ -40,12 +40,14 @@ pipeline = [dict(type=PackInputs)]
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
+    persistent_workers=False,
     sampler=dict(type=DefaultSampler, shuffle=True),
     dataset=dict(
         type=DigitsClassificationDataset, split='train', pipeline=pipeline))
 val_dataloader = dict(
     batch_size=64,
     num_workers=0,
+    persistent_workers=False,
     sampler=dict(type=DefaultSampler, shuffle=False),
     dataset=dict(
         type=DigitsClassificationDataset, split='val', pipeline=pipeline))

@@ -7,6 +7,8 @@ under the extension's name: where a compiled mmcv is installed, the ordinary
 finders come first and it wins. Ops beyond these raise NotImplementedError when
 called.
 """
+import contextlib
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
@@ -75,3 +77,17 @@ def install() -> None:
     """Append the finder to ``sys.meta_path``, once and in the last place."""
     if not any(isinstance(finder, _ExtFinder) for finder in sys.meta_path):
         sys.meta_path.append(_ExtFinder())
+    _complete(sys.modules.get('mmcv.cnn.bricks.transformer'))
+
+
+def _complete(transformer: Optional[ModuleType]) -> None:
+    """Add what a module lacks that was imported when there were no ops.
+
+    MMPretrain's own tools import it before they read the config, and MMDetection
+    then wants its MultiScaleDeformableAttention.
+    """
+    name = 'MultiScaleDeformableAttention'
+    if transformer is not None and not hasattr(transformer, name):
+        with contextlib.suppress(ImportError):  # an mmcv without this op
+            ops = importlib.import_module('mmcv.ops.multi_scale_deform_attn')
+            setattr(transformer, name, getattr(ops, name))

@@ -366,8 +366,8 @@ def told(decision, tmp_path, **kwargs):
     said, sent = [], {}
     runner = SimpleNamespace(
         logger=SimpleNamespace(info=said.append, warning=said.append),
-        visualizer=SimpleNamespace(
-            add_scalars=lambda scalars, step: sent.update(scalars)),
+        visualizer=SimpleNamespace(_vis_backends=dict(any=SimpleNamespace(
+            add_scalars=lambda scalars, step: sent.update(scalars)))),
         work_dir=str(tmp_path))
     Journal(Windows([(1, 3)]), CONFIG, 'layer', picture=False,
             **kwargs).tell(runner, network(5), decision)

@@ -8,8 +8,9 @@ from mmcv.cnn import fuse_conv_bn
 from mmengine.model.efficient_conv_bn_eval import (
     turn_on_efficient_conv_bn_eval,
 )
-from torch import nn
+from torch import fx, nn
 from torch.ao.quantization import fuse_modules
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from ela_mm.hosts import mmdet, mmpretrain
 from ela_mm.models.backbones.stages import ATTENTION
@@ -163,6 +164,37 @@ def test_decisions_hold_in_a_graph_that_was_made_before():
     for by_model in seen.values():
         for a, b in zip(by_model[False], by_model[True]):
             torch.testing.assert_close(a, b)
+
+
+TRACED = [('mmdet', 'base'), ('mmdet', 'light'), ('mmdet', 'dla'),
+          ('mmdet', None), ('mmpretrain', 'base')]
+
+
+@pytest.mark.parametrize('host, attention', TRACED)
+def test_features_are_extracted_by_the_names_of_stages(host, attention):
+    """torchvision cuts a graph at the last node of a module."""
+    net = network(host, attention)
+    stages = [f'layer{i}' for i in (1, 2, 3, 4)]
+    cut = create_feature_extractor(copy.deepcopy(net), stages)
+    for model in (net, cut):
+        model.eval()
+    outs = cut(torch.zeros(1, 3, 64, 64).double())
+    assert list(outs) == stages
+    assert_same_features(net, lambda x: cut(x).values())
+
+
+@pytest.mark.parametrize('host, attention', TRACED)
+def test_a_network_is_traced(host, attention):
+    net = network(host, attention)
+    assert_same_features(copy.deepcopy(net), fx.symbolic_trace(net))
+
+
+def test_pruning_a_network_prunes_its_trace():
+    net = network()
+    graph, other = fx.symbolic_trace(net), copy.deepcopy(net)
+    for model in (net, other):
+        model.skip_layers(PRUNED)
+    assert_same_features(other, graph)
 
 
 # --- ONNX -----------------------------------------------------------------------

@@ -84,6 +84,7 @@ def test_a_host_that_is_missing_is_named(monkeypatch):
 
 BROKEN = """
 import sys, warnings
+import mmcv.cnn  # before ela_mm, as the hosts' own tools do
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS

@@ -9,7 +9,7 @@ from support import ROOT
 
 # From the top floor down; a room imports from its own floor and those below.
 FLOORS = (
-    ('tools', 'dev', 'cli'),
+    ('tools', 'dev', 'cli', 'run'),
     ('analysis', 'experiments'),
     ('apis', ),
     ('hosts', 'engine'),

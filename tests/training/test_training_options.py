@@ -420,3 +420,43 @@ def test_frozen_stages_with_trained_attention_are_measured(tmp_path):
     for name, value in runner.model.state_dict().items():
         if name.startswith(('backbone.layer1', 'backbone.layer2')):
             assert torch.equal(value, before[name]), name
+
+
+# --- compiling ---------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(torch, 'compiler'), reason='torch 2.0')
+def test_a_compiled_run_prunes_averages_and_validates_alike(tmp_path, caplog):
+    """``compile=`` of the config, which is one graph for each set of layers."""
+    runs = []
+    for name in ('eager', 'compiled'):
+        torch._dynamo.reset()
+        cfg = toy_config(
+            tmp_path / name, windows=[(1, 1), (2, 2)], max_epochs=3,
+            hooks=[dict(type='EMAHook', momentum=.1, update_buffers=True)],
+            **validation(), **{
+                'model.backbone.depth': 18,
+                # Two numbers a channel are normalised to their sign alone.
+                'train_dataloader.batch_size': 8,
+                'train_dataloader.dataset.size': 16,
+                'optim_wrapper.optimizer': dict(
+                    _delete_=True, type='SGD', lr=1e-3)})
+        if name == 'compiled':
+            cfg.compile = dict(backend='eager')
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+        checkpoint = torch.load(
+            tmp_path / name / 'epoch_3.pth', weights_only=True)
+        runs.append((
+            [d['skipped'] for d in read_record(tmp_path / name)['decisions']],
+            list(runner.message_hub.get_scalar('val/energy').data[0]),
+            checkpoint['state_dict'], checkpoint['ema_state_dict']))
+    (skipped, energies, *states), (others, compiled, *other_states) = runs
+    assert skipped == others and all(skipped)
+    assert len(energies) == 3 and compiled == pytest.approx(energies, rel=1e-3)
+    for ours, theirs in zip(other_states, states):
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=1e-4)
+    assert 'recompile_limit' not in caplog.text

@@ -2,6 +2,7 @@
 from typing import Any, Dict, List, Optional
 
 from mmengine.dist import is_main_process
+from mmengine.visualization import LocalVisBackend, Visualizer
 
 from ...pruning.decision import Decision
 from ...pruning.edit import MaskEdit
@@ -74,7 +75,7 @@ class Journal:
             for layer in decision.layers if getattr(layer, name) is not None
         }
         scalars['ela/active'] = decision.active
-        runner.visualizer.add_scalars(scalars, step=decision.iter)
+        _send(runner.visualizer, scalars, decision.iter)
         if self.picture and is_main_process():
             self._show(runner, decision)
         self.write(runner, layers)
@@ -160,6 +161,19 @@ def _why_uninformative(decision: Decision) -> Optional[str]:
 
 def _seconds(value) -> str:
     return 'not timed' if value is None else f'{value:.3g} s'
+
+
+def _send(visualizer: Visualizer, scalars: Dict[str, float], step: int) -> None:
+    """Send scalars to TensorBoard, WandB and the like.
+
+    Not to the local ``scalars.json``: the record has these numbers, and hosts'
+    tools take every line that is none of training for one of validation.
+    """
+    if not is_main_process():
+        return
+    for backend in visualizer._vis_backends.values():
+        if not isinstance(backend, LocalVisBackend):
+            backend.add_scalars(scalars, step)
 
 
 def _pruned(decision: Decision) -> str:

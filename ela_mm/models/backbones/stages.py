@@ -432,7 +432,7 @@ class AttentionStage(Stage):
             seen.append(weights)
         # A graph of torch.fx is made before a window, and runs in it.
         if self.observer is not None or isinstance(seen[-1], fx.Proxy):
-            _show(self, seen)
+            x = _show(self, seen, x)  # torchvision cuts graphs at last nodes
         return x
 
 
@@ -462,7 +462,8 @@ def _attend(stage: AttentionStage, i: int, x: Tensor,
 # Observers count in Python. Compiled, that would be another graph every step.
 @fx.wrap
 @disable
-def _show(stage: AttentionStage, seen: List[Optional[Tensor]]) -> None:
+def _show(stage: AttentionStage, seen: List[Optional[Tensor]],
+          x: Tensor) -> Tensor:
     previous = None
     for i, weights in enumerate(seen):
         if weights is None:
@@ -470,6 +471,7 @@ def _show(stage: AttentionStage, seen: List[Optional[Tensor]]) -> None:
         if stage.observer is not None and previous is not None:
             stage.observer(f'{stage.name}.{i}', previous, weights)
         previous = weights
+    return x
 
 
 # What downsamples have computed in the running step. Of this thread alone: the

@@ -1,0 +1,58 @@
+"""Runs a host's own tool, or any script, after this package is imported.
+
+    python -m ela_mm.run mmdet/test.py CONFIG CHECKPOINT
+    python -m ela_mm.run my_script.py ARGUMENT ...
+
+With mmcv-lite MMDetection's tools want its ops before they have read the
+config, and torch does not load mmengine's checkpoints by itself. Workers that
+are spawned import this module, and so the package, too.
+"""
+import importlib.util
+import os
+import os.path as osp
+import sys
+
+# Tells spawned workers, whose command line is this module's, which script it is.
+_SCRIPT = 'ELA_MM_SCRIPT'
+
+
+def find_script(name: str) -> str:
+    """Find a script.
+
+    Args:
+        name (str): Its path; or a host and, after a slash, a path below the
+            tools that the host has installed.
+
+    Returns:
+        str: Its path.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if osp.isfile(name):
+        return name
+    package, _, rest = name.partition('/')
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is not None and spec.origin is not None:
+        path = osp.join(osp.dirname(spec.origin), '.mim', 'tools', rest)
+        if osp.isfile(path):
+            return path
+    raise FileNotFoundError(
+        f'{name!r} is neither a script nor one of a host: expected a path, or '
+        "such as 'mmdet/analysis_tools/confusion_matrix.py'")
+
+
+if __name__ == '__main__':
+    del sys.argv[0]
+    if not sys.argv or sys.argv[0] in ('-h', '--help'):
+        sys.exit(__doc__)
+    try:
+        os.environ[_SCRIPT] = find_script(sys.argv[0])
+    except FileNotFoundError as error:
+        sys.exit(f'error: {error}')
+
+if __name__ in ('__main__', '__mp_main__'):  # the latter in spawned workers
+    __file__ = sys.argv[0] = os.environ[_SCRIPT]
+    sys.path.insert(0, osp.dirname(osp.abspath(__file__)))
+    with open(__file__, encoding='utf-8') as _file:
+        exec(compile(_file.read(), __file__, 'exec'))
