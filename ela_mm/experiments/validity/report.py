@@ -194,6 +194,7 @@ def _correlation_picture(depth: int, cells: List[Cell],
                            window if row == 0 else None)
         _name_rows(axes, list(NAMES.values()))
         axes.set_xlim(-1.05, 1.05)
+        axes.set_xticks([-1, -.5, 0, .5, 1])
         axes.set_xlabel("Spearman's rank correlation with the loss added")
         axes.set_title(f'ResNet-{depth}: who knows what skipping costs')
         figure.legend(*axes.get_legend_handles_labels(),
