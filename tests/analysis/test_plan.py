@@ -56,8 +56,8 @@ SCHEDULERS = [
 @pytest.mark.parametrize('by_epoch', [True, False])
 def test_what_happens_when_is_what_a_training_does(tmp_path, by_epoch):
     cfg = toy_config(tmp_path, max_epochs=6, windows=None,
-                     **{**SMALL, **validation(2)})
-    cfg.train_cfg.dynamic_intervals = [(5, 1)]
+                     **{**SMALL, **validation(3)})
+    cfg.train_cfg.dynamic_intervals = [(4, 2)]
     cfg.param_scheduler = SCHEDULERS
     cfg.default_hooks.checkpoint.interval = 4
     if not by_epoch:
