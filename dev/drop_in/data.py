@@ -34,7 +34,12 @@ from ela_mm.analysis.attention import measure
 from ela_mm.analysis.cost import cost_of_config
 from ela_mm.analysis.features import look
 from ela_mm.analysis.whatif import compare, measured_window
-from ela_mm.apis.data import dataset_batches, file_batches, loader_of
+from ela_mm.apis.data import (
+    dataset_batches,
+    file_batches,
+    loader_of,
+    picture_shape,
+)
 from ela_mm.apis.data_config import (
     check_data,
     datasets_of,
@@ -253,6 +258,16 @@ def _check(cfg: Config) -> None:
                 raise
 
 
+def _cost(original: Config, cfg: Config, model: nn.Module) -> None:
+    """Of the config's pictures, but no larger than is quick to time."""
+    for config in (original, cfg):
+        shape = picture_shape(config)
+        if not all(32 <= side <= 4096 for side in shape):
+            raise ArithmeticError(f'pictures of {shape}')
+    cost_of_config(cfg, model, [min(side, 64) for side in shape], batch=2,
+                   rounds=1)
+
+
 def try_kind(host: str, config: str, folder: Path) -> Dict[str, str]:
     """Try a config's data: ``'ok'``, or why not, by attempt.
 
@@ -289,7 +304,7 @@ def try_kind(host: str, config: str, folder: Path) -> Dict[str, str]:
 
         attempts = dict(zip(ATTEMPTS, (
             lambda: _check(original),
-            lambda: cost_of_config(cfg, model, batch=2, rounds=1),
+            lambda: _cost(original, cfg, model),
             what_if, maps)))
         return {name: _outcome(attempt) for name, attempt in attempts.items()}
 
