@@ -173,12 +173,15 @@ def test_what_makes_no_sense_is_refused_by_name(name):
             family.build(attention_groups=4)
 
 
-def test_head_dim_fits_the_channels_of_every_stage(caplog):
+def test_head_dim_fits_the_channels_of_every_stage():
     net = FAMILIES['regnet'].build()
     assert net.stage_widths[-1] % 16 == 8
     assert {layer.module.head_dim for layer in net.attention_layers} == {8}
     with pytest.raises(UsageError, match='head_dim=16 does not divide the'):
         FAMILIES['regnet'].build(head_dim=16)
+    arch = dict(depths=[1, 2], channels=[16, 24])  # the second decides
+    net = FAMILIES['convnext'].build(arch=arch, out_indices=(1, ))
+    assert {layer.module.head_dim for layer in net.attention_layers} == {8}
 
 
 def test_the_recursive_pass_of_detectors_attends():
@@ -313,3 +316,14 @@ def test_another_norm_of_attention():
     with pytest.raises(UsageError, match='knows no attention_norm_cfg'):
         FAMILIES['swin'].build(
             attention=None, attention_norm_cfg=dict(type='BN'))
+
+
+def test_a_skipped_retrieval_of_tokens_keeps_its_norm():
+    """Keys and values come from normed tokens there."""
+    net = FAMILIES['vit'].build()
+    net.skip_layers(['layers.group1.1'], 'retrieval')
+    used = {name for name, p in net.layers.group1.attention[1]
+            .named_parameters() if p.requires_grad}
+    assert used == {'norm.weight', 'norm.bias', 'key.weight', 'value.weight'}
+    assert net.unused_state() == {
+        'layers.group1.1': ['layers.group1.attention.1.query.weight']}
