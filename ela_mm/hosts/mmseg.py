@@ -88,8 +88,10 @@ class MMSeg(Host):
         """
         cfg.default_hooks.visualization.update(draw=True, interval=1)
         if folder:
-            cfg.visualizer = dict(
-                cfg.get('visualizer') or dict(type='mmseg.SegLocalVisualizer'),
+            if not cfg.get('visualizer'):
+                cfg.visualizer = dict(type='mmseg.SegLocalVisualizer')
+            # In place: a copy would hold classes, which are not dumped.
+            cfg.visualizer.update(
                 save_dir=folder, vis_backends=[dict(type='LocalVisBackend')])
 
     def tta_steps(self, pipeline: Sequence[dict]) -> List[dict]:

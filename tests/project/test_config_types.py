@@ -7,6 +7,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, FUNCTIONS, DefaultScope
 from mmpretrain.datasets import CIFAR10, RandomCrop
 from mmpretrain.models import ImageClassifier
+from support import ROOT
 
 import ela_mm
 from ela_mm.apis.data import picture_shape
@@ -111,6 +112,19 @@ def test_flips_are_the_hosts_own():
     host_of(cfg).tta(cfg)
     flips, _ = cfg.tta_pipeline[-1].transforms
     assert [flip.type for flip in flips] == ['mmdet.RandomFlip'] * 2
+
+
+@pytest.mark.parametrize('path', sorted(
+    (ROOT / 'configs' / 'pure_python').glob('*.py')), ids=lambda p: p.stem)
+def test_a_config_that_is_to_draw_and_flip_is_dumped(path, tmp_path):
+    """As mmengine does at the start; a class itself would be no Python."""
+    cfg = config_from_file(str(path))
+    host = host_of(cfg)
+    host.show(cfg, '/x')
+    host.tta(cfg)
+    cfg.dump(tmp_path / 'dumped.py')
+    text = (tmp_path / 'dumped.py').read_text()
+    assert '<class' not in text and "'/x'" in text
 
 
 def test_pictures_of_classes():
