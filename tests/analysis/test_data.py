@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmcv.transforms import TRANSFORMS, BaseTransform
-from mmdet.models import DetDataPreprocessor, TrackDataPreprocessor
+from mmdet.models import CSPDarknet, DetDataPreprocessor, TrackDataPreprocessor
 from mmdet.models.mot import BaseMOTModel
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -31,6 +31,7 @@ from ela_mm.apis.data import (
 )
 from ela_mm.apis.data_config import check_data, datasets_of
 from ela_mm.errors import UsageError
+from ela_mm.models.backbones.pictures import picture_channels
 
 LOAD = dict(type='LoadImageFromFile')
 PACK = dict(type='PackInputs')
@@ -275,6 +276,15 @@ def network(channels):
     return ToyClassifier(dict(
         type='mmdet.ELAResNet', depth=18, base_channels=16,
         in_channels=channels))
+
+
+def test_channels_of_what_comes_before_the_first_convolution():
+    """CSPDarknet's stem makes twelve channels of neighbouring pixels."""
+    net = CSPDarknet(deepen_factor=.33, widen_factor=.125)
+    assert next(net.parameters()).shape[1] == 12
+    assert picture_channels(net) == 3
+    with pytest.raises(UsageError, match='Linear has no convolution'):
+        picture_channels(nn.Linear(3, 3))
 
 
 @pytest.mark.parametrize('channels', [1, 2, 4, 6])
