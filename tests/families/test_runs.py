@@ -9,7 +9,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import Runner, load_checkpoint
 from support import ROOT
-from support.families import FAMILIES, flat, randomize
+from support.families import FAMILIES, flat
 from support.toy import ToyDataset, toy_config
 
 from ela_mm.engine.journal.record import read_record
@@ -32,6 +32,8 @@ class FamilyClassifier(BaseModel):
 
     def forward(self, inputs, targets=None, mode='tensor'):
         features = flat(self.backbone(inputs))[-1]
+        # TridentNet's branches stand one after the other in the batch.
+        features = features.unflatten(0, (-1, len(inputs))).mean(0)
         logits = self.head(features.flatten(2).mean(2) if features.ndim == 4
                            else features)
         if mode == 'loss':
@@ -41,16 +43,11 @@ class FamilyClassifier(BaseModel):
 
 
 def config(name, work_dir, **overrides) -> Config:
-    backbone = dict(FAMILIES[name].config)
-    if name == 'trident':  # which the host only starts from given weights
-        weights = work_dir.parent / 'trident.pth'
-        torch.save(randomize(FAMILIES[name].build()).state_dict(), weights)
-        backbone['init_cfg'] = dict(type='Pretrained', checkpoint=str(weights))
     return toy_config(
         work_dir, hooks=[dict(type='ReseedHook'),
                          dict(type='EMAHook', momentum=.1)],
         model=dict(_delete_=True, type='FamilyClassifier',
-                   backbone=backbone), **overrides)
+                   backbone=FAMILIES[name].config), **overrides)
 
 
 def answers(path) -> torch.Tensor:

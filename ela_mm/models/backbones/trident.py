@@ -1,5 +1,5 @@
 """TridentNet: the last stage has three branches, and the host builds it last."""
-from typing import Callable, List, Optional, Tuple, Union
+from typing import Any, Callable, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -38,6 +38,15 @@ class TridentStage(AttentionStage):
 class TridentMixin(PlanesMixin):
     """Adds layer attention to a TridentResNet."""
     kinds = {'base': AttentionStage}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for block in getattr(self, self.res_layers[-1]):
+            # The host's asks for a conv2 within the conv2, and fails: neither
+            # its own class nor this one could be trained.
+            block.conv2.init_cfg = dict(
+                type='Kaiming', layer='TridentConv', distribution='uniform',
+                mode='fan_in')
 
     def add_attention(self) -> None:
         """Add attention to the last stage, which is the host's by now."""
