@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import ROOT
 from support.classifier import train_classifier
 from support.detector import small_config
 from support.running import tool
@@ -84,8 +85,9 @@ def test_mmpretrains_network_and_data(classifier, tmp_path):
     run('mmpretrain/analysis_tools/get_flops.py', config, '--shape', 32, 32,
         said='Params: ')
     # Its model has no attention.
-    run('mmpretrain/visualization/vis_scheduler.py', config, '--save-path',
-        tmp_path / 'rates.png', '--not-show', '--dataset-size', 12,
+    run('mmpretrain/visualization/vis_scheduler.py',
+        ROOT / 'configs' / 'ela_resnet20_digits.py', '--save-path',
+        tmp_path / 'rates.png', '--not-show', '--dataset-size', 128,
         '--cfg-options', 'custom_hooks=[]', f'work_dir={tmp_path}')
     run('mmpretrain/model_converters/publish_model.py', work_dir / 'epoch_2.pth',
         tmp_path / 'published.pth', '--dataset-type', 'imagenet')
