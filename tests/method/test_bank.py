@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ela_mm import LayerAttention, LayerMemory
 from ela_mm.experiments.benchmark import _Storages
 from ela_mm.models.backbones.stages import AttentionStage
+from ela_mm.models.layers import LightLayerAttention, traced
 from ela_mm.models.layers.bank import batch_norm, fused, values, without_bank
 from ela_mm.models.layers.bank.values import GROUP
 
@@ -451,6 +452,46 @@ def test_nothing_is_kept_without_gradients(mode, training):
     torch.testing.assert_close(out, expected)
 
 
+@pytest.mark.parametrize('depth', [1, 3])
+def test_a_term_is_the_callers_to_change(depth):
+    """Also a sum that nothing follows, which is the bank's first value."""
+    stage = stage_of(depth, act=False)
+    for layer in stage.attention:
+        layer.norm = nn.Identity()
+    xs = [noise(stage) for _ in range(depth)]
+    expected = [term.clone() for term in naive_terms_of_sums(stage, xs)]
+    memory, found = LayerMemory(capacity=depth), []
+    with torch.no_grad():
+        for layer, x in zip(stage.attention, xs):
+            term = layer(x, memory)
+            found.append(term.clone())
+            term.zero_()
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs)
+
+
+def naive_terms_of_sums(stage, xs):
+    with torch.no_grad(), without_bank():
+        memory = LayerMemory()
+        return [layer(x, memory) for layer, x in zip(stage.attention, xs)]
+
+
+@pytest.mark.parametrize('kind', ['base', 'light'])
+def test_autocast_keeps_no_cast_without_history(kind):
+    """A plain pass after a banked one, both within one context, learns."""
+    layer = (LayerAttention if kind == 'base' else LightLayerAttention)(32)
+    x = torch.randn(2, 32, 4, 4, requires_grad=True)  # a leaf may be cached too
+    with torch.autocast('cpu', torch.bfloat16):
+        if kind == 'base':
+            layer.add_to(x, LayerMemory(capacity=1))
+            out = layer(x, LayerMemory())
+        else:
+            layer.add_to(x, x)
+            out = layer(x, x)
+    out.float().square().mean().backward()
+    assert layer.value.weight.grad is not None and x.grad.any()
+
+
 # --- other norms -------------------------------------------------------------
 
 
@@ -500,3 +541,28 @@ def test_hooks_of_a_norm_are_called():
         lambda module, args, out: seen.append(out))
     assert_like_naive(stage, noise(stage))
     assert len(seen) == 1
+
+
+# --- what compilers see ------------------------------------------------------
+
+
+@pytest.mark.skipif(not traced.CAN_TRACE, reason='torch < 2.4 has no operators')
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_the_traced_sum_is_the_plain_one(channels_last):
+    """Values, gradients and what torch asks of an operator."""
+    weights = torch.rand(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    maps = [torch.randn(2, 6, 5, 4, dtype=torch.float64) for _ in range(5)]
+    if channels_last:
+        maps = [x.to(memory_format=torch.channels_last) for x in maps]
+    cotangent, *maps = (x.requires_grad_() for x in maps)
+    expected = torch.einsum(
+        'bhn,nbhdyx->bhdyx', weights,
+        torch.stack(maps).unflatten(2, (3, 2))).flatten(1, 2)
+    found = traced.TracedSum.apply(weights, *maps)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(*(
+            torch.autograd.grad(out, [weights, *maps], cotangent.detach())
+            for out in (found, expected))):
+        torch.testing.assert_close(ours, theirs)
+    torch.library.opcheck(traced.head_products, (
+        cotangent.detach(), [x.detach() for x in maps], 3))

@@ -20,6 +20,7 @@ from .bank.keys import average_pool, without_autocast
 from .bank.layer import Plan, attend
 from .memory import LayerMemory
 from .scaled import ScaledAttention
+from .traced import TracedSum, is_traced
 from .trained_norm import build_trained_norm
 from .watched import is_watched
 
@@ -78,6 +79,8 @@ class WeightedSum(nn.Module):
 
     def forward(self, weights: Tensor, values: Sequence[Tensor]) -> Tensor:
         """Sum n values (B, C, H, W) by weights (B, h, n)."""
+        if is_traced(weights):
+            return TracedSum.apply(weights, *values)
         return retrieve(weights, values)
 
 

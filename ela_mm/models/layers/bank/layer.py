@@ -93,7 +93,8 @@ class _Attend(torch.autograd.Function):
         ctx.slot, ctx.bank, ctx.plan = slot, bank, plan
         # Aliases with versions of their own: other layers saved other slots.
         keys, state = alias(keys), None if state is None else alias(state)
-        # Without its history, lest autocast remembers a cast that has none.
+        # Without its history, lest autocast (of some torch versions) remembers
+        # a cast that has none.
         value = torch.conv2d(x.detach(), kernel.detach(), None,
                              *geometry(plan.value))  # (B, C, H, W)
         with without_autocast(x.device):
