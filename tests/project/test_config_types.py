@@ -105,10 +105,10 @@ def test_the_visualization_hook_is_its_hosts():
 
 def test_flips_are_the_hosts_own():
     """Without a scope a bare name would be mmcv's, which flips no boxes."""
-    pipeline = [dict(type='Load'), dict(type='Pack')]
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='Pack')]
     cfg = Config(dict(
         default_scope=None, model=dict(type=FasterRCNN),
-        test_dataloader=dict(dataset=dict(pipeline=pipeline))))
+        test_dataloader=dict(dataset=dict(type=CocoDataset, pipeline=pipeline))))
     host_of(cfg).tta(cfg)
     flips, _ = cfg.tta_pipeline[-1].transforms
     assert [flip.type for flip in flips] == ['mmdet.RandomFlip'] * 2
