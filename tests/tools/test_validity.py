@@ -33,8 +33,8 @@ from ela_mm.experiments.validity.starts import start_cells
 from ela_mm.experiments.validity.study import SELECTORS, is_study, read_study
 from ela_mm.experiments.validity.summary import accuracies, paired_with
 from ela_mm.experiments.validity.training import (
+    NetworkRun,
     PictureSet,
-    Run,
     augmented,
     lr_factor,
 )
@@ -249,7 +249,7 @@ def test_a_study_that_is_killed_goes_on_to_the_same_numbers(
         ran, tmp_path, monkeypatch):
     study, out = ran
     study = study._replace(seeds=[1])
-    save = Run.save
+    save = NetworkRun.save
 
     def killed(run, keep=()):
         if run.epoch == stop:
@@ -259,10 +259,10 @@ def test_a_study_that_is_killed_goes_on_to_the_same_numbers(
     # In the second epoch of the first run, then in the last of a pruned one.
     for at, kind in ((2, 'MRLA-base'), (3, None)):
         stop = at
-        monkeypatch.setattr(Run, 'save', killed)
+        monkeypatch.setattr(NetworkRun, 'save', killed)
         with pytest.raises(KeyboardInterrupt):
             run_study(study, str(tmp_path))
-        monkeypatch.setattr(Run, 'save', save)
+        monkeypatch.setattr(NetworkRun, 'save', save)
         if kind is None:
             continue
         for cell in cells_of(study, str(tmp_path)):
@@ -279,7 +279,7 @@ def test_a_study_that_is_killed_goes_on_to_the_same_numbers(
 
 def test_a_finished_study_runs_nothing(ran, monkeypatch):
     study, out = ran
-    monkeypatch.setattr(Run, 'train_epoch', None)
+    monkeypatch.setattr(NetworkRun, 'train_epoch', None)
     assert run_study(study, str(out)) == 0
 
 

@@ -17,7 +17,7 @@ from ...pruning.build import build_criterion
 from ...pruning.kl import redundancy_parts, uniform_kl
 from ...pruning.trust import is_by_position
 from .study import REFERENCES, SELECTORS, Study
-from .training import PictureSet, Run, build_network, evaluate, load_pictures
+from .training import NetworkRun, PictureSet, build_network, evaluate, load_pictures
 
 BASE = 'MRLA-base'
 RESULT = 'result.json'
@@ -57,7 +57,7 @@ class Measures:
         }
 
 
-class Cell(NamedTuple):
+class NetworkCell(NamedTuple):
     """A network of a study: all that is run with one depth and seed."""
     study: Study
     depth: int
@@ -132,21 +132,22 @@ class Work:
     """Runs a cell; reads the pictures once.
 
     Args:
-        cell (Cell): Any.
-        sets (Sequence[PictureSet]): From :func:`load_pictures`.
+        cell (NetworkCell): Any.
+        sets (Sequence[PictureSet]): From
+            :func:`~ela_mm.experiments.validity.training.load_pictures`.
     """
 
-    def __init__(self, cell: Cell, sets: Sequence[PictureSet]) -> None:
+    def __init__(self, cell: NetworkCell, sets: Sequence[PictureSet]) -> None:
         self.cell = cell
         self.train, self.held_out, self.test = sets
 
-    def _new_run(self, name: str, **overrides) -> Run:
+    def _new_run(self, name: str, **overrides) -> NetworkRun:
         cell, study = self.cell, self.cell.study
         cfg = study.network_config(cell.depth)
         cfg.model.backbone.update(overrides)
         network = build_network(cfg, study.training, cell.seed)
-        return Run(study, osp.join(cell.folder, name), network, self.train,
-                   cell.seed)
+        return NetworkRun(study, osp.join(cell.folder, name), network,
+                          self.train, cell.seed)
 
     def measure(self) -> None:
         """Train without pruning; measure every window on the way."""
@@ -169,7 +170,7 @@ class Work:
             run.save(keep=(study.decision_epoch, ))
         cell.write(evaluate(run.network, self.test), BASE)
 
-    def _window(self, run: Run, measures: Measures) -> dict:
+    def _window(self, run: NetworkRun, measures: Measures) -> dict:
         number = self.cell.study.depths[self.cell.depth]
         # A copy: skipping withholds gradients.
         network = deepcopy(run.network)
@@ -232,18 +233,18 @@ class Work:
         self.cell.write(evaluate(run.network, self.test), 'plain')
 
     @staticmethod
-    def _to_the_end(run: Run) -> None:
+    def _to_the_end(run: NetworkRun) -> None:
         while run.epoch < run.training.epochs:
             run.train_epoch()
             run.save()
 
 
-def run_cell(cell: Cell, everything: bool,
+def run_cell(cell: NetworkCell, everything: bool,
              sets: Optional[Sequence[PictureSet]] = None) -> None:
     """Run what a cell has not finished.
 
     Args:
-        cell (Cell): Any.
+        cell (NetworkCell): Any.
         everything (bool): Whether to prune as well; else it is only measured.
         sets (Sequence[PictureSet], optional): Defaults to None: read here.
     """
@@ -263,7 +264,7 @@ def run_cell(cell: Cell, everything: bool,
             work.prune(selector)
 
 
-def cells_of(study: Study, out: str) -> List[Cell]:
+def cells_of(study: Study, out: str) -> List[NetworkCell]:
     """The networks of a study, seeds outermost."""
-    return [Cell(study, depth, seed, out)
+    return [NetworkCell(study, depth, seed, out)
             for seed in study.seeds for depth in study.depths]

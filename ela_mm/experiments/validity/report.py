@@ -5,7 +5,7 @@ from typing import Dict, Iterable, List, Optional, Tuple
 from ...engine.journal.record import write_whole
 from ...errors import UsageError
 from ...plotting import KEPT, OUT, SKIPPED, WIDTH, Picture, new_figure, save, style
-from .cells import Cell
+from .cells import NetworkCell
 from .numbers import Interval, correlation, interval
 from .starts import start_cells
 from .study import SELECTORS, Study
@@ -52,7 +52,7 @@ def write_report(study: Study, out: str) -> Tuple[str, List[str]]:
     """Write ``results.md`` and the pictures of what is finished.
 
     Args:
-        study (Study): From :func:`read_study`.
+        study (Study): From :func:`~ela_mm.experiments.validity.study.read_study`.
         out (str): Folder of its runs.
 
     Returns:
@@ -79,7 +79,7 @@ def write_report(study: Study, out: str) -> Tuple[str, List[str]]:
     return text, [path, *(save(picture, out) for picture in pictures)]
 
 
-def _of_depth(study: Study, depth: int, cells: List[Cell]) -> List[str]:
+def _of_depth(study: Study, depth: int, cells: List[NetworkCell]) -> List[str]:
     number = study.depths[depth]
     lines = [f'## ResNet-{depth}: {number} layers skipped', '',
              "Spearman's rank correlation with the loss that skipping adds, "
@@ -168,7 +168,7 @@ def _mean(values: Iterable[Optional[float]], digits: int) -> str:
     return '-' if found is None else f'{found.mean:.{digits}f}'
 
 
-def _pictures(study: Study, depth: int, cells: List[Cell]) -> List[Picture]:
+def _pictures(study: Study, depth: int, cells: List[NetworkCell]) -> List[Picture]:
     windows = [w for w in study.windows
                if any(cell.window(w) for cell in cells)]
     pictures = [_correlation_picture(depth, cells, windows)]
@@ -179,7 +179,7 @@ def _pictures(study: Study, depth: int, cells: List[Cell]) -> List[Picture]:
     return pictures
 
 
-def _correlation_picture(depth: int, cells: List[Cell],
+def _correlation_picture(depth: int, cells: List[NetworkCell],
                          windows: List[str]) -> Picture:
     with style():
         figure = new_figure(WIDTH + 1, 3.2)
@@ -216,7 +216,7 @@ def _name_rows(axes, names: List[str]) -> None:
     axes.invert_yaxis()
 
 
-def _overlap_picture(study: Study, depth: int, cells: List[Cell],
+def _overlap_picture(study: Study, depth: int, cells: List[NetworkCell],
                      windows: List[str]) -> Picture:
     with style():
         figure = new_figure(WIDTH + 1, 3.2)
@@ -241,7 +241,7 @@ def _overlap_picture(study: Study, depth: int, cells: List[Cell],
                    'random sets.')
 
 
-def _accuracy_picture(depth: int, cells: List[Cell]) -> Picture:
+def _accuracy_picture(depth: int, cells: List[NetworkCell]) -> Picture:
     found = accuracies(cells)
     rows = [run for run, x in found.items() if x.added is not None]
     with style():

@@ -56,7 +56,7 @@ def run_study(study: Study, out: str, jobs: int = 1) -> int:
     """Run what is not finished.
 
     Args:
-        study (Study): From :func:`read_study`.
+        study (Study): From :func:`~ela_mm.experiments.validity.study.read_study`.
         out (str): Folder of the runs.
         jobs (int): Processes at a time, one thread each. Defaults to 1: this
             one.

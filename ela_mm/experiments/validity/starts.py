@@ -14,7 +14,7 @@ from ...pruning.trust import is_by_position
 from .cells import RESULT, Measures
 from .numbers import correlation
 from .study import Study
-from .training import Run, augmented, build_network, evaluate, load_pictures
+from .training import NetworkRun, augmented, build_network, evaluate, load_pictures
 
 # Before the training, so many batches are looked at.
 FIRST_BATCHES = 5
@@ -63,8 +63,8 @@ def run_start(cell: StartCell) -> None:
     cfg.model.backbone.update(own.get('backbone', {}))
     training = study.training._replace(**own.get('training', {}))
     train, _, test = load_pictures(cfg, study.pictures)
-    run = Run(study, cell.folder, build_network(cfg, training, cell.seed),
-              train, cell.seed, training)
+    network = build_network(cfg, training, cell.seed)
+    run = NetworkRun(study, cell.folder, network, train, cell.seed, training)
     path = osp.join(cell.folder, 'epochs.json')
     epochs = []  # from 0 on, before the first
     if run.go_on():
@@ -84,7 +84,7 @@ def run_start(cell: StartCell) -> None:
 
 
 @torch.no_grad()
-def _untrained(run: Run) -> Measures:
+def _untrained(run: NetworkRun) -> Measures:
     measures, training = Measures(), run.training
     network = deepcopy(run.network).train()  # norms keep what they see
     find_backbone(network).observe(measures.see)
@@ -96,7 +96,7 @@ def _untrained(run: Run) -> Measures:
     return measures
 
 
-def _distance(run: Run, measures: Measures) -> dict:
+def _distance(run: NetworkRun, measures: Measures) -> dict:
     """From uniform: |D - log(m / n)| to log(m / n), the median of the layers."""
     layers = list(measures.by_layer().values())
     infos = find_backbone(run.network).attention_layers

@@ -2,7 +2,7 @@
 from collections import Counter
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from .cells import BASE, Cell, cells_of
+from .cells import BASE, NetworkCell, cells_of
 from .numbers import (
     Interval,
     chance_overlap,
@@ -65,7 +65,7 @@ class Accuracy(NamedTuple):
     seeds: List[int]
 
 
-def correlations(cells: List[Cell], window: str) -> Dict[str, Correlation]:
+def correlations(cells: List[NetworkCell], window: str) -> Dict[str, Correlation]:
     """Rank correlations of the measures with the loss that skipping adds."""
     names = (*MEASURES, HALVES)
     over_all: Dict[str, list] = {name: [] for name in names}
@@ -91,7 +91,7 @@ def correlations(cells: List[Cell], window: str) -> Dict[str, Correlation]:
                               interval(within[name])) for name in over_all}
 
 
-def selected(cells: List[Cell], window: str) -> Dict[str, Overlap]:
+def selected(cells: List[NetworkCell], window: str) -> Dict[str, Overlap]:
     """How alike the sets are that networks of other seeds would skip."""
     cells = [cell for cell in cells if cell.window(window) is not None]
     found = {}
@@ -105,7 +105,7 @@ def selected(cells: List[Cell], window: str) -> Dict[str, Overlap]:
     return found
 
 
-def accuracies(cells: List[Cell]) -> Dict[str, Accuracy]:
+def accuracies(cells: List[NetworkCell]) -> Dict[str, Accuracy]:
     """Accuracies of the ways to prune, and of networks that are not."""
     found = {}
     for run in ('plain', BASE, *SELECTORS):
@@ -129,7 +129,7 @@ def accuracies(cells: List[Cell]) -> Dict[str, Accuracy]:
     return found
 
 
-def paired_with(cells: List[Cell], one: str,
+def paired_with(cells: List[NetworkCell], one: str,
                 other: str) -> Optional[Interval]:
     """Accuracy of one way to prune less that of another, over common seeds."""
     return interval([
@@ -138,14 +138,14 @@ def paired_with(cells: List[Cell], one: str,
     ])
 
 
-def by_position(cells: List[Cell], window: str) -> Tuple[int, int]:
+def by_position(cells: List[NetworkCell], window: str) -> Tuple[int, int]:
     """In how many networks the hook says that layers rank by position."""
     known = [x['by_position'] for x in
              filter(None, (cell.window(window) for cell in cells))]
     return sum(known), len(known)
 
 
-def with_position(cells: List[Cell], window: str,
+def with_position(cells: List[NetworkCell], window: str,
                   measure: str = 'kl') -> Optional[Interval]:
     """Rank correlation of a measure with KL of uniform weights."""
     return interval([
@@ -155,7 +155,7 @@ def with_position(cells: List[Cell], window: str,
     ])
 
 
-def chance(study: Study, cells: List[Cell], window: str) -> tuple:
+def chance(study: Study, cells: List[NetworkCell], window: str) -> tuple:
     """Overlap of random sets: expected, and 95% range of a study's mean."""
     known = [x for x in (cell.window(window) for cell in cells) if x]
     layers, number = len(known[0]['layers']), study.depths[cells[0].depth]
@@ -163,9 +163,9 @@ def chance(study: Study, cells: List[Cell], window: str) -> tuple:
             *chance_range(layers, number, len(known)))
 
 
-def networks(study: Study, out: str) -> Dict[int, List[Cell]]:
+def networks(study: Study, out: str) -> Dict[int, List[NetworkCell]]:
     """The networks of a study by depth, those that have begun."""
-    found: Dict[int, List[Cell]] = {}
+    found: Dict[int, List[NetworkCell]] = {}
     for cell in cells_of(study, out):
         if any(cell.window(window) for window in study.windows):
             found.setdefault(cell.depth, []).append(cell)

@@ -155,7 +155,7 @@ def lr_factor(step: int, steps: int, training: Training) -> float:
     return .5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
-class Run:
+class NetworkRun:
     """A network in training, and its folder.
 
     Args:
