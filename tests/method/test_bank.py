@@ -1,5 +1,6 @@
 """The bank of values against the equations as they are written, in float64."""
 import copy
+import gc
 import math
 from unittest import mock
 
@@ -490,6 +491,28 @@ def test_autocast_keeps_no_cast_without_history(kind):
             out = layer(x, x)
     out.float().square().mean().backward()
     assert layer.value.weight.grad is not None and x.grad.any()
+
+
+@pytest.mark.parametrize('backward', [False, True])
+@pytest.mark.parametrize('short', [1, 6])
+def test_nothing_outlives_a_step(short, backward, monkeypatch):
+    """Without Python's collector, which would find cycles in its own time."""
+    monkeypatch.setattr(values, 'SHORT', short)
+    stage = stage_of(zero_init=True)
+    x = noise(stage).requires_grad_()
+    gc.collect()
+    gc.disable()
+    try:
+        with _Storages() as storages:
+            out = stage(x)
+            if backward:
+                out.sum().backward()
+            del out
+            x.grad = None
+            stage.zero_grad()
+        assert storages.bytes_alive() == 0
+    finally:
+        gc.enable()
 
 
 # --- other norms -------------------------------------------------------------

@@ -90,7 +90,7 @@ class _Attend(torch.autograd.Function):
                 slot: int, bank: ValueBank, plan: Plan, tracked: List[Tensor]):
         # x (B, C, H, W), keys (T + 1, B, h, d), state (T, B, h, L)
         ctx.set_materialize_grads(False)
-        ctx.slot, ctx.bank, ctx.plan = slot, bank, plan
+        ctx.slot, ctx.plan = slot, plan
         # Aliases with versions of their own: other layers saved other slots.
         keys, state = alias(keys), None if state is None else alias(state)
         # Without its history, lest autocast (of some torch versions) remembers
@@ -99,7 +99,9 @@ class _Attend(torch.autograd.Function):
                              *geometry(plan.value))  # (B, C, H, W)
         with without_autocast(x.device):
             state = bank.write(value, plan.head_dim, slot, state)
-            ctx.first = bank.retrievals.count  # the first one that sees it
+            # Not the bank, whose state holds this very node: a cycle.
+            ctx.layout, ctx.retrievals = bank.layout, bank.retrievals
+            ctx.first = ctx.retrievals.count  # the first one that sees it
             pooled = x.mean((2, 3), dtype=at_least_float32(x.dtype))  # (B, C)
             seen = windows(pooled, key.shape[-1])  # (k, B C)
             # Softmax over one layer is 1, whatever its query.
@@ -137,7 +139,7 @@ class _Attend(torch.autograd.Function):
         # (T + 1, B, h, d) and gradients (T, B, h, L) from the later ones
         x, keys, state, key, query, kernel, *rest = ctx.saved_tensors
         *affine, seen, kernels, projected, weights = rest[:7]
-        retrievals, layout, needs = (ctx.bank.retrievals, ctx.bank.layout,
+        retrievals, layout, needs = (ctx.retrievals, ctx.layout,
                                      ctx.needs_input_grad)
         of_affine = of_x = of_kernel = None
         with without_autocast(x.device):
