@@ -271,6 +271,8 @@ def check_data(cfg: Config, *loaders: str, evaluators: bool = True) -> None:
     """
     enter_scope(cfg)
     for loader in loaders:
+        if cfg.get(loader) is None:
+            continue  # nothing is evaluated either
         local = True
         for path, dataset in datasets_of(cfg, loader):
             if _brings_its_data(dataset):

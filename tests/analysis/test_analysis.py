@@ -236,7 +236,8 @@ def test_a_criterion_that_is_not_registered_is_said_to_be():
         np.tile(list(KL.values()), (9, 1)), criterion=own,
         skipped=['layer2.1'])
     first = compare(lost)[0]
-    assert 'decide' not in whatif_section(lost, compare(lost)).text[-1]
+    assert ('"this run" cannot be decided anew: unknown criterion'
+            in whatif_section(lost, compare(lost)).text[-1])
     assert stability_picture(lost, first.stability) is None
     assert first.skipped == ['layer2.1']
     assert 'unknown criterion' in first.note

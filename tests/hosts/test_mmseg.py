@@ -276,13 +276,14 @@ def test_only_pictures_are_flipped():
              dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
     cfg = Config(dict(
         default_scope='mmseg', model=dict(type='EncoderDecoder'),
-        test_dataloader=dict(dataset=dict(pipeline=steps))))
+        test_dataloader=dict(dataset=dict(
+            type='ADE20KDataset', pipeline=steps))))
     host_of(cfg).tta(cfg)
     assert cfg.model.type == 'mmseg.SegTTAModel'
     *load, augment = cfg.test_dataloader.dataset.pipeline
     assert [x.type for x in load] == ['LoadImageFromFile', 'Resize']
     assert [[x.type for x in branch] for branch in augment.transforms] == [
-        ['RandomFlip'] * 2, ['LoadAnnotations'], ['PackSegInputs']]
+        ['mmseg.RandomFlip'] * 2, ['LoadAnnotations'], ['PackSegInputs']]
 
 
 def test_every_picture_is_drawn_into_the_folder():

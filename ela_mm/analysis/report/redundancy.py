@@ -212,7 +212,8 @@ def _caveat(decision: Decision) -> List[str]:
 def _by_loss(decision: Decision) -> bool:
     """Whether the network was asked; of what is not registered nobody knows."""
     name = decision.criterion['type']
-    function = None if '.' in name else FUNCTIONS.get(name)
+    # A registry reads a dot as a scope, and refuses an empty name.
+    function = (None if '.' in name or not name else FUNCTIONS.get(name))
     return function is not None and asks_network(function)
 
 
