@@ -80,15 +80,16 @@ def test_the_decision_is_skipped_as_a_whole(network, batches, found):
 
 
 def test_the_decision_is_by_the_measure_of_the_run(network, batches, found):
+    """By the conditional part: 0 wherever the layer before sees itself alone."""
     other = ablate(network, batches[:2], FIXED, accuracy=False,
-                   redundancy='excess')
-    looks = other.redundancy
-    expected = sorted(looks, key=lambda name: looks[name].excess)[:2]
-    assert sorted(other.decision.skipped) == sorted(expected)
-    assert sorted(expected) != sorted(found.decision.skipped)
+                   redundancy='conditional')
+    assert other.decision.skipped == ('layer1.1', 'layer2.1')
+    assert sorted(found.decision.skipped) != ['layer1.1', 'layer2.1']
+    sure = [n for n, x in other.redundancy.items() if x.stability == 1.]
+    assert sure == ['layer1.1', 'layer2.1']
     section = ablation_section(other, 'drawn')
-    assert 'by the excess' in ' '.join(section.text)
-    assert 'excess' in section.pictures[0].figure.axes[0].get_xlabel()
+    assert 'by the conditional part' in ' '.join(section.text)
+    assert 'conditional' in section.pictures[0].figure.axes[0].get_xlabel()
     with pytest.raises(UsageError, match="redundancy='kl'"):
         ablate(network, batches, FIXED, redundancy='kl')
 

@@ -6,9 +6,15 @@ from mmengine.registry import DATASETS, TRANSFORMS
 
 @TRANSFORMS.register_module(force=True)
 class ToyNoise:
-    """Noise on the picture, drawn anew each time."""
+    """Noise on the picture, drawn anew each time.
+
+    Attributes:
+        calls (int): Pictures that this very transform has seen.
+    """
+    calls = 0
 
     def __call__(self, data: dict) -> dict:
+        self.calls += 1
         return dict(
             inputs=data['image'] + .05 * torch.randn(3, 32, 32),
             targets=data['number'] % 2)
