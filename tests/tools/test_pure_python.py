@@ -94,7 +94,7 @@ def test_every_tool_takes_them(request, host, dumped, digits_root, tmp_path):
             ('attention', '--images', 8), ('attention', picture),
             ('similarity', '--images', 8), ('ablate', '--images', 8),
             ('whatif', '--batches', 1, '--no-time'),
-            ('cost', '--rounds', 1, '--batch', 1, '--shape', 32, 32)):
+            ('cost', '--rounds', 1, '--batch', 2, '--shape', 64, 64)):
         run('analyze.py', command, *pair, *options, '--out', tmp_path / command,
             *small, said='written to')
     run('analyze.py', 'redundancy', work_dir, '--out', tmp_path / 'redundancy')
