@@ -201,6 +201,8 @@ def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
             elif type_name(step) == 'ApplyToList':
                 key = step['scatter_key']
                 sample[key] = [sample[key]]
+            elif type_name(step) == 'PackReIDInputs':  # which asks for one
+                sample['gt_label'] = 0
         if frames:
             sample.update(frame_id=0, video_length=1)
             sample = {key: [value] for key, value in sample.items()}

@@ -326,6 +326,26 @@ def test_grey_pictures_of_datasets_that_hold_arrays(root):
         next(file_batches(cfg, [str(root / '0' / '2.png')]))
 
 
+@pytest.mark.parametrize('steps', [
+    [dict(type='mmdet.Resize', scale=(40, 32), keep_ratio=False),
+     dict(type='mmdet.PackReIDInputs')],
+    [dict(type='mmdet.LoadProposals'), dict(
+        type='mmdet.ProposalBroadcaster', transforms=[
+            dict(type='mmdet.Resize', scale=(40, 32), keep_ratio=False)]),
+     dict(type='mmdet.PackDetInputs')],
+    [dict(type='mmdet.LoadPanopticAnnotations'),
+     dict(type='mmdet.PackDetInputs')],
+], ids=['persons', 'proposals', 'panoptic'])
+def test_pipelines_that_ask_for_more_than_a_picture(steps, root):
+    """A label, proposals, maps, where there is a file alone."""
+    cfg = config(dict(type='CustomDataset', pipeline=[LOAD, *steps]))
+    (batch, ) = file_batches(cfg, [str(root / '0' / '0.png')])
+    (inputs, ), (sample, ) = batch['inputs'], batch['data_samples']
+    assert inputs.shape[-3] == 3
+    if 'proposals' in sample:  # the whole picture
+        assert sample.proposals.bboxes.tolist() == [[0, 0, 40, 32]]
+
+
 def test_what_a_pipeline_cannot_take_is_said(root):
     cfg = config(dict(type='CustomDataset', pipeline=[
         LOAD, dict(type='LoadSpectra'), PACK]))
