@@ -17,3 +17,5 @@ def _is_compiling() -> bool:
 _compiler = getattr(torch, 'compiler', None)
 disable = getattr(_compiler, 'disable', _disable)
 is_compiling = getattr(_compiler, 'is_compiling', _is_compiling)
+# Of torch 2.7 on; an older one's export is taken for a compilation.
+is_exporting = getattr(_compiler, 'is_exporting', _is_compiling)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...compat.compiling import is_compiling
+from ...compat.compiling import is_compiling, is_exporting
 
 
 def _head_products(x: Tensor, values: List[Tensor], heads: int) -> Tensor:
@@ -73,5 +73,5 @@ def _factors(weights: Tensor, values: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def is_traced(weights: Tensor) -> bool:
     """Tell whether a compiler traces a step that will go backward."""
-    return (CAN_TRACE and is_compiling() and torch.is_grad_enabled()
-            and weights.requires_grad)
+    return (CAN_TRACE and is_compiling() and not is_exporting()
+            and torch.is_grad_enabled() and weights.requires_grad)
