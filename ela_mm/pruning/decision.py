@@ -150,7 +150,8 @@ class Decision:
         note (str | None): Why nothing is skipped.
         by_position (bool): Whether the measured values are those of layers
             that weigh all others alike: the ranking is by position then.
-        saturated (bool): Whether all measured values are at the ceiling.
+        saturated (bool): Whether most measured values are 0 or at their
+            ceiling.
         redundancy (str): What the criterion has ranked by, a key of
             :data:`ela_mm.pruning.kl.REDUNDANCY`.
         times (StepTimes): What the pruning gained, once it is timed.
@@ -250,7 +251,7 @@ def decide(layers: Sequence,
     if skipped and rules.uninformative == 'wait' and (by_position
                                                       or saturated):
         skipped, note = [], ('attention is ' + (
-            'saturated, with every KL divergence at its ceiling'
+            'saturated, with most KL divergences at 0 or their ceiling'
             if saturated else 'still near uniform') +
                              " (uninformative='wait')")
     if skipped and rules.min_stability:

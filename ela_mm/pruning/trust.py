@@ -12,6 +12,8 @@ from .statistics import LayerKL
 # A value this near to the uniform layer's, or to the ceiling, as a share of it,
 # says no more than those do, however small the noise: this project's choice.
 NEAR = .05
+# A KL divergence this near to 0 is 0, nats.
+ROUNDING = 1e-6
 # What to do in a window that ranks by position, or not at all.
 UNINFORMATIVE = ('warn', 'wait', 'prune')
 
@@ -65,13 +67,17 @@ def is_by_position(layers: Sequence, measured: Dict[str, LayerKL]) -> bool:
 
 
 def is_saturated(measured: Dict[str, LayerKL]) -> bool:
-    """Whether all layers sit at the ceiling of the KL divergence.
+    """Whether in most layers single weights are all there is.
 
-    Each attends to itself alone then, as MRLA-base may after a few steps
-    without a warm-up: none differs from the others.
+    As MRLA-base may become in a few steps without a warm-up. The KL divergence
+    of two such layers is 0 where they attend to the same one, which takes a
+    weight on oneself that rounds to 0, and at its ceiling where they do not:
+    within each of the two groups nothing is told apart.
     """
     means = [kl.mean for kl in measured.values() if math.isfinite(kl.mean)]
-    return bool(means) and min(means) >= (1 - NEAR) * CEILING
+    saturated = [x for x in means
+                 if abs(x) <= ROUNDING or x >= (1 - NEAR) * CEILING]
+    return len(saturated) > len(means) / 2
 
 
 def stability_of(criterion: Decider,

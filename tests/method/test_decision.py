@@ -258,7 +258,7 @@ def test_records_of_earlier_versions_know_kl_alone():
 # --- the ceiling -------------------------------------------------------------
 
 
-def test_layers_that_all_sit_at_the_ceiling_say_nothing():
+def test_layers_that_sit_at_the_ceiling_say_nothing():
     ceiling = -math.log(1e-8)
     values = [ceiling - .001 * i for i in range(1, 6)]
     measured = {f'layer1.{i}': kl(x) for i, x in enumerate(values, start=1)}
@@ -269,8 +269,12 @@ def test_layers_that_all_sit_at_the_ceiling_say_nothing():
     waits = decided(network(6), measured, FIXED,
                     rules=Rules(uninformative='wait'))
     assert not waits.skipped and 'ceiling' in waits.note
-    # One that does not is what the others can be told from.
+    # Two neighbours with all weight on the same layer: 0, as saturated.
+    measured.update({'layer1.1': kl(0.), 'layer1.2': kl(-1e-7)})
     measured['layer1.3'] = kl(2.)
+    assert decided(network(6), measured, FIXED).saturated
+    # Most can be told apart.
+    measured.update({'layer1.1': kl(.01), 'layer1.2': kl(1e-4)})
     decision = decided(network(6), measured, FIXED,
                        rules=Rules(uninformative='wait'))
     assert not decision.saturated and decision.skipped

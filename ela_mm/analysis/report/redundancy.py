@@ -194,9 +194,10 @@ def _caveat(decision: Decision) -> List[str]:
     """Why the ranking says nothing of the layers, if so."""
     if decision.saturated:
         return [
-            'All of these KL divergences sit at their ceiling of '
-            f'{CEILING:.1f}: attention was saturated, each layer attending to '
-            'itself alone, and the ranking says nothing of what is redundant.'
+            'Most of these KL divergences are 0 or at their ceiling of '
+            f'{CEILING:.1f}: attention was saturated, with all of the weight '
+            'on a single layer, and the ranking says little of what is '
+            'redundant.'
         ]
     if not decision.by_position:
         return []

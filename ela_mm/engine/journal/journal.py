@@ -146,10 +146,11 @@ class Journal:
 def _why_uninformative(decision: Decision) -> Optional[str]:
     """Say why the ranking says nothing of the layers, if so."""
     if decision.saturated:
-        return ('attention is saturated: every KL divergence is at its ceiling '
-                f'of {CEILING:.1f}, since each layer attends to itself alone, '
-                'so this ranking says nothing of what is redundant; train with '
-                'a warm-up, a lower learning rate or zero_init_attention=True')
+        return ('attention is saturated: most KL divergences are 0 or at their '
+                f'ceiling of {CEILING:.1f}, since a single layer has all of '
+                'the weight, so this ranking says little of what is redundant; '
+                'train with a warm-up, a lower learning rate or '
+                'zero_init_attention=True')
     if not decision.by_position:
         return None
     ranking = ('by position in the stage' if decision.redundancy == 'paper'
