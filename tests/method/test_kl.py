@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 
 from ela_mm import adjacent_kl
+from ela_mm.hosts.mmdet import ELAResNet
 from ela_mm.pruning import KLStatistics
 from ela_mm.pruning.kl import redundancy_parts
+from ela_mm.pruning.trust import is_by_position
 
 EPS = 1e-8
 
@@ -249,3 +251,23 @@ def test_where_one_layer_was_seen_there_is_nothing_to_compare():
         curr = torch.rand(3, 2, 2, generator=torch.manual_seed(seed))
         parts = redundancy_parts(torch.ones(3, 2, 1), curr.softmax(-1))
         assert parts.conditional.item() == 0. < parts.kl.item()
+
+
+def test_layers_that_are_skipped_but_seen_count_as_new():
+    """In a network whose weights are uniform, whatever is skipped."""
+    net = ELAResNet(34, base_channels=16).eval()
+    for layer in net.attention_layers:
+        torch.nn.init.zeros_(layer.module.query.weight)
+    net.skip_layers(['layer2.1', 'layer3.2', 'layer3.3'], 'retrieval')
+    net.skip_layers(['layer3.1'])
+    statistics = KLStatistics()
+    net.observe(statistics.update)
+    with torch.no_grad():
+        net(torch.randn(2, 3, 32, 32))
+    found = statistics.reduce([x.name for x in net.attention_layers])
+    sizes = {'layer2.2': 3, 'layer2.3': 4 / 3, 'layer3.4': 4, 'layer3.5': 5 / 4}
+    for name, ratio in sizes.items():
+        assert found[name].mean == pytest.approx(np.log(ratio), abs=1e-5)
+        assert found[name].excess == pytest.approx(0, abs=1e-5)
+        assert found[name].conditional == pytest.approx(0, abs=1e-5)
+    assert is_by_position(net.attention_layers, found)
