@@ -20,7 +20,7 @@ from support.toy import toy_runner
 
 from ela_mm.analysis.features import look
 from ela_mm.analysis.history import as_of, read_run
-from ela_mm.analysis.report.report import write_report
+from ela_mm.analysis.report.report import Effort, write_report
 from ela_mm.analysis.report.terminal import file_name, progress_bar
 from ela_mm.apis.data import file_batches
 from ela_mm.apis.loading import load_model
@@ -418,6 +418,19 @@ def test_report(detector, tmp_path):
 
 def report_of(work_dir, say=print):
     return Path(write_report(str(work_dir), say=say)).read_text()
+
+
+def test_a_report_leaves_out_an_ablation_that_takes_long(detector, tmp_path):
+    _, work_dir, _ = detector
+    path = write_report(
+        str(work_dir), str(tmp_path / 'page.html'),
+        without=('attention', 'similarity', 'cost', 'features'),
+        effort=Effort(seconds=0.))
+    text = Path(path).read_text()
+    layers = len(read_record(work_dir)['active'])
+    assert (f'ablation is left out: trying the network without each of its '
+            f'{layers} layers would take some') in text
+    assert 'analyze.py ablate CONFIG CHECKPOINT does it' in text
 
 
 def test_a_report_says_what_is_left_out(tmp_path):

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.hooks import Hook
+from mmengine.runner.loops import IterBasedTrainLoop, _InfiniteDataloaderIterator
 from support.pictures import ToyPictures
 from support.toy import ToyClassifier, toy_runner
 from support.training import log_of
+from torch.utils.data import DataLoader
 
 from ela_mm import ELAPruneHook
 from ela_mm.engine.held_out import HeldOut
@@ -339,6 +341,18 @@ def test_sets_in_wrappers(wrap):
     assert base.pipeline.transforms[0].calls == 0
     if isinstance(dataset, MultiImageMixDataset):
         assert not dataset.pipeline[0]['cache']
+
+
+def test_workers_that_run_already_start_anew():
+    """An iteration-based loop starts them before any hook runs."""
+    base = ToyPictures(8)
+    base.pipeline.transforms = [lambda data: data['number']]
+    loader = DataLoader(base, num_workers=1, persistent_workers=True)
+    loop = object.__new__(IterBasedTrainLoop)
+    loop.dataloader_iterator = _InfiniteDataloaderIterator(loader)
+    HeldOut(SimpleNamespace(train_dataloader=loader, train_loop=loop, seed=0), 2)
+    assert [int(next(loop.dataloader_iterator)) for _ in range(8)] == [
+        1, 1, 2, 3, 5, 5, 6, 7]
 
 
 def test_every_member_of_a_joined_set_gives_its_share():
