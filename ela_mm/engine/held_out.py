@@ -69,7 +69,6 @@ class HeldOut:
                 samples = [part[i] for part, i in (places[j] for j in batch)]
             yield self.loader.collate_fn(samples)
 
-
     def trial(self, model: nn.Module, candidates: List[str],
               skip: str) -> Trial:
         """Prepare to try a network on them.
