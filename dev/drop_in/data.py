@@ -29,7 +29,7 @@ from rich.progress import track
 from torch import nn
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from dev.drop_in.trial import HOSTS, _inside, configs_of, reason
+from dev.drop_in.configs import HOSTS, configs_of, inside, reason
 from ela_mm.analysis.attention import measure
 from ela_mm.analysis.cost import cost_of_config
 from ela_mm.analysis.features import look
@@ -100,7 +100,7 @@ def catalogue(host: str, match: str,
     for path in progress([p for p in paths if p.parts[0] != '_base_'
                           and re.search(match, f'/{host}/{p}')]):
         try:
-            with _inside(host), warnings.catch_warnings():
+            with inside(host), warnings.catch_warnings():
                 warnings.simplefilter('ignore')
                 kind = kind_of_config(host, Config.fromfile(root / path))
         except Exception:  # does not load, or names no data
@@ -280,7 +280,7 @@ def try_kind(host: str, config: str, folder: Path) -> Dict[str, str]:
         Dict[str, str]: For each of ``ATTEMPTS``.
     """
     torch.manual_seed(0)
-    with _inside(host), warnings.catch_warnings():
+    with inside(host), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         original = Config.fromfile(configs_of(host) / config)
         enter_scope(original)

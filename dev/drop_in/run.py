@@ -25,7 +25,8 @@ from rich.progress import Progress, track
 from rich.table import Table
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from dev.drop_in.trial import HOSTS, Entry, catalogue, count, try_model
+from dev.drop_in.configs import HOSTS, Entry, catalogue, count
+from dev.drop_in.trial import try_model
 from ela_mm.apis.launch import UsageError, run
 
 ATTEMPTS = dict(plain_build='plain builds', ela_build='ELA builds',

@@ -6,7 +6,8 @@ import sys
 import pytest
 from support import ROOT
 
-from dev.drop_in.trial import Entry, count, load_model, replace_backbones, try_model
+from dev.drop_in.configs import Entry, count, load_model, replace_backbones
+from dev.drop_in.trial import try_model
 
 # One of each kind of detector. The whole list: dev/drop_in/run.py.
 SAMPLE = [

@@ -1,0 +1,121 @@
+"""Random batches that a host's models may take."""
+import copy
+from typing import Any, Iterator, Tuple
+
+import numpy as np
+import torch
+from mmengine.structures import InstanceData
+from torch import nn
+
+# What a training step is tried with, in turn, until the plain network takes it.
+_DETECTOR_INPUTS = ((64, 1), (64, 8), (128, 1), (256, 1))
+_CLASSIFIER_VIEWS = (1, 2, 8)
+_SEGMENTOR_SIZES = (64, 128, 256)
+
+
+def inputs_for(model: nn.Module, host: str) -> Iterator[Tuple[str, Any]]:
+    """Random batches of two pictures that a model may take.
+
+    Args:
+        model (nn.Module): A whole detector, classifier or segmentor.
+        host (str): Whose it is.
+
+    Yields:
+        Tuple[str, Any]: A description, and what the data loader would return.
+    """
+    # Some of mmpretrain's configs are detectors, to try its backbones in.
+    if host == 'mmdet' or type(model).__module__.startswith('mmdet.'):
+        yield from _detector_inputs(model)
+    elif host == 'mmseg':
+        yield from _segmentor_inputs(model)
+    else:
+        yield from _classifier_inputs()
+
+
+def _detector_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
+    from mmdet.models.detectors import SemiBaseDetector
+    from mmdet.models.mot import BaseMOTModel
+    from mmdet.models.reid import BaseReID
+    from mmdet.structures import ReIDDataSample
+    from mmdet.testing import demo_mm_inputs, demo_track_inputs
+    if isinstance(model, BaseMOTModel):
+        for size in (128, 256):
+            np.random.seed(0)
+            yield f'two frames, {size} px', demo_track_inputs(
+                batch_size=1, num_frames=2, key_frames_inds=[0],
+                image_shapes=[(3, size, size)], num_items=[3],
+                num_classes=1, with_mask=True)
+        return
+    if isinstance(model, BaseReID):
+        sample = ReIDDataSample().set_gt_label(np.array([0, 0, 1, 1]))
+        yield '4 crops of 2 persons, 256 x 128 px', dict(
+            inputs=[torch.randn(4, 3, 256, 128)], data_samples=[sample])
+        return
+    for size, stride in _DETECTOR_INPUTS:
+        np.random.seed(0)
+        data = demo_mm_inputs(
+            batch_size=2, image_shapes=[(3, size, size)] * 2,
+            num_items=[3, 2], num_classes=2, with_mask=True,
+            with_semantic=True, sem_seg_output_strides=stride,
+            use_box_type=True)
+        for sample in data['data_samples']:
+            truth = sample.gt_instances
+            # A box of half the picture, so that every assigner has a positive.
+            truth.bboxes.tensor[0] = torch.tensor(
+                [.25, .25, .75, .75]) * size
+            truth.bboxes = truth.bboxes.tensor
+            truth.labels = truth.labels * 0  # which every detector has
+            truth.masks.masks[0, size // 4:size * 3 // 4,
+                              size // 4:size * 3 // 4] = 1
+            sample.ignored_instances = InstanceData(
+                bboxes=torch.zeros(0, 4))
+            sample.proposals = InstanceData(
+                bboxes=truth.bboxes.clone(),
+                scores=torch.ones(len(truth.bboxes)))
+            sample.set_metainfo(dict(
+                homography_matrix=np.eye(3, dtype=np.float32)))
+        note = f'2 pictures, {size} px'
+        if stride != 1:
+            note += f', semantic map at 1/{stride}'
+        if isinstance(model, SemiBaseDetector):
+            branches = ('sup', 'unsup_teacher', 'unsup_student')
+            data = {
+                key: {branch: copy.deepcopy(value) for branch in branches}
+                for key, value in data.items()
+            }
+            note += ', with and without labels'
+        yield note, data
+
+
+def _segmentor_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+    for size in _SEGMENTOR_SIZES:
+        generator = torch.Generator().manual_seed(0)
+        # Regions of 16 px, each of a class.
+        labels = torch.randint(
+            0, model.num_classes, (2, 1, size // 16, size // 16),
+            generator=generator).repeat_interleave(16, 2).repeat_interleave(
+                16, 3)  # (2, 1, size, size)
+        shape = dict(ori_shape=(size, size), img_shape=(size, size))
+        samples = [
+            SegDataSample(
+                gt_sem_seg=PixelData(data=x), metainfo=dict(shape))
+            for x in labels
+        ]
+        pictures = torch.randint(
+            0, 256, (2, 3, size, size), dtype=torch.uint8,
+            generator=generator)
+        yield f'2 pictures, {size} px', dict(
+            inputs=list(pictures), data_samples=samples)
+
+
+def _classifier_inputs() -> Iterator[Tuple[str, Any]]:
+    from mmpretrain.structures import DataSample
+    for views in _CLASSIFIER_VIEWS:
+        samples = [DataSample().set_gt_label(i % 2) for i in range(4)]
+        pictures = [torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+                    for _ in range(views)]
+        yield (f'4 pictures, 64 px, {views} view' + 's' * (views > 1),
+               dict(inputs=pictures if views > 1 else pictures[0],
+                    data_samples=samples))
