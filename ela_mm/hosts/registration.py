@@ -54,7 +54,7 @@ def register_host(name: str) -> None:
     imported by then, or was installed later.
 
     Args:
-        name (str): ``'mmdet'`` or ``'mmpretrain'``.
+        name (str): ``'mmdet'``, ``'mmpretrain'``, ``'mmseg'`` or ``'mmpose'``.
 
     Raises:
         UsageError: On another name.
