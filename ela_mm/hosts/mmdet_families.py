@@ -1,12 +1,11 @@
 """ELA on MMDetection's other families of backbones."""
-from typing import Iterator, List, Tuple
-
 from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor
 from mmdet.models.backbones import (
     CSPDarknet,
     CSPNeXt,
     DetectoRS_ResNet,
     DetectoRS_ResNeXt,
+    HRNet,
     PyramidVisionTransformer,
     PyramidVisionTransformerV2,
     RegNet,
@@ -16,15 +15,16 @@ from mmdet.models.backbones import (
     TridentResNet,
 )
 from mmdet.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
-from torch import nn
 
 from ..models.backbones.csp import CSPAttentionMixin
 from ..models.backbones.detectors import DetectoRSMixin
+from ..models.backbones.hrnet import HRNetAttentionMixin
 from ..models.backbones.pvt import PVTAttentionMixin
 from ..models.backbones.resnet import PlanesMixin
 from ..models.backbones.stages import AttentionStage, LightAttentionStage
 from ..models.backbones.swin import SwinAttentionMixin
 from ..models.backbones.trident import TridentMixin
+from .layer_rates import KnowsAttention
 
 
 class _BottleneckMixin(PlanesMixin):
@@ -103,6 +103,14 @@ class ELACSPDarknet(CSPAttentionMixin, CSPDarknet):
 
 
 @MODELS.register_module()
+class ELAHRNet(HRNetAttentionMixin, HRNet):
+    """mmdet's HRNet with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
 class ELASwinTransformer(SwinAttentionMixin, SwinTransformer):
     """mmdet's SwinTransformer with layer attention.
 
@@ -131,31 +139,12 @@ class ELAPyramidVisionTransformerV2(PVTAttentionMixin,
     """
 
 
-class _NamesOfBlocks:
-    """A model whose attention layers are named as their blocks are."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.backbone = model.backbone
-        self._model = model
-
-    def named_parameters(self) -> Iterator[Tuple[str, nn.Parameter]]:
-        for name, parameter in self._model.named_parameters():
-            if name.startswith('backbone.'):
-                name = name.replace('.attention.', '.')
-            yield name, parameter
-
-
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module(
     'LearningRateDecayOptimizerConstructor', force=True)
-class ELALearningRateDecayConstructor(LearningRateDecayOptimizerConstructor):
+class ELALearningRateDecayConstructor(KnowsAttention,
+                                      LearningRateDecayOptimizerConstructor):
     """mmdet's layer-wise learning rates, which know attention.
 
-    mmdet finds a parameter's layer in its name, where it expects the number of
-    a block. Registered under the host's name: configs stay as they are, and so
-    do networks without attention.
+    Registered under the host's name: configs stay as they are, and so do
+    networks without attention.
     """
-
-    def add_params(self, params: List[dict], module: nn.Module,
-                   **kwargs) -> None:
-        """Add all parameters; an attention layer's rate is its block's."""
-        super().add_params(params, _NamesOfBlocks(module), **kwargs)

@@ -7,21 +7,24 @@ from mmpretrain.models.backbones import (
     ConvNeXt,
     DeiT3,
     DistilledVisionTransformer,
+    HRNet,
     RegNet,
     Res2Net,
     ResNeSt,
     SwinTransformer,
     VisionTransformer,
     ViTEVA02,
+    ViTSAM,
 )
 from mmpretrain.registry import MODELS
 from torch import Tensor
 
 from ..models.backbones.convnext import ConvNeXtAttentionMixin
 from ..models.backbones.fresh_norms import FreshNormsMixin
+from ..models.backbones.hrnet import HRNetAttentionMixin
 from ..models.backbones.stages import AttentionStage, LightAttentionStage
 from ..models.backbones.swin import SwinAttentionMixin
-from ..models.backbones.vit import ViTAttentionMixin
+from ..models.backbones.vit import MapBlockGroup, ViTAttentionMixin
 from .mmpretrain import LayerDepthMixin, MMPretrainMixin
 
 
@@ -61,6 +64,14 @@ class ELAConvNeXt(LayerDepthMixin, ConvNeXtAttentionMixin, ConvNeXt):
 
     Takes the arguments of the host's class and of the mixin. In mmdet's
     configs its type is ``mmpretrain.ELAConvNeXt``.
+    """
+
+
+@MODELS.register_module()
+class ELAHRNet(HRNetAttentionMixin, HRNet):
+    """mmpretrain's HRNet with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
     """
 
 
@@ -151,3 +162,13 @@ class ELAViTEVA02(_ViTMixin, ViTEVA02):
 
     Takes the arguments of the host's class and of the mixin.
     """
+
+
+@MODELS.register_module()
+class ELAViTSAM(_ViTMixin, ViTSAM):
+    """mmpretrain's ViTSAM, built as ViTDet is, with layer attention.
+
+    Windows in most blocks, no token beside the patches. Takes the arguments of
+    the host's class and of the mixin.
+    """
+    kinds = {'base': MapBlockGroup}

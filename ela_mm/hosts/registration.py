@@ -21,7 +21,8 @@ HOSTS = dict(
                 'ela_mm.datasets.mmpretrain'),
     mmdet=('ela_mm.hosts.mmdet', 'ela_mm.hosts.mmdet_families',
            'ela_mm.datasets.mmdet'),
-    mmseg=('ela_mm.hosts.mmseg', 'ela_mm.datasets.mmseg'),
+    mmseg=('ela_mm.hosts.mmseg', 'ela_mm.hosts.mmseg_families',
+           'ela_mm.datasets.mmseg'),
     mmpose=('ela_mm.hosts.mmpose', ))
 _MMENGINE = Host()
 _installed: Dict[str, Host] = {}

@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import ela_mm  # noqa: F401
-from ela_mm.models.backbones.vit import BlockGroup
+from ela_mm.models.backbones.vit import BlockGroup, MapBlockGroup
 
 
 class Family(NamedTuple):
@@ -37,6 +37,19 @@ class Family(NamedTuple):
 _RESNET = dict(depth=50, base_channels=8, stem_channels=8, norm_eval=False)
 # Stages of 1, 2, 2, 3 blocks with 16, 32, 48, 88 channels.
 _REGNET = dict(w0=16, wa=10., wm=1.75, group_w=8, depth=8, bot_mul=1.0)
+
+# Branches of 8 to 20 channels; the last takes head_dim to 4.
+_HRNET = {
+    f'stage{i}': dict(
+        num_modules=1 + (i == 3), num_branches=i,
+        block='BOTTLENECK' if i == 1 else 'BASIC', num_blocks=(2, ) * i,
+        num_channels=(8, 16, 8, 20)[:i])
+    for i in (1, 2, 3, 4)
+}
+
+_MMSEG_VIT = dict(
+    embed_dims=32, num_layers=7, num_heads=2, mlp_ratio=1, img_size=32,
+    patch_size=8, attention_groups=3, out_indices=(3, 6))
 
 _VIT = dict(
     arch=dict(embed_dims=32, num_layers=7, num_heads=2,
@@ -83,6 +96,25 @@ FAMILIES: Dict[str, Family] = {
         out_indices=[3, 6], out_type='featmap')),
     'distilled': Family(dict(
         type='mmpretrain.ELADistilledVisionTransformer', **_VIT)),
+    'vit_sam': Family(dict(
+        type='mmpretrain.ELAViTSAM', img_size=32, patch_size=8, window_size=3,
+        arch=dict(embed_dims=32, num_layers=5, num_heads=2,
+                  feedforward_channels=32, global_attn_indexes=[2, 4]),
+        attention_groups=3, out_channels=8, out_indices=[1, 4])),
+    'vit_seg': Family(dict(
+        type='mmseg.ELAVisionTransformer', **_MMSEG_VIT, final_norm=True)),
+    'beit_seg': Family(dict(type='mmseg.ELABEiT', **_MMSEG_VIT), (32, 32)),
+    'mae_seg': Family(dict(type='mmseg.ELAMAE', **_MMSEG_VIT), (32, 32)),
+    'swin_seg': Family(dict(
+        type='mmseg.ELASwinTransformer', embed_dims=16, depths=(1, 2, 3, 2),
+        num_heads=(1, 2, 4, 8), window_size=2, out_indices=(1, 3))),
+    'mit': Family(dict(
+        type='mmseg.ELAMixVisionTransformer', embed_dims=8,
+        num_layers=[1, 2, 3, 2])),
+    'hrnet': Family(dict(
+        type='mmdet.ELAHRNet', extra=_HRNET, norm_eval=False)),
+    'hrnet_cls': Family(dict(type='mmpretrain.ELAHRNet', extra=_HRNET)),
+    'hrnet_seg': Family(dict(type='mmseg.ELAHRNet', extra=_HRNET)),
     'beit': Family(dict(
         type='mmpretrain.ELABEiTViT', **_VIT, layer_scale_init_value=.1,
         out_type='avg_featmap'), (32, 32)),
@@ -136,6 +168,11 @@ class Seen(NamedTuple):
     after: Tensor
 
 
+def as_tokens(x, *beside) -> Tensor:
+    """The same of blocks of maps (B, H, W, C)."""
+    return x.flatten(1, 2)
+
+
 def run_and_see(net: nn.Module, x: Tensor) -> List[List[Seen]]:
     """Run a network and note, by stage and layer, what attention did."""
     stages = net.attention_stages
@@ -144,13 +181,14 @@ def run_and_see(net: nn.Module, x: Tensor) -> List[List[Seen]]:
     handles = []
 
     def see(s: int, i: int):
+        form = as_tokens if isinstance(stages[s], MapBlockGroup) else as_map
 
         def before(module, args):
             if i:
-                after[s][i - 1] = as_map(*args)
+                after[s][i - 1] = form(*args)
 
         def behind(module, args, output):
-            of_block[s][i] = as_map(output, *args[1:])
+            of_block[s][i] = form(output, *args[1:])
 
         return before, behind
 
@@ -162,7 +200,9 @@ def run_and_see(net: nn.Module, x: Tensor) -> List[List[Seen]]:
                         block.register_forward_hook(behind)]
 
         def end(module, args, output, s=s):
-            if isinstance(module, BlockGroup):
+            if isinstance(module, MapBlockGroup):
+                after[s][:] = map(as_tokens, output)
+            elif isinstance(module, BlockGroup):
                 after[s][:] = output
             else:
                 after[s][-1] = as_map(output, *args[1:])

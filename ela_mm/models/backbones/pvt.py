@@ -1,4 +1,4 @@
-"""PVT and PVTv2: ``layers[i]`` is patch embedding, blocks and norm."""
+"""PVT, PVTv2 and MiT: ``layers[i]`` is patch embedding, blocks and norm."""
 from typing import Any, List
 
 from torch import Tensor, nn
@@ -42,7 +42,8 @@ class PVTStage(TokenStage):
 class PVTAttentionMixin(PlacedAttentionMixin):
     """Adds layer attention to a PyramidVisionTransformer, either version.
 
-    The norm that ends a stage of version 2 comes behind attention.
+    Also to MMSegmentation's MixVisionTransformer, which is built alike. The
+    norm that ends a stage of version 2 and of MiT comes behind attention.
     """
     kinds = {'base': PVTStage}
     norm_cfg_by_default = dict(type='LN', eps=1e-6)
@@ -51,6 +52,7 @@ class PVTAttentionMixin(PlacedAttentionMixin):
         """Take every stage."""
         return [
             StageSpec(f'layers.{i}.1', self.embed_dims * self.num_heads[i],
-                      self._attention_norm_cfg, [0.] * depth)
+                      self._attention_norm_cfg, [0.] * depth,
+                      getattr(self, 'with_cp', False))
             for i, depth in enumerate(self.num_layers)
         ]

@@ -3,7 +3,7 @@
 There are no stages. MRLA's DeiT lets the memory start anew every four blocks;
 here such a group is what a stage is elsewhere. Forward passes of the hosts'
 classes (with one extra token or two, relative positions, rotary ones) stay as
-they are: they walk ``layers``, which hands them one step after the other.
+they are: they walk the list of blocks, which hands them one step after the other.
 """
 from contextvars import ContextVar
 from typing import (
@@ -90,7 +90,7 @@ class BlockGroup(AttentionStage):
               *args: Any) -> Tuple['BlockGroup', Tensor]:
         """Make a group of the same layers, and an input for it."""
         blocks = nn.ModuleList(nn.Identity() for _ in self.attention)
-        group = BlockGroup(self.name, nn.Sequential(), list(self.attention))
+        group = type(self)(self.name, nn.Sequential(), list(self.attention))
         GroupedBlocks(blocks, [group])
         return group.train(self.training), torch.rand_like(x[-1])
 
@@ -131,6 +131,27 @@ class BlockGroup(AttentionStage):
         """Run a block and its attention on tokens (B, N, C)."""
         tokens, weights = self.attend(i, x.blocks[i](x.x, *x.args), memory)
         return x._replace(x=tokens, outs=[*x.outs, tokens]), weights
+
+
+class MapBlockGroup(BlockGroup):
+    """The same of blocks that take maps in channels last, (B, H, W, C)."""
+
+    def step(self, i: int, x: _Pass,
+             memory: LayerMemory) -> Tuple[_Pass, Optional[Tensor]]:
+        """Run a block and its attention on a map (B, H, W, C)."""
+        out = x.blocks[i](x.x, *x.args)  # (B, H, W, C)
+        memory.hw_shape = tuple(out.shape[1:3])
+        tokens, weights = self.attend(i, out.flatten(1, 2), memory)
+        out = tokens.reshape(out.shape)  # (B, HW, C) -> (B, H, W, C)
+        return x._replace(x=out, outs=[*x.outs, out]), weights
+
+    def through(self, tap: Callable[[Tensor], Tensor],
+                x: Union[Tensor, List[Tensor]],
+                *args: Any) -> Union[Tensor, List[Tensor]]:
+        """Let the map go through; of a list, the last one."""
+        if not isinstance(x, Tensor):
+            return [*x[:-1], self.through(tap, x[-1])]
+        return tap(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class GroupedBlocks(nn.Module):
@@ -183,6 +204,10 @@ class _Step(NamedTuple):
     run: _Run
     i: int
 
+    def __getattr__(self, name: str) -> Any:
+        """What else hosts want of a block, such as its weights to rescale."""
+        return getattr(self.run.blocks[self.i], name)
+
     def __call__(self, x: Tensor, *args: Any) -> Tensor:
         run = self.run
         if self.i == 0:
@@ -207,11 +232,15 @@ class ViTAttentionMixin(PlacedAttentionMixin):
         **kwargs: Of the host's class and of
             :class:`~ela_mm.models.backbones.layer_attention_mixin.LayerAttentionMixin`.
 
+    Attributes:
+        blocks_name (str): Of the host's list of blocks.
+
     Raises:
         UsageError: On another ``attention_groups``.
     """
     kinds = {'base': BlockGroup}
     norm_cfg_by_default = dict(type='LN', eps=1e-6)
+    blocks_name = 'layers'
 
     def __init__(self,
                  *args: Any,
@@ -230,24 +259,30 @@ class ViTAttentionMixin(PlacedAttentionMixin):
 
     def stage_specs(self) -> List[StageSpec]:
         """Make groups of all blocks; the last may be a smaller one."""
-        depth = len(self.layers)
+        depth = len(getattr(self, self.blocks_name))
         size = self._group_size or depth
         return [
-            StageSpec(f'layers.group{number}', self.embed_dims,
-                      self._token_norm_cfg, [0.] * min(size, depth - first))
+            StageSpec(f'{self.blocks_name}.group{number}',
+                      self.token_channels(), self._token_norm_cfg,
+                      [0.] * min(size, depth - first))
             for number, first in enumerate(range(0, depth, size), start=1)
         ]
+
+    def token_channels(self) -> int:
+        """C of the tokens."""
+        return self.embed_dims
 
     def add_attention(self) -> None:
         """Put groups beside the host's blocks, frozen as these are."""
         specs = self.stage_specs()
-        self.fit_head_dim([self.embed_dims])
+        self.fit_head_dim([self.token_channels()])
         groups = [
             self.attention_kind.build(nn.Sequential(), spec,
                                       **self.attention_options)
             for spec in specs
         ]
-        self.layers = GroupedBlocks(self.layers, groups)
+        setattr(self, self.blocks_name, GroupedBlocks(
+            getattr(self, self.blocks_name), groups))
         self._attention_paths = [spec.name for spec in specs]
         self.patch_embed.register_forward_hook(_note_patches)
         for layer in self.attention_layers:

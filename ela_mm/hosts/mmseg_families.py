@@ -1,0 +1,111 @@
+"""ELA on MMSegmentation's other families of backbones.
+
+Its ConvNeXt is MMPretrain's: ``mmpretrain.ELAConvNeXt``.
+"""
+from mmseg.engine.optimizers import (
+    LayerDecayOptimizerConstructor,
+    LearningRateDecayOptimizerConstructor,
+)
+from mmseg.models.backbones import (
+    MAE,
+    BEiT,
+    HRNet,
+    MixVisionTransformer,
+    SwinTransformer,
+    VisionTransformer,
+)
+from mmseg.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+
+from ..models.backbones.hrnet import HRNetAttentionMixin
+from ..models.backbones.pvt import PVTAttentionMixin
+from ..models.backbones.stages import AttentionLayerInfo
+from ..models.backbones.swin import SwinAttentionMixin
+from ..models.backbones.vit import ViTAttentionMixin
+from .layer_rates import KnowsAttention
+
+
+@MODELS.register_module()
+class ELASwinTransformer(SwinAttentionMixin, SwinTransformer):
+    """mmseg's SwinTransformer with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAMixVisionTransformer(PVTAttentionMixin, MixVisionTransformer):
+    """mmseg's MixVisionTransformer (SegFormer's MiT) with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAHRNet(HRNetAttentionMixin, HRNet):
+    """mmseg's HRNet with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+class _ViTMixin(ViTAttentionMixin):
+    norm_cfg_by_default = dict(type='LN')  # whose eps is 1e-5
+
+    def token_channels(self) -> int:
+        """C of the tokens."""
+        return self.patch_embed.embed_dims
+
+
+@MODELS.register_module()
+class ELAVisionTransformer(_ViTMixin, VisionTransformer):
+    """mmseg's VisionTransformer with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    ``frozen_exclude`` freezes attention as it freezes all that it does not
+    name: ``['attention']`` trains attention alone.
+    """
+
+    def add_attention(self) -> None:
+        """Add it, and freeze what ``frozen_exclude`` does not name."""
+        super().add_attention()
+        self._freeze()
+
+    def is_frozen(self, layer: AttentionLayerInfo) -> bool:
+        """Tell whether ``frozen_exclude`` leaves a layer out."""
+        names = [f'{layer.prefix}.{name}'
+                 for name, _ in layer.module.named_parameters()]
+        return 'all' not in self.frozen_exclude and not any(
+            kept in name for kept in self.frozen_exclude for name in names)
+
+
+@MODELS.register_module()
+class ELABEiT(_ViTMixin, BEiT):
+    """mmseg's BEiT with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAMAE(_ViTMixin, MAE):
+    """mmseg's MAE, as it is fine-tuned for segmentation, with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(
+    'LearningRateDecayOptimizerConstructor', force=True)
+class ELALearningRateDecayConstructor(KnowsAttention,
+                                      LearningRateDecayOptimizerConstructor):
+    """mmseg's layer-wise learning rates, which know attention.
+
+    Registered under the host's name: configs stay as they are, and so do
+    networks without attention.
+    """
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(
+    'LayerDecayOptimizerConstructor', force=True)
+class ELALayerDecayConstructor(KnowsAttention, LayerDecayOptimizerConstructor):
+    """The same of the name that mmseg is about to give up."""

@@ -1,0 +1,54 @@
+"""HRNet: every branch of every module is a sequence of blocks."""
+from typing import List, Tuple
+
+from torch import nn
+
+from .fresh_norms import FreshNormsMixin
+from .placed import PlacedAttentionMixin
+from .stages import AttentionLayerInfo, AttentionStage, StageSpec
+
+
+class BranchStage(AttentionStage):
+    """A branch; those of HRNet-W18 have 18 channels and more, which ask for 2."""
+    head_dims = (16, 8, 4, 2)
+
+
+class HRNetAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
+    """Adds layer attention to an HRNet: memory starts anew in every branch.
+
+    Layers of ``stage3.1.branches.0`` see each other, and no others: between
+    modules, branches are summed.
+    """
+    kinds = {'base': BranchStage}
+
+    def stage_specs(self) -> List[StageSpec]:
+        """Take ``layer1`` and all branches."""
+        branches = [('layer1', 1, self.layer1)]
+        for number in (2, 3, 4):
+            branches += [
+                (f'stage{number}.{m}.branches.{b}', number, branch)
+                for m, module in enumerate(getattr(self, f'stage{number}'))
+                for b, branch in enumerate(module.branches)
+            ]
+        self._stage_numbers = {name: number for name, number, _ in branches}
+        return [
+            StageSpec(name, _channels(branch[-1]), self._attention_norm_cfg,
+                      [0.] * len(branch), self.with_cp)
+            for name, _, branch in branches
+        ]
+
+    @property
+    def out_indices(self) -> Tuple[int, ...]:
+        """Numbers of the branches that are returned, from 0."""
+        return tuple(range(len(self.stage4[-1].fuse_layers)))
+
+    def is_frozen(self, layer: AttentionLayerInfo) -> bool:
+        """Tell whether mmseg's ``frozen_stages`` freezes a layer."""
+        return self._stage_numbers[layer.stage_name] <= getattr(
+            self, 'frozen_stages', -1)
+
+
+def _channels(block: nn.Module) -> int:
+    """What a block of two convolutions, or of three, returns."""
+    last = block.conv3 if hasattr(block, 'conv3') else block.conv2
+    return last.out_channels
