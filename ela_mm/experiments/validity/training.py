@@ -1,9 +1,9 @@
 """Trains a small network epoch by epoch, so that a killed study goes on."""
-import json
 import logging
 import math
 import os
 import os.path as osp
+import pickle
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Iterator, NamedTuple, Optional, Tuple
@@ -12,11 +12,12 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...apis.data import check_data, prepare_config
+from ...config_types import enter_scope
 from ...models.backbones.layer_attention_mixin import find_backbone
 from ...models.backbones.stages import Observer
 from .study import Pictures, Study, Training
@@ -62,22 +63,23 @@ def load_pictures(cfg: Config, spec: Pictures) -> Tuple[PictureSet, ...]:
     Raises:
         UsageError: If the data is missing.
     """
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    enter_scope(cfg)
     prepare_config(cfg)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     steps = list(cfg.val_dataloader.dataset.pipeline)
     if spec.size is not None:
         steps.insert(-1, dict(type='Resize', scale=(spec.size, spec.size),
                               interpolation='area'))
-    train, val = (json.dumps(dict(cfg[name].dataset, pipeline=steps))
+    # Classes may be types: a pickle names them, JSON does not.
+    train, val = (pickle.dumps(dict(cfg[name].dataset, pipeline=steps))
                   for name in ('train_dataloader', 'val_dataloader'))
     return tuple(_read(dataset, rows) for dataset, rows in (
         (train, spec.train), (train, spec.held_out), (val, spec.test)))
 
 
 @lru_cache(maxsize=3)  # once a process, for all networks
-def _read(dataset: str, rows: range) -> PictureSet:
-    built = DATASETS.build(dict(json.loads(dataset), indices=list(rows)))
+def _read(dataset: bytes, rows: range) -> PictureSet:
+    built = DATASETS.build(dict(pickle.loads(dataset), indices=list(rows)))
     packed = [built[i] for i in range(len(built))]
     return PictureSet(torch.stack([x['inputs'] for x in packed]),
                       [x['data_samples'] for x in packed])
@@ -97,7 +99,7 @@ def _quiet() -> Iterator[None]:
 
 def build_network(cfg: Config, training: Training, seed: int) -> nn.Module:
     """A network with fresh weights; the same for the same seed."""
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    enter_scope(cfg)
     torch.manual_seed(seed)
     network = MODELS.build(
         dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
