@@ -14,6 +14,8 @@ from mmengine.registry import DefaultScope
 HOSTS = ('mmdet', 'mmpretrain', 'mmseg')
 # Entries of a model's config that name weights, which nothing here needs.
 _WEIGHTS = ('pretrained', 'teacher_ckpt')
+# Why a config that loads is left out.
+NO_BACKBONE = 'no backbone with ELA'
 
 
 class Entry(NamedTuple):
@@ -96,7 +98,7 @@ def _without_weights(node: Any) -> Any:
 
 def replace_backbones(node: Any, host: str,
                       replaced: Optional[List[str]] = None) -> Any:
-    """Replace every ResNet that ELA has a variant of, wherever it stands.
+    """Replace every backbone that ELA has a variant of, wherever it stands.
 
     Args:
         node (Any): A model's config; left as it is.
@@ -127,7 +129,7 @@ def replace_backbones(node: Any, host: str,
 
 
 def catalogue(host: str, progress=iter) -> Tuple[List[Entry], Dict[str, str]]:
-    """All models of a host's configs that have a ResNet to replace.
+    """All models of a host's configs that have a backbone to replace.
 
     Configs that differ in schedule or data alone share an entry.
 
@@ -153,7 +155,7 @@ def catalogue(host: str, progress=iter) -> Tuple[List[Entry], Dict[str, str]]:
             others[str(path)] = reason(error)
             continue
         if not replaced:
-            others[str(path)] = 'no ResNet'
+            others[str(path)] = NO_BACKBONE
             continue
         key = hashlib.sha1(
             json.dumps(model, sort_keys=True,

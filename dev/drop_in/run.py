@@ -1,4 +1,4 @@
-"""Replace ResNet by ELAResNet in all configs that the hosts have installed.
+"""Replace backbones by ELA's in all configs that the hosts have installed.
 
 Counts which models build and train a step with the plain backbone and with
 ELA, on random pictures. Takes about 45 minutes on 2 cores; started again
@@ -25,7 +25,7 @@ from rich.progress import Progress, track
 from rich.table import Table
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from dev.drop_in.configs import HOSTS, Entry, catalogue, count
+from dev.drop_in.configs import HOSTS, NO_BACKBONE, Entry, catalogue, count
 from dev.drop_in.trial import try_model
 from ela_mm.apis.launch import UsageError, run
 
@@ -138,13 +138,13 @@ def report(entries: List[Entry], others: Dict[str, Any],
     def cell(pair: Tuple[int, int]) -> str:
         return f'{pair[0]} ({pair[1]})'
 
-    table.add_row('configs without a ResNet', *(
-        f'({sum(v == "no ResNet" for v in o.values())})'
+    table.add_row('configs without a backbone that has ELA', *(
+        f'({sum(v == NO_BACKBONE for v in o.values())})'
         for o in others.values()))
     table.add_row('configs that do not load', *(
-        f'({sum(v != "no ResNet" for v in o.values())})'
+        f'({sum(v != NO_BACKBONE for v in o.values())})'
         for o in others.values()))
-    table.add_row('with a ResNet to replace', *(cell(c['found'])
+    table.add_row('with a backbone to replace', *(cell(c['found'])
                                                 for c in counts))
     for attempt, title in ATTEMPTS.items():
         table.add_row(title, *(

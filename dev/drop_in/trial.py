@@ -1,4 +1,4 @@
-"""Replace ResNets by ELA's in the hosts' configs, and try what comes out.
+"""Replace backbones by ELA's in the hosts' configs, and try what comes out.
 
 What builds with the plain backbone has to build with ELA, and what runs a
 training step has to run one with ELA. ``python -m dev.drop_in.run`` counts
@@ -108,12 +108,15 @@ def train_step(model: nn.Module, data: Any) -> Dict[str, float]:
         MessageHub.get_current_instance().update_info(name, 0)
     model.train()
     trainable = [p for p in model.parameters() if p.requires_grad]
-    moved = {}
-    handles = [
-        parameter.register_hook(
-            lambda grad, name=name: moved.update({name: bool(grad.any())}))
-        for name, parameter in _attention_values(model)
-    ]
+    used, moved = set(), {}
+    handles = []
+    for name, value, block in _attention(model):
+        handles.append(value.register_hook(
+            lambda grad, name=name: moved.update({name: bool(grad.any())})))
+        handles += [
+            parameter.register_hook(lambda grad, name=name: used.add(name))
+            for parameter in block.parameters() if parameter.requires_grad
+        ]
     optimizer = torch.optim.SGD(trainable, lr=1e-3)
     try:
         with warnings.catch_warnings():
@@ -128,23 +131,27 @@ def train_step(model: nn.Module, data: Any) -> Dict[str, float]:
     if not np.isfinite(losses['loss']):
         raise ArithmeticError(f'the loss is {losses["loss"]}')
     # A value may get exactly 0, where attention has saturated on another layer.
-    still = [name for name, _ in _attention_values(model) if name not in moved]
+    still = sorted(used - set(moved))
     if still or (moved and not any(moved.values())):
         raise ArithmeticError('attention got no gradient: '
                               f'{", ".join(still[:3]) or "all are 0"}')
     return losses
 
 
-def _attention_values(model: nn.Module) -> Iterator[Tuple[str, nn.Parameter]]:
-    """Trainable values of the attention in the stages that are used."""
+def _attention(model: nn.Module
+               ) -> Iterator[Tuple[str, nn.Parameter, nn.Module]]:
+    """Name, trainable value and block of attention layers.
+
+    A loss that reaches a block has to reach its attention.
+    """
     for prefix, backbone in model.named_modules():
         if not isinstance(backbone, LayerAttentionMixin):
             continue
-        used = backbone.res_layers[:max(backbone.out_indices) + 1]
-        for name, parameter in backbone.named_parameters():
-            if (name.endswith('value.weight') and parameter.requires_grad
-                    and name.split('.')[0] in used):
-                yield f'{prefix}.{name}', parameter
+        for layer in backbone.attention_layers:
+            if layer.module.value.weight.requires_grad:
+                stage = backbone.attention_stages[layer.stage - 1]
+                yield (f'{prefix}.{layer.name}', layer.module.value.weight,
+                       stage.block(layer.index))
 
 
 def try_model(entry: Entry, steps: bool = True) -> Dict[str, Any]:

@@ -25,11 +25,23 @@ SAMPLE = [
     ('mmpretrain', 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py'),
     ('mmpretrain', 'byol/benchmarks/mask-rcnn_r50_fpn_ms-1x_coco.py'),
     ('mmseg', 'fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py'),
+    # Other families than ResNet.
+    ('mmdet', 'yolox/yolox_tiny_8xb8-300e_coco.py'),
+    ('mmdet', 'hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py'),
+    ('mmpretrain', 'deit/deit-tiny_4xb256_in1k.py'),
+    ('mmseg', 'segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'),
 ]
+SLOW = ('yolox', 'hrnet', 'segformer')
 
 
-@pytest.mark.parametrize('host, config', SAMPLE,
-                         ids=[config.split('/')[0] for _, config in SAMPLE])
+def parameters():
+    for host, config in SAMPLE:
+        family = config.split('/')[0]
+        yield pytest.param(host, config, id=family, marks=[
+            pytest.mark.slow] if family in SLOW else [])
+
+
+@pytest.mark.parametrize('host, config', parameters())
 def test_builds_and_trains_a_step(host, config):
     """With the plain backbone, and with ELA's in its place."""
     pytest.importorskip(host)
@@ -51,7 +63,7 @@ def test_replaces_backbones_wherever_they_stand():
     # Of another host, and what ELA has no variant of.
     assert replace_backbones(dict(type='mmpretrain.SEResNet'), 'mmdet') == dict(
         type='mmpretrain.ELASEResNet')
-    for other in ('HRNet', 'torchvision.ResNet', 'mmdet.SEResNet'):
+    for other in ('Darknet', 'torchvision.ResNet', 'mmdet.SEResNet'):
         assert replace_backbones(dict(type=other), 'mmdet') == dict(type=other)
 
 
