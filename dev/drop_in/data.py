@@ -6,30 +6,29 @@ read. Of each the first config is taken: its own loader, wrappers, pipeline and
 data_preprocessor, a stand-in for the data itself, and a small network.
 
     python -m dev.drop_in.data
+    python -m dev.drop_in.data --resume --minutes 5
     python -m dev.drop_in.data --host mmpretrain --match cifar
 """
 import argparse
 import json
 import re
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
 
-import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModel
-from mmengine.registry import MODELS
 from rich.console import Console
 from rich.progress import track
 from torch import nn
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from dev.drop_in.configs import HOSTS, configs_of, inside, reason
+from dev.drop_in.stand_ins import Network, make_pictures, preprocessor, stand_in
 from ela_mm.analysis.attention import measure
 from ela_mm.analysis.cost import cost_of_config
 from ela_mm.analysis.features import look
@@ -40,13 +39,7 @@ from ela_mm.apis.data import (
     loader_of,
     picture_shape,
 )
-from ela_mm.apis.data_config import (
-    check_data,
-    datasets_of,
-    loads_pictures,
-    pipeline_of,
-    walk,
-)
+from ela_mm.apis.data_config import check_data, pipeline_of, walk
 from ela_mm.apis.launch import run
 from ela_mm.config_types import enter_scope, type_name
 from ela_mm.errors import UsageError
@@ -58,7 +51,7 @@ class Kind(NamedTuple):
     """One kind of dataset and pipeline.
 
     Attributes:
-        host (str): ``'mmdet'`` or ``'mmpretrain'``.
+        host (str): One of ``HOSTS``.
         data (str): Dataset within its wrappers, sampler, collation.
         steps (str): Of its pipeline.
     """
@@ -110,142 +103,7 @@ def catalogue(host: str, match: str,
     return found, without
 
 
-# --- stand-ins ---------------------------------------------------------------
-
-_SIZE = 160, 120  # width and height
-
-
-def make_pictures(folder: Path) -> None:
-    """Four pictures, and a map of labels."""
-    generator = np.random.default_rng(0)
-    width, height = _SIZE
-    for i in range(4):
-        noise = generator.integers(0, 256, (12, 16, 3)).astype(np.uint8)
-        cv2.imwrite(str(folder / f'{i}.png'),
-                    cv2.resize(noise, _SIZE, interpolation=cv2.INTER_CUBIC))
-    cv2.imwrite(str(folder / 'map.png'), np.zeros((height, width, 3), np.uint8))
-
-
-def _picture_info(folder: str, i: int, arrays: bool) -> dict:
-    """What datasets of both hosts say of a picture."""
-    width, height = _SIZE
-    box = dict(bbox=[10., 10., 90., 80.], bbox_label=0, ignore_flag=0,
-               instance_id=i, mask=[[10., 10., 90., 10., 90., 80.]])
-    info = dict(
-        img_path=f'{folder}/{i}.png', img_id=i, sample_idx=i, width=width,
-        height=height, instances=[box], gt_label=[0, 1][i % 2],
-        seg_map_path=f'{folder}/map.png', frame_id=i,
-        segments_info=[dict(id=0, category=0, is_thing=True)],
-        text='a cat', caption_prompt='a cat', custom_entities=False,
-        tokens_positive=-1, dataset_mode='VG', gt_caption='a cat',
-        question='what', gt_answer=['cat'], gt_answer_weight=[1.],
-        image_id=i, question_id=i)
-    if arrays:  # as CIFAR's and MNIST's are
-        info['img'] = np.full((32, 32, 3), 40 * i, np.uint8)
-        info['img_shape'] = info['ori_shape'] = (32, 32)
-    return info
-
-
-class StandIn(BaseDataset):
-    """Four pictures with all that a pipeline may ask for.
-
-    Args:
-        folder (str): Of :func:`make_pictures`.
-        arrays (bool): Whether pictures come as arrays.
-        lists (Sequence[str]): Keys that hold several of a sample's values.
-        proposals (bool): Whether pictures have proposals.
-    """
-
-    METAINFO = dict(classes=('a', 'b'))
-
-    def __init__(self, folder: str, arrays: bool, lists=(),
-                 proposals: bool = False, **kwargs) -> None:
-        self.folder, self.arrays, self.lists = folder, arrays, lists
-        self.proposals = proposals
-        super().__init__(**kwargs)
-
-    def load_data_list(self) -> List[dict]:
-        infos = [_picture_info(self.folder, i, self.arrays) for i in range(4)]
-        for info in infos:
-            for key in self.lists:
-                info[key] = [info[key]] * 2
-            if self.proposals:
-                info['proposals'] = dict(
-                    bboxes=np.array([[5., 5., 90., 90.]], np.float32),
-                    scores=np.ones(1, np.float32))
-        return infos
-
-    def get_cat_ids(self, index: int) -> List[int]:
-        return [0]
-
-
-def _frames_class() -> type:
-    from mmdet.datasets.base_video_dataset import BaseVideoDataset
-
-    class StandInVideo(BaseVideoDataset):
-        """A video of the same four pictures."""
-        METAINFO = StandIn.METAINFO
-
-        def __init__(self, folder: str, arrays: bool, lists=(), **kwargs):
-            self.folder = folder
-            super().__init__(**kwargs)
-
-        def load_data_list(self) -> List[dict]:
-            images = [_picture_info(self.folder, i, False) for i in range(4)]
-            return [dict(video_id=0, video_length=4, images=images)]
-
-    return StandInVideo
-
-
-class Network(BaseModel):
-    """A small backbone with attention, of any host, that classifies."""
-
-    def __init__(self, channels: int, data_preprocessor=None) -> None:
-        super().__init__(data_preprocessor)
-        self.backbone = MODELS.build(dict(
-            type='mmpretrain.ELAResNet', depth=18, stem_channels=16,
-            base_channels=16, in_channels=channels))
-        self.head = nn.Linear(128, 2)
-
-    def forward(self, inputs, data_samples=None, mode='tensor'):
-        return self.head(self.backbone(inputs)[-1].mean((2, 3)))
-
-
 # --- trials ------------------------------------------------------------------
-
-
-def stand_in(cfg: Config, folder: Path) -> Config:
-    """Put stand-ins in place of a config's datasets, within their wrappers."""
-    name = loader_of(cfg)
-    for _, dataset in datasets_of(cfg, name):
-        steps = dataset.get('pipeline') or []
-        within = list(walk(steps))
-        frames = any(type_name(x) == 'TransformBroadcaster' for x in within)
-        lists = [x['scatter_key'] for x in within
-                 if type_name(x) == 'ApplyToList']
-        for key in list(dataset):
-            del dataset[key]
-        dataset.update(
-            type=_frames_class() if frames else StandIn, folder=str(folder),
-            arrays=not any(map(loads_pictures, within)), lists=lists,
-            pipeline=steps, test_mode=True)
-        if any(type_name(x) == 'LoadProposals' for x in within):
-            dataset.proposals = True
-    for other in ('val_dataloader', 'test_dataloader', 'train_dataloader'):
-        if other != name and cfg.get(other) is not None:
-            cfg.pop(other)
-    return cfg
-
-
-def _preprocessor(cfg: Config) -> dict:
-    """The config's, without what changes a batch for training."""
-    options = (cfg.model.get('data_preprocessor')
-               or cfg.get('data_preprocessor') or {})
-    options = dict(options.get('data_preprocessor') or options)
-    options.pop('batch_augments', None)
-    if cfg.get('default_scope') == 'mmpretrain' and options:
-        options.setdefault('type', 'ClsDataPreprocessor')
-    return options or dict(type='mmpretrain.ClsDataPreprocessor')
 
 
 def _check(cfg: Config) -> None:
@@ -288,7 +146,7 @@ def try_kind(host: str, config: str, folder: Path) -> Dict[str, str]:
         cfg = stand_in(Config.fromfile(configs_of(host) / config), folder)
         model = Network(backbone.get('in_channels', 3)
                         if isinstance(backbone.get('in_channels', 3), int)
-                        else 3, _preprocessor(cfg)).eval()
+                        else 3, preprocessor(cfg)).eval()
 
         def what_if() -> None:
             found = measure(model, dataset_batches(cfg, 4))
@@ -337,7 +195,11 @@ def report(results: List[Tuple[Kind, List[str], Dict[str, str]]]) -> None:
                     markup=False, highlight=False, soft_wrap=True)
 
 
-def _tried(kinds: Dict[Kind, List[str]], path: Path) -> Iterator[tuple]:
+Result = Tuple[List[str], Dict[str, str]]
+
+
+def _tried(kinds: Dict[Kind, List[str]], path: Path) -> Iterator[
+        Tuple[Kind, Result]]:
     with tempfile.TemporaryDirectory() as folder, open(
             path, 'a', encoding='utf-8') as file:
         make_pictures(Path(folder))
@@ -348,10 +210,19 @@ def _tried(kinds: Dict[Kind, List[str]], path: Path) -> Iterator[tuple]:
                 outcome = dict.fromkeys(ATTEMPTS, reason(error))
             file.write(json.dumps([kind, configs, outcome]) + '\n')
             file.flush()
-            yield kind, configs, outcome
+            yield kind, (configs, outcome)
 
 
-def main() -> None:
+def read(path: Path) -> Dict[Kind, Result]:
+    """What an earlier run has tried; of a kind that was tried again the last."""
+    found = {}
+    for line in path.read_text(encoding='utf-8').splitlines():
+        kind, configs, outcome = json.loads(line)
+        found[Kind(*kind)] = configs, outcome
+    return found
+
+
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -361,30 +232,40 @@ def main() -> None:
                         '/host/folder/file.py matches this regular expression')
     parser.add_argument('--out', default='work_dirs/drop_in_data.jsonl',
                         help='one line a kind; default %(default)s')
+    parser.add_argument('--minutes', type=float,
+                        help='start no further kind after so long')
+    parser.add_argument('--resume', action='store_true',
+                        help='leave out what --out has')
     parser.add_argument('--again', action='store_true',
                         help='only what did not pass, as --out has it')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     MMLogger.get_current_instance().setLevel('ERROR')
     path = Path(args.out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    kinds: Dict[Kind, List[str]] = {}
-    passed: Dict[Kind, Tuple[List[str], Dict[str, str]]] = {}
+    known = read(path) if args.resume or args.again else {}
     if args.again:
-        for line in path.read_text(encoding='utf-8').splitlines():
-            kind, configs, outcome = json.loads(line)
-            kinds[Kind(*kind)] = configs
-            passed[Kind(*kind)] = configs, outcome
-        passed = {kind: value for kind, value in passed.items()
-                  if set(value[1].values()) == {'ok'}}
-        kinds = {kind: x for kind, x in kinds.items() if kind not in passed}
-    for host in () if args.again else args.host or HOSTS:
-        found, without = catalogue(
-            host, args.match, lambda paths, host=host: track(
-                paths, f'reading the configs of {host}'))
-        print(f'{host}: {without} configs do not load or name no data')
-        kinds.update(found)
-    tried = list(track(_tried(kinds, path), 'trying', total=len(kinds)))
-    report([(kind, *value) for kind, value in passed.items()] + tried)
+        kinds = {kind: configs for kind, (configs, outcome) in known.items()
+                 if set(outcome.values()) != {'ok'}}
+    else:
+        kinds = {}
+        for host in args.host or HOSTS:
+            found, without = catalogue(
+                host, args.match, lambda paths, host=host: track(
+                    paths, f'reading the configs of {host}'))
+            print(f'{host}: {len(found)} kinds; {without} configs do not load '
+                  'or name no data')
+            kinds.update(x for x in found.items() if x[0] not in known)
+    end = time.monotonic() + 60 * (args.minutes or float('inf'))
+    for kind, result in track(_tried(kinds, path), 'trying',
+                              total=len(kinds)):
+        known[kind] = result
+        if time.monotonic() > end:
+            break
+    report([(kind, *result) for kind, result in known.items()])
 
 
 if __name__ == '__main__':
