@@ -20,41 +20,42 @@ from ..models.backbones.csp import CSPAttentionMixin
 from ..models.backbones.detectors import DetectoRSMixin
 from ..models.backbones.hrnet import HRNetAttentionMixin
 from ..models.backbones.pvt import PVTAttentionMixin
-from ..models.backbones.resnet import PlanesMixin
+from ..models.backbones.resnet import PlanesMixin, WidePlanesMixin
 from ..models.backbones.stages import AttentionStage, LightAttentionStage
 from ..models.backbones.swin import SwinAttentionMixin
 from ..models.backbones.trident import TridentMixin
 from .layer_rates import KnowsAttention
 
-
-class _BottleneckMixin(PlanesMixin):
-    """What the compared systems do to a ResNet's blocks is not tried here."""
-    kinds = {'base': AttentionStage, 'light': LightAttentionStage}
+# What the compared systems do to a ResNet's blocks is not tried in these.
+_KINDS = {'base': AttentionStage, 'light': LightAttentionStage}
 
 
 @MODELS.register_module()
-class ELARegNet(_BottleneckMixin, RegNet):
+class ELARegNet(PlanesMixin, RegNet):
     """mmdet's RegNet with layer attention.
 
     Takes the arguments of the host's class and of the mixin; ``head_dim``
     defaults to 8 for ``regnetx_1.6gf`` and ``regnetx_6.4gf``.
     """
+    kinds = _KINDS
 
 
 @MODELS.register_module()
-class ELARes2Net(_BottleneckMixin, Res2Net):
+class ELARes2Net(WidePlanesMixin, Res2Net):
     """mmdet's Res2Net (50, 101, 152) with layer attention.
 
     Takes the arguments of the host's class and of the mixin.
     """
+    kinds = _KINDS
 
 
 @MODELS.register_module()
-class ELAResNeSt(_BottleneckMixin, ResNeSt):
+class ELAResNeSt(WidePlanesMixin, ResNeSt):
     """mmdet's ResNeSt (50, 101, 152, 200) with layer attention.
 
     Takes the arguments of the host's class and of the mixin.
     """
+    kinds = _KINDS
 
 
 @MODELS.register_module()

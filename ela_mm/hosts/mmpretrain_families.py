@@ -48,6 +48,7 @@ class ELARes2Net(_BottleneckMixin, Res2Net):
 
     Takes the arguments of the host's class and of the mixin.
     """
+    last_norm_reader = None  # its blocks have drop_path, and do not call it
 
 
 @MODELS.register_module()
@@ -56,6 +57,7 @@ class ELAResNeSt(_BottleneckMixin, ResNeSt):
 
     Takes the arguments of the host's class and of the mixin.
     """
+    last_norm_reader = None  # its blocks have drop_path, and do not call it
 
 
 @MODELS.register_module()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..compat.compiling import is_compiling
 from ..config_types import type_name
 from ..errors import UsageError
-from ..models.backbones.resnet import PlanesMixin
+from ..models.backbones.resnet import PlanesMixin, WidePlanesMixin
 from .host import Explained, Host, class_name, label_of
 
 
@@ -60,7 +60,7 @@ class ELAResNeXt(PlanesMixin, ResNeXt):
 
 
 @MODELS.register_module()
-class ELAResNeSt(PlanesMixin, ResNeSt):
+class ELAResNeSt(WidePlanesMixin, ResNeSt):
     """mmseg's ResNeSt (50, 101, 152, 200) with layer attention.
 
     Takes the arguments of the host's class and of the mixin.

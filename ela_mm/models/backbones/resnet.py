@@ -147,6 +147,18 @@ class PlanesMixin(ResNetAttentionMixin):
         return super().make_res_layer(**kwargs)
 
 
+class WidePlanesMixin(PlanesMixin):
+    """The same for families whose blocks are wider inside than a ResNet's.
+
+    Their hosts build plugins for a ResNet's width, so that none but those after
+    the last convolution would run.
+    """
+
+    def _leave_to_host(self, kwargs: dict) -> dict:
+        """Leave it no plugin."""
+        return kwargs
+
+
 def _is_pretrained(init_cfg) -> bool:
     configs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
     return any(config.get('type') == 'Pretrained' for config in configs)

@@ -4,6 +4,7 @@ from typing import Any, Callable, List, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
+from ...errors import UsageError
 from ..layers import LayerMemory
 from .resnet import PlanesMixin
 from .stages import AttentionStage, StageSpec
@@ -47,6 +48,15 @@ class TridentMixin(PlanesMixin):
             block.conv2.init_cfg = dict(
                 type='Kaiming', layer='TridentConv', distribution='uniform',
                 mode='fan_in')
+
+    def _leave_to_host(self, kwargs: dict) -> dict:
+        """Leave it all plugins: it builds the last stage anew."""
+        kwargs = super()._leave_to_host(kwargs)
+        if self._plugins:
+            raise UsageError(
+                f'plugins={list(self._plugins)}: {type(self).__name__} takes '
+                "none with blocks, and none in place of 'conv2'")
+        return kwargs
 
     def add_attention(self) -> None:
         """Add attention to the last stage, which is the host's by now."""
