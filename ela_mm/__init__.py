@@ -1,4 +1,4 @@
-"""Efficient Layer Attention for MMDetection and MMPretrain.
+"""Efficient Layer Attention for MMDetection, MMPretrain and MMSegmentation.
 
 Importing the package registers ``ELAResNet`` and its relatives with every
 installed host, and ``ELAPruneHook``, ``CKARegularizationHook``,

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint of a detector or a classifier.
+"""Evaluate a checkpoint of a detector, classifier or segmentor.
 
 A pruned checkpoint gives the pruned network; the config needs no change.
 """

@@ -1,4 +1,4 @@
-"""Train a detector or a classifier from its config.
+"""Train a detector, a classifier or a segmentor from its config.
 
 One GPU or the CPU: python tools/train.py CONFIG
 Several GPUs: torchrun --nproc_per_node=8 tools/train.py CONFIG --launcher pytorch

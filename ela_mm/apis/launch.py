@@ -22,8 +22,8 @@ from .loading import config_from_file
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that the hosts' tools have in common."""
-    parser.add_argument('config', help='config file, of a detector or a '
-                        'classifier')
+    parser.add_argument('config', help='config file of a detector, a '
+                        'classifier or a segmentor')
     parser.add_argument(
         '--work-dir',
         help='where logs and checkpoints go; default: the config\'s, else '

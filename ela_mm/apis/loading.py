@@ -123,7 +123,7 @@ def build_model(cfg: Config) -> nn.Module:
     """Build a config's model, with random weights and all layers active.
 
     Args:
-        cfg (Config): Of a detector or a classifier.
+        cfg (Config): Of a detector, a classifier or a segmentor.
 
     Returns:
         nn.Module: On the CPU.
@@ -153,7 +153,7 @@ def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
     """Build a config's model with the weights and the mask of a checkpoint.
 
     Args:
-        cfg (Config): Of a detector or a classifier.
+        cfg (Config): Of a detector, a classifier or a segmentor.
         path (str): Any checkpoint that this config has trained. If EMA ran,
             mmengine has saved the averaged weights as its ``state_dict``,
             and these are taken.
