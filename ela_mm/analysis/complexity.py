@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
+from ..models.backbones.layer_attention_mixin import ela_backbones
 from ..models.layers import LayerAttention
 from ..models.layers.bank import without_bank
 
@@ -96,10 +97,15 @@ def _count(model: nn.Module, input_shape: Sequence[int]) -> Tuple[dict, dict]:
 
         return add_retrieval
 
+    skipped = {
+        layer.module
+        for backbone in ela_backbones(model).values()
+        for layer in backbone.attention_layers if not layer.active
+    }
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, LayerAttention)
+        if isinstance(module, LayerAttention) and module not in skipped
     }
     handles = [m.register_forward_hook(watch(n)) for n, m in layers.items()]
     training = model.training

@@ -188,7 +188,7 @@ def test_macs_by_hand():
 
 
 @needs_counter
-def test_skipped_layers_cost_nothing():
+def test_skipped_layers_cost_nothing(recwarn):
     net = ELAResNet_CIFAR(20)
     whole = count(net, (3, 32, 32))
     net.skip_layers(layer.name for layer in net.attention_layers)
@@ -197,6 +197,7 @@ def test_skipped_layers_cost_nothing():
     assert pruned.macs == plain.macs < whole.macs
     assert pruned.parameters == whole.parameters
     assert net.training, 'count restores the mode'
+    assert not [w for w in recwarn if 'a hook waits' in str(w.message)]
 
 
 @pytest.mark.parametrize('cls, arguments', [
