@@ -5,7 +5,9 @@ from mmdet.models.backbones import (
     CSPNeXt,
     DetectoRS_ResNet,
     DetectoRS_ResNeXt,
+    EfficientNet,
     HRNet,
+    MobileNetV2,
     PyramidVisionTransformer,
     PyramidVisionTransformerV2,
     RegNet,
@@ -21,6 +23,7 @@ from ..models.backbones.detectors import DetectoRSMixin
 from ..models.backbones.hrnet import HRNetAttentionMixin
 from ..models.backbones.pvt import PVTAttentionMixin
 from ..models.backbones.resnet import PlanesMixin, WidePlanesMixin
+from ..models.backbones.sequences import BatchNormSequencesMixin
 from ..models.backbones.stages import AttentionStage, LightAttentionStage
 from ..models.backbones.swin import SwinAttentionMixin
 from ..models.backbones.trident import TridentMixin
@@ -106,6 +109,23 @@ class ELACSPDarknet(CSPAttentionMixin, CSPDarknet):
 @MODELS.register_module()
 class ELAHRNet(HRNetAttentionMixin, HRNet):
     """mmdet's HRNet with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAEfficientNet(BatchNormSequencesMixin, EfficientNet):
+    """mmdet's EfficientNet with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+    norm_cfg_by_default = dict(type='BN', eps=1e-3)
+
+
+@MODELS.register_module()
+class ELAMobileNetV2(BatchNormSequencesMixin, MobileNetV2):
+    """mmdet's MobileNetV2 with layer attention.
 
     Takes the arguments of the host's class and of the mixin.
     """

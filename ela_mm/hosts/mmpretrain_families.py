@@ -7,14 +7,21 @@ from mmpretrain.models.backbones import (
     ConvNeXt,
     DeiT3,
     DistilledVisionTransformer,
+    EfficientNet,
     HRNet,
+    MobileNetV2,
+    PoolFormer,
     RegNet,
+    RepVGG,
     Res2Net,
     ResNeSt,
+    RIFormer,
     SwinTransformer,
+    SwinTransformerV2,
     VisionTransformer,
     ViTEVA02,
     ViTSAM,
+    XCiT,
 )
 from mmpretrain.registry import MODELS
 from torch import Tensor
@@ -22,7 +29,15 @@ from torch import Tensor
 from ..models.backbones.convnext import ConvNeXtAttentionMixin
 from ..models.backbones.fresh_norms import FreshNormsMixin
 from ..models.backbones.hrnet import HRNetAttentionMixin
-from ..models.backbones.stages import AttentionStage, LightAttentionStage
+from ..models.backbones.sequences import (
+    BatchNormSequencesMixin,
+    SequencesMixin,
+)
+from ..models.backbones.stages import (
+    AttentionLayerInfo,
+    AttentionStage,
+    LightAttentionStage,
+)
 from ..models.backbones.swin import SwinAttentionMixin
 from ..models.backbones.vit import MapBlockGroup, ViTAttentionMixin
 from .mmpretrain import LayerDepthMixin, MMPretrainMixin
@@ -78,6 +93,50 @@ class ELAHRNet(HRNetAttentionMixin, HRNet):
 
 
 @MODELS.register_module()
+class ELAEfficientNet(BatchNormSequencesMixin, EfficientNet):
+    """mmpretrain's EfficientNet with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+    norm_cfg_by_default = dict(type='BN', eps=1e-3)
+
+
+@MODELS.register_module()
+class ELAMobileNetV2(BatchNormSequencesMixin, MobileNetV2):
+    """mmpretrain's MobileNetV2 with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELARepVGG(BatchNormSequencesMixin, RepVGG):
+    """mmpretrain's RepVGG with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAPoolFormer(SequencesMixin, PoolFormer):
+    """mmpretrain's PoolFormer with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+    norm_cfg_by_default = dict(type='GN', num_groups=1)
+
+
+@MODELS.register_module()
+class ELARIFormer(SequencesMixin, RIFormer):
+    """mmpretrain's RIFormer with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+    norm_cfg_by_default = dict(type='GN', num_groups=1)
+    frozen_from = 0
+
+
+@MODELS.register_module()
 class ELASwinTransformer(LayerDepthMixin, FreshNormsMixin, SwinAttentionMixin,
                          SwinTransformer):
     """mmpretrain's SwinTransformer with layer attention.
@@ -102,6 +161,16 @@ class ELASwinTransformer(LayerDepthMixin, FreshNormsMixin, SwinAttentionMixin,
                 del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       *args, **kwargs)
+
+
+@MODELS.register_module()
+class ELASwinTransformerV2(FreshNormsMixin, SwinAttentionMixin,
+                           SwinTransformerV2):
+    """mmpretrain's SwinTransformerV2 with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+    frozen_from = 0
 
 
 class _ViTMixin(ViTAttentionMixin):
@@ -174,3 +243,18 @@ class ELAViTSAM(_ViTMixin, ViTSAM):
     the host's class and of the mixin.
     """
     kinds = {'base': MapBlockGroup}
+
+
+@MODELS.register_module()
+class ELAXCiT(ViTAttentionMixin, XCiT):
+    """mmpretrain's XCiT with layer attention behind its XCA layers.
+
+    Those of the class token, which follow, have none. Takes the arguments of
+    the host's class and of the mixin.
+    """
+    blocks_name = 'xca_layers'
+
+    def is_frozen(self, layer: AttentionLayerInfo) -> bool:
+        """Tell whether ``frozen_stages`` freezes a layer; it counts from 2."""
+        return self.depth_of(layer.stage, layer.index) < (
+            self.frozen_stages - 1)

@@ -11,6 +11,7 @@ from mmseg.models.backbones import (
     BEiT,
     HRNet,
     MixVisionTransformer,
+    MobileNetV2,
     SwinTransformer,
     VisionTransformer,
 )
@@ -18,6 +19,7 @@ from mmseg.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
 from ..models.backbones.hrnet import HRNetAttentionMixin
 from ..models.backbones.pvt import PVTAttentionMixin
+from ..models.backbones.sequences import BatchNormSequencesMixin
 from ..models.backbones.stages import AttentionLayerInfo
 from ..models.backbones.swin import SwinAttentionMixin
 from ..models.backbones.vit import ViTAttentionMixin
@@ -43,6 +45,14 @@ class ELAMixVisionTransformer(PVTAttentionMixin, MixVisionTransformer):
 @MODELS.register_module()
 class ELAHRNet(HRNetAttentionMixin, HRNet):
     """mmseg's HRNet with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAMobileNetV2(BatchNormSequencesMixin, MobileNetV2):
+    """mmseg's MobileNetV2 with layer attention.
 
     Takes the arguments of the host's class and of the mixin.
     """

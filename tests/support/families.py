@@ -1,6 +1,7 @@
 """One small network of every family of backbones, and how to look into it."""
 from typing import Dict, List, NamedTuple, Tuple
 
+import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
@@ -16,10 +17,14 @@ class Family(NamedTuple):
     Attributes:
         config (dict): Of the backbone, with the host as scope.
         size (Tuple[int, int]): Height and width of its pictures.
+        fixed (bool): Whether it takes no pictures of another size.
+        frozen_stages (int): The first value that freezes blocks, if any does.
         plain (str): The host's own class.
     """
     config: dict
     size: Tuple[int, int] = (32, 48)
+    fixed: bool = False
+    frozen_stages: int = 1
 
     @property
     def plain(self) -> str:
@@ -81,12 +86,41 @@ FAMILIES: Dict[str, Family] = {
     'cspdarknet': Family(dict(
         type='mmdet.ELACSPDarknet', widen_factor=.125, deepen_factor=.33),
         (64, 96)),
+    'repvgg': Family(dict(
+        type='mmpretrain.ELARepVGG', base_channels=16, out_indices=(1, 3),
+        arch=dict(num_blocks=[1, 2, 3, 2], width_factor=[1, 1, .5, .25],
+                  group_layer_map=None, se_cfg=None))),
+    'poolformer': Family(dict(
+        type='mmpretrain.ELAPoolFormer', out_indices=[2, 6], arch=dict(
+            layers=[1, 2, 3, 2], embed_dims=[8, 16, 24, 32],
+            mlp_ratios=[1] * 4, layer_scale_init_value=.5))),
+    'riformer': Family(dict(
+        type='mmpretrain.ELARIFormer', out_indices=[2, 6], arch=dict(
+            layers=[1, 2, 3, 2], embed_dims=[8, 16, 24, 32],
+            mlp_ratios=[1] * 4, layer_scale_init_value=.5))),
+    'mobilenet': Family(dict(
+        type='mmpretrain.ELAMobileNetV2', widen_factor=.25,
+        out_indices=(3, 6))),
+    'mobilenet_det': Family(dict(
+        type='mmdet.ELAMobileNetV2', widen_factor=.25, out_indices=(3, 6))),
+    'mobilenet_seg': Family(dict(
+        type='mmseg.ELAMobileNetV2', widen_factor=.25, out_indices=(3, 6))),
+    'efficientnet': Family(dict(
+        type='mmpretrain.ELAEfficientNet', out_indices=(3, 6)),
+        frozen_stages=2),
+    'efficientnet_det': Family(dict(
+        type='mmdet.ELAEfficientNet', out_indices=(3, 6)), frozen_stages=2),
     'swin_det': Family(dict(
         type='mmdet.ELASwinTransformer', embed_dims=16, depths=(1, 2, 3, 2),
         num_heads=(1, 2, 4, 8), window_size=2)),
     'swin': Family(dict(
         type='mmpretrain.ELASwinTransformer', img_size=32, window_size=2,
         arch=dict(embed_dims=16, depths=[1, 2, 3, 2], num_heads=[1, 2, 4, 8]),
+        out_indices=(1, 3), pad_small_map=True)),
+    'swin_v2': Family(dict(
+        type='mmpretrain.ELASwinTransformerV2', img_size=32, window_size=4,
+        arch=dict(embed_dims=16, depths=[1, 2, 3, 2], num_heads=[1, 2, 4, 8],
+                  extra_norm_every_n_blocks=0),
         out_indices=(1, 3), pad_small_map=True)),
     'pvt': Family(dict(
         type='mmdet.ELAPyramidVisionTransformer', embed_dims=8,
@@ -96,6 +130,10 @@ FAMILIES: Dict[str, Family] = {
         out_indices=[3, 6], out_type='featmap')),
     'distilled': Family(dict(
         type='mmpretrain.ELADistilledVisionTransformer', **_VIT)),
+    'xcit': Family(dict(
+        type='mmpretrain.ELAXCiT', img_size=32, patch_size=8, embed_dims=32,
+        depth=5, cls_attn_layers=1, num_heads=2, mlp_ratio=1.,
+        attention_groups=3), frozen_stages=2),
     'vit_sam': Family(dict(
         type='mmpretrain.ELAViTSAM', img_size=32, patch_size=8, window_size=3,
         arch=dict(embed_dims=32, num_layers=5, num_heads=2,
@@ -103,8 +141,10 @@ FAMILIES: Dict[str, Family] = {
         attention_groups=3, out_channels=8, out_indices=[1, 4])),
     'vit_seg': Family(dict(
         type='mmseg.ELAVisionTransformer', **_MMSEG_VIT, final_norm=True)),
-    'beit_seg': Family(dict(type='mmseg.ELABEiT', **_MMSEG_VIT), (32, 32)),
-    'mae_seg': Family(dict(type='mmseg.ELAMAE', **_MMSEG_VIT), (32, 32)),
+    'beit_seg': Family(dict(type='mmseg.ELABEiT', **_MMSEG_VIT), (32, 32),
+                       fixed=True),
+    'mae_seg': Family(dict(type='mmseg.ELAMAE', **_MMSEG_VIT), (32, 32),
+                      fixed=True),
     'swin_seg': Family(dict(
         type='mmseg.ELASwinTransformer', embed_dims=16, depths=(1, 2, 3, 2),
         num_heads=(1, 2, 4, 8), window_size=2, out_indices=(1, 3))),
@@ -117,11 +157,23 @@ FAMILIES: Dict[str, Family] = {
     'hrnet_seg': Family(dict(type='mmseg.ELAHRNet', extra=_HRNET)),
     'beit': Family(dict(
         type='mmpretrain.ELABEiTViT', **_VIT, layer_scale_init_value=.1,
-        out_type='avg_featmap'), (32, 32)),
+        out_type='avg_featmap'), (32, 32), fixed=True),
     'pvt_v2': Family(dict(
         type='mmdet.ELAPyramidVisionTransformerV2', embed_dims=8,
         num_layers=[1, 2, 3, 2])),
 }
+
+# Of the same mixin as another of the families, in another host.
+TWINS = ('riformer', 'mobilenet', 'mobilenet_det', 'mobilenet_seg',
+         'efficientnet', 'efficientnet_det', 'swin_seg', 'swin_v2', 'vit_seg',
+         'beit_seg', 'hrnet_cls', 'hrnet_seg')
+
+
+def each_family():
+    """A parameter ``name`` of tests; the twins are slow ones."""
+    return pytest.mark.parametrize('name', [
+        pytest.param(name, marks=pytest.mark.slow if name in TWINS else ())
+        for name in FAMILIES])
 
 
 def randomize(net: nn.Module) -> nn.Module:
@@ -268,6 +320,10 @@ def normalized(norm: nn.Module, x: Tensor) -> Tensor:
     """A norm of (B, C, H, W) by its definition, in eval mode."""
     if isinstance(norm, nn.LayerNorm):
         mean, var = x.mean(1, True), x.var(1, unbiased=False, keepdim=True)
+    elif isinstance(norm, nn.GroupNorm):
+        assert norm.num_groups == 1
+        mean = x.mean((1, 2, 3), True)
+        var = x.var((1, 2, 3), unbiased=False, keepdim=True)
     else:
         mean, var = (v[:, None, None]
                      for v in (norm.running_mean, norm.running_var))

@@ -1,10 +1,9 @@
 """HRNet: every branch of every module is a sequence of blocks."""
 from typing import List, Tuple
 
-from torch import nn
-
 from .fresh_norms import FreshNormsMixin
 from .placed import PlacedAttentionMixin
+from .sequences import last_channels
 from .stages import AttentionLayerInfo, AttentionStage, StageSpec
 
 
@@ -32,7 +31,7 @@ class HRNetAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
             ]
         self._stage_numbers = {name: number for name, number, _ in branches}
         return [
-            StageSpec(name, _channels(branch[-1]), self._attention_norm_cfg,
+            StageSpec(name, last_channels(branch[-1]), self._attention_norm_cfg,
                       [0.] * len(branch), self.with_cp)
             for name, _, branch in branches
         ]
@@ -46,9 +45,3 @@ class HRNetAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
         """Tell whether mmseg's ``frozen_stages`` freezes a layer."""
         return self._stage_numbers[layer.stage_name] <= getattr(
             self, 'frozen_stages', -1)
-
-
-def _channels(block: nn.Module) -> int:
-    """What a block of two convolutions, or of three, returns."""
-    last = block.conv3 if hasattr(block, 'conv3') else block.conv2
-    return last.out_channels
