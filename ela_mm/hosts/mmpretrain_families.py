@@ -8,6 +8,7 @@ from mmpretrain.models.backbones import (
     DeiT3,
     DistilledVisionTransformer,
     EfficientNet,
+    EfficientNetV2,
     HRNet,
     MobileNetV2,
     PoolFormer,
@@ -99,6 +100,15 @@ class ELAEfficientNet(BatchNormSequencesMixin, EfficientNet):
     Takes the arguments of the host's class and of the mixin.
     """
     norm_cfg_by_default = dict(type='BN', eps=1e-3)
+
+
+@MODELS.register_module()
+class ELAEfficientNetV2(BatchNormSequencesMixin, EfficientNetV2):
+    """mmpretrain's EfficientNetV2 with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+    norm_cfg_by_default = dict(type='BN', eps=1e-3, momentum=0.1)
 
 
 @MODELS.register_module()

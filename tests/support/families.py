@@ -108,6 +108,9 @@ FAMILIES: Dict[str, Family] = {
     'efficientnet': Family(dict(
         type='mmpretrain.ELAEfficientNet', out_indices=(3, 6)),
         frozen_stages=2),
+    'efficientnet_v2': Family(dict(
+        type='mmpretrain.ELAEfficientNetV2', arch='b0', out_indices=(3, 6)),
+        frozen_stages=2),
     'efficientnet_det': Family(dict(
         type='mmdet.ELAEfficientNet', out_indices=(3, 6)), frozen_stages=2),
     'swin_det': Family(dict(
@@ -165,8 +168,8 @@ FAMILIES: Dict[str, Family] = {
 
 # Of the same mixin as another of the families, in another host.
 TWINS = ('riformer', 'mobilenet', 'mobilenet_det', 'mobilenet_seg',
-         'efficientnet', 'efficientnet_det', 'swin_seg', 'swin_v2', 'vit_seg',
-         'beit_seg', 'hrnet_cls', 'hrnet_seg')
+         'efficientnet', 'efficientnet_v2', 'efficientnet_det', 'swin_seg',
+         'swin_v2', 'vit_seg', 'beit_seg', 'hrnet_cls', 'hrnet_seg')
 
 
 def each_family():
