@@ -3,6 +3,7 @@ import copy
 import csv
 import json
 import re
+import shutil
 from functools import lru_cache
 
 import pytest
@@ -110,18 +111,20 @@ def test_other_settings_do_not_mix_with_finished_runs(ran):
         process.stderr)
 
 
-def test_a_failed_run_does_not_stop_the_others(tmp_path):
+def test_a_failed_run_does_not_stop_the_others(ran, tmp_path):
     """Of a kind that is known only as the training starts."""
+    shutil.copytree(ran[0] / 'out', tmp_path / 'out')
     grid = tmp_path / 'grid.yaml'
     grid.write_text(GRID.replace('seeds: [0, 1]', 'seeds: [0]').replace(
-        '    custom_hooks.0.criterion: {type: fixed, n: 2}',
-        '    custom_hooks.0.windows: [[1, 9]]'))
+        'variants:',
+        'variants:\n  too late: {custom_hooks.0.windows: [[1, 9]]}'))
     process = tool('ablation.py', grid, '--out', tmp_path / 'out')
     assert process.returncode == 1
-    assert re.search('two smallest, depth 20, seed 0: failed, see .*output.log: '
-                     r'.*window \(1, 9\) lies past the last epoch',
+    assert re.search('too late, depth 20, seed 0: failed, see .*output.log: '
+                     r'.*window \(1, 9\) lies past the last epoch'
+                     '(?s:.*)plain, depth 20, seed 0: finished before',
                      process.stdout)
-    assert '1 of 2 runs failed' in process.stderr
+    assert '1 of 3 runs failed' in process.stderr
     assert '| plain | 20 |' in process.stdout
 
 
