@@ -28,10 +28,13 @@ class Run(NamedTuple):
         unit (str): ``'epoch'`` or ``'iteration'``: what windows and the
             following points count.
         step_times (Points): Pairs of unit and median seconds of a training
-            step, data loading excluded.
+            step, data loading excluded, as the hook has recorded them; of
+            earlier versions as the training has logged them.
         metric (str | None): Name of the main metric.
         metrics (Points): Pairs of unit and its value.
         losses (Points): Pairs of unit and the mean of the logged losses.
+        step_quartiles (List[Tuple]): Unit, first and third quartile of each
+            of ``step_times``; empty of earlier versions.
     """
     work_dir: str
     record: Dict[str, Any]
@@ -42,6 +45,7 @@ class Run(NamedTuple):
     metric: Optional[str]
     metrics: Points
     losses: Points = []
+    step_quartiles: List[Tuple[float, float, float]] = []
 
     @property
     def decisions(self) -> List[Decision]:
@@ -103,13 +107,16 @@ def read_run(work_dir: str, needs_record: bool = True) -> Run:
     unit = 'epoch' if by_epoch else 'iter'
     logs = _read_logs(work_dir)
     name, metrics = _main_metric(logs, unit)
+    recorded = record.get('step_times') or []
     return Run(
         work_dir=work_dir,
         record=record,
         config=find_config(work_dir, logs),
         checkpoint=latest_intact(work_dir)[0],
         unit='epoch' if by_epoch else 'iteration',
-        step_times=_step_times(logs, unit),
+        step_times=[(x, median) for x, _, median, _ in recorded]
+        or _step_times(logs, unit),
+        step_quartiles=[(x, first, third) for x, first, _, third in recorded],
         metric=name,
         metrics=metrics,
         losses=_by_unit(logs, unit, lambda entry: entry.get('loss'),

@@ -41,7 +41,7 @@ class Window(NamedTuple):
             has been decided.
         criterion (dict | None): What decided.
         step_time (float | None): Seconds of a step before the decision.
-        step_time_after (float | None): And after it.
+        step_time_after (float | None): And after it, if enough were timed.
         steps (int | None): Training steps that were measured, recorded one by
             one or not.
         samples (np.ndarray | None): (steps, ), of the recorded steps; None
@@ -144,7 +144,8 @@ def recorded_window(decision: Decision,
         skipped=decision.skipped,
         criterion=decision.criterion,
         step_time=decision.times.before,
-        step_time_after=decision.times.after,
+        step_time_after=(
+            decision.times.after if decision.times.are_enough else None),
         # More than half of what is kept stays of a series that was thinned: a
         # shorter one is whole. Records of earlier versions count the
         # iterations of every rank instead of steps.

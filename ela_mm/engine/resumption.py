@@ -8,6 +8,7 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from ..errors import UsageError
 from .checkpoints import DEPLOY_KEY, is_within_epoch
+from .gain import Point
 from .journal.record import (
     decision_from_json,
     decision_to_json,
@@ -46,7 +47,8 @@ def hook_state(hook, runner) -> Dict[str, Any]:
         statistics=statistics,
         window=None if window is None else list(window),
         decisions=[decision_to_json(d) for d in hook.decisions],
-        edits=[edit_to_json(e) for e in hook.journal.edits])
+        edits=[edit_to_json(e) for e in hook.journal.edits],
+        step_times=[list(point) for point in hook.journal.step_times])
 
 
 def state_to_resume(runner, checkpoint: dict) -> Optional[Dict[str, Any]]:
@@ -139,6 +141,9 @@ def _load(hook, state: Dict[str, Any]) -> None:
     hook.statistics.load_state_dict(
         state['statistics'], _device(hook),
         None if window is None else tuple(window))
+    hook.journal.step_times[:] = [
+        Point(*point) for point in state.get('step_times', [])
+    ]
     fresh = state.get('fresh_norms')  # of a time before the buffer
     if fresh is not None and hook.backbone.fresh_norms is None:
         hook.backbone.fresh_norms = fresh

@@ -9,6 +9,7 @@ from .by_loss import Network
 from .kl import REDUNDANCY
 from .stability import Decider
 from .statistics import LayerKL
+from .step_times import StepTimes
 from .trust import (
     Rules,
     is_by_position,
@@ -113,20 +114,6 @@ class Measured(NamedTuple):
     mean: Optional[float] = None
     std: Optional[float] = None
     iterations: Sequence[Optional[float]] = ()
-
-
-@dataclass
-class StepTimes:
-    """Median seconds of a training step, before and after a pruning.
-
-    Attributes:
-        before (float | None): At the window's end, measuring included.
-        after (float | None): Right after it; None until timed.
-        steps (Tuple[int, int]): Steps behind the two medians.
-    """
-    before: Optional[float] = None
-    after: Optional[float] = None
-    steps: Tuple[int, int] = (0, 0)
 
 
 @dataclass

@@ -106,21 +106,20 @@ def _by_hand(run: Run, edit: MaskEdit) -> str:
 
 
 def _gain(run: Run) -> List[str]:
-    timed = [
-        d for d in run.decisions
-        if d.skipped and d.times.before and d.times.after
+    pruned = [d for d in run.decisions if d.skipped]
+    lines = [
+        f'After {_span(run, d)} a step took {d.times.in_turns()}.'
+        for d in pruned if d.times.ratio
     ]
-    said = [
-        f'{d.times.before:.3g} s to {d.times.after:.3g} s after '
-        f'{_span(run, d)}' for d in timed
-    ]
-    if not said:
-        return []
-    return [
-        'The median training step went from ' + ', from '.join(said) +
-        ' (timed during the training, on a machine that may have had other '
-        'work; the first of each pair includes measuring).'
-    ]
+    said = [f'{_span(run, d)}: {d.times.medians()}' for d in pruned
+            if d.times.are_enough]
+    if said:
+        lines.append(
+            'The median training step, before and after each pruning: '
+            f'{"; ".join(said)}. It was timed during the training, on a '
+            'machine that may have had other work; the first of each pair '
+            'includes measuring.')
+    return lines
 
 
 def _span(run: Run, decision: Decision) -> str:
@@ -129,12 +128,16 @@ def _span(run: Run, decision: Decision) -> str:
 
 def timeline_section(run: Run) -> Section:
     """Price and gain over the training."""
-    text = ['Above, how many attention layers were active; then, as far as the '
-            "training's log has them, the median step of each epoch and the "
-            'metric. Step times include whatever else the machine was doing.']
-    if not run.step_times:
-        text.append('The work dir has no scalars.json (LocalVisBackend writes '
-                    'it): step times and metrics are not known.')
+    each = 'epoch' if run.unit == 'epoch' else 'stretch of iterations'
+    text = ['Above, how many attention layers were active; then, as far as they '
+            f'are known, the median step of each {each} and the metric. Step '
+            'times include whatever else the machine was doing' +
+            ('; half of the steps lie in the band.' if run.step_quartiles else
+             ', and are smoothed as MMEngine logs them.' if run.step_times else
+             '.')]
+    if not run.metrics:
+        text.append('No metrics are known: the run was not validated, or its '
+                    'work dir has no scalars.json (LocalVisBackend writes it).')
     return Section('Over the training', text, pictures=[timeline_picture(run)])
 
 
@@ -257,7 +260,11 @@ def timeline_picture(run: Run) -> Picture:
             else:
                 ax.plot(x, y, color=KEPT, marker='.')
                 if label == 'step, s':
-                    ax.set_ylim(0, 1.15 * max(y))
+                    highest = [third for *_, third in run.step_quartiles]
+                    if highest:
+                        ax.fill_between(*zip(*run.step_quartiles), color=KEPT,
+                                        alpha=.2, linewidth=0)
+                    ax.set_ylim(0, 1.15 * max(*y, *highest))
             ax.set_title(printable(label))
             for decision in run.decisions:
                 if decision.skipped:

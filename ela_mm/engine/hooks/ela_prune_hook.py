@@ -19,12 +19,14 @@ from ...pruning.build import build_criterion
 from ...pruning.criteria import Criterion
 from ...pruning.decision import Decision, Moment, decide
 from ...pruning.kl import check_redundancy
+from ...pruning.step_times import LEAST_STEPS
 from ...pruning.trust import Rules
 from ...pruning.windows import Window, Windows
 from .. import surgery
 from ..checkpoints import saves_after_step
 from ..gain import PruningGain
 from ..held_out import HeldOut
+from ..in_turns import LEAST_ROUNDS, time_pruning
 from ..journal.journal import Journal
 from ..lifetime import when_over
 from ..ranks import check_agreement, check_weights, from_main_rank
@@ -60,7 +62,7 @@ class ELAPruneHook(Hook):
         skip (str): ``'layer'`` or ``'retrieval'``, see
             ``skip_layers`` of the backbone. Defaults to ``'layer'``.
         timing_steps (int): Steps whose median is reported before and after a
-            pruning. Defaults to 50.
+            pruning; fewer than 10 are not compared. Defaults to 50.
         uninformative (str): What to do in a window where attention is still
             near uniform, so that layers rank by position, or saturated, so
             that they do not differ: ``'prune'``, the paper's rule, ``'warn'``,
@@ -76,6 +78,11 @@ class ELAPruneHook(Hook):
             three. Defaults to ``'paper'``.
         picture (bool): Whether a picture of each window's redundancy goes to
             the Visualizer, as ``ela_redundancy``. Defaults to True.
+        timing_rounds (int): Pairs of steps, forward and backward on the last
+            batch, that a copy of the network takes after a pruning, in turns
+            with and without the layers that it skips. Their ratio does not
+            depend on what else the machine does; the training stays as it is.
+            One process only. Defaults to 0: none.
 
     Raises:
         UsageError: Before training starts, on wrong windows, an unknown
@@ -95,7 +102,8 @@ class ELAPruneHook(Hook):
                  picture: bool = True,
                  uninformative: str = 'warn',
                  min_stability: float = 0.,
-                 redundancy: str = 'paper') -> None:
+                 redundancy: str = 'paper',
+                 timing_rounds: int = 0) -> None:
         self._windows = Windows(windows, by_epoch)
         self.criterion = build_criterion(criterion)
         self._own_criteria = {
@@ -107,6 +115,9 @@ class ELAPruneHook(Hook):
         if timing_steps < 1:
             raise UsageError(f'timing_steps={timing_steps}: expected at least '
                              '1 step')
+        if timing_rounds and timing_rounds < LEAST_ROUNDS:
+            raise UsageError(f'timing_rounds={timing_rounds}: expected 0, or '
+                             f'at least {LEAST_ROUNDS} pairs of steps')
         self.rules = Rules(uninformative, min_stability).check()
         self.images = max(x.images for x in self._criteria)
         if min_stability and self.images:
@@ -123,6 +134,9 @@ class ELAPruneHook(Hook):
         self.journal = Journal(self._windows, self.criterion.config, skip,
                                picture, uninformative != 'prune', redundancy)
         self._gain = PruningGain(timing_steps)
+        self.journal.step_times = self._gain.timeline.points
+        self._timing_rounds = timing_rounds
+        self._last_batch: Any = None  # of a window, to time steps on
         self._resumed: Optional[Dict[str, Any]] = None
         # The epoch that is running, if windows count epochs, and the
         # statistics that it started with.
@@ -198,6 +212,7 @@ class ELAPruneHook(Hook):
         if self.by_epoch:
             self._epoch_start = runner.epoch, self.statistics.state_dict()
             self._within_epoch = True
+            self._gain.timeline.begin()
 
     def before_train_iter(self,
                           runner,
@@ -229,7 +244,12 @@ class ELAPruneHook(Hook):
         self.backbone.observe(None)
         self.statistics.end_step()
         self._tell_gain(runner, self._gain.end_step())
+        if self._timing_rounds:
+            self._last_batch = data_batch
         if not self.by_epoch:
+            if self._gain.timeline.end_if_long(runner.iter + 1,
+                                               runner.max_iters):
+                self.journal.write(runner, self.backbone.attention_layers)
             self._decide_if_over(runner, runner.iter + 1)
         if saves_after_step(runner):
             self._move_to_rank_0(runner)
@@ -238,7 +258,9 @@ class ELAPruneHook(Hook):
         """Decide if an epoch window ends here."""
         self._tell_gain(runner, self._gain.conclude())
         if self.by_epoch:
+            self._gain.timeline.end(runner.epoch + 1)
             self._decide_if_over(runner, runner.epoch + 1)
+            self.journal.write(runner, self.backbone.attention_layers)
         self._within_epoch = False
         self._move_to_rank_0(runner)
 
@@ -264,7 +286,9 @@ class ELAPruneHook(Hook):
     def _decide_if_over(self, runner, count: int) -> None:
         window = self.window_of(count)
         if window is not None and window[1] == count:
-            self._tell_gain(runner, self._gain.conclude())
+            self._tell_gain(runner, self._gain.conclude(least=1))
+            # No stretch of iterations has steps from before and after.
+            self._gain.timeline.end(count, LEAST_STEPS)
             self._decide(runner, window)
 
     def _decide(self, runner, window: Window) -> None:
@@ -281,6 +305,11 @@ class ELAPruneHook(Hook):
             surgery.skip(runner, decision.skipped, self.skip)
         self._gain.decided(decision)
         self.journal.tell(runner, self.backbone.attention_layers, decision)
+        if decision.skipped and self._timing_rounds:
+            time_pruning(runner, decision, self._last_batch,
+                         self._timing_rounds)
+            self.journal.write(runner, self.backbone.attention_layers)
+        self._last_batch = None
         runner.call_hook('after_pruning', decision=decision)
 
     def _verdict(self, runner, window: Window,
@@ -312,6 +341,8 @@ class ELAPruneHook(Hook):
     def _end(self, runner) -> None:
         """Leave the model alone; an exception may have ended the training."""
         self.backbone.observe(None)
+        self._last_batch = None
+        self._tell_gain(runner, self._gain.conclude(least=1))
         self.journal.tell_end(runner, self.count(runner))
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:

@@ -1,5 +1,5 @@
 """Tells of decisions: log, scalars, picture, and the record in the work dir."""
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Sequence
 
 from mmengine.dist import is_main_process
 from mmengine.visualization import LocalVisBackend, Visualizer
@@ -7,6 +7,7 @@ from mmengine.visualization import LocalVisBackend, Visualizer
 from ...pruning.decision import Decision
 from ...pruning.edit import MaskEdit
 from ...pruning.kl import CEILING, REDUNDANCY
+from ...pruning.step_times import LEAST_STEPS
 from ...pruning.windows import Windows
 from .record import FORMAT, decision_to_json, edit_to_json, write_record
 from .table import prune_table
@@ -29,6 +30,8 @@ class Journal:
         decisions (List[Decision]): One per window that has ended.
         edits (List[MaskEdit]): What was changed by hand in a checkpoint that
             the run has gone on from.
+        step_times (Sequence): Epoch (or iteration), first quartile, median
+            and third quartile of the seconds of its steps.
     """
 
     def __init__(self, windows: Windows, criterion: Dict[str, Any], skip: str,
@@ -43,6 +46,7 @@ class Journal:
         self.redundancy = redundancy
         self.decisions: List[Decision] = []
         self.edits: List[MaskEdit] = []
+        self.step_times: Sequence[Sequence[float]] = ()
 
     def tell(self, runner, layers: List, decision: Decision) -> None:
         """Add a decision and tell of it.
@@ -84,9 +88,11 @@ class Journal:
         """Say what a pruning bought, once its steps are timed."""
         times = decision.times
         runner.logger.info(
-            f'{_pruned(decision)}; step {_seconds(times.before)} -> '
-            f'{_seconds(times.after)} (medians of {times.steps[0]} and '
-            f'{times.steps[1]} steps)')
+            f'{_pruned(decision)}; ' +
+            (f'step {times.medians()}' if times.are_enough else
+             f'steps are not compared: {times.steps[0]} before and '
+             f'{times.steps[1]} after it were timed, fewer than '
+             f'{LEAST_STEPS}'))
         self.write(runner, layers)
 
     def tell_end(self, runner, count: int) -> None:
@@ -121,6 +127,8 @@ class Journal:
             decisions=[decision_to_json(d) for d in self.decisions])
         if self.edits:
             record['edits'] = [edit_to_json(e) for e in self.edits]
+        if self.step_times:
+            record['step_times'] = [list(point) for point in self.step_times]
         try:
             write_record(record, runner.work_dir)
         except OSError as error:  # the checkpoints hold all of it, too
@@ -158,10 +166,6 @@ def _why_uninformative(decision: Decision) -> Optional[str]:
     return (f'attention is still near uniform, so this ranking is {ranking}, '
             'not by what attention has learned; measure later or longer, or '
             'after the warm-up')
-
-
-def _seconds(value) -> str:
-    return 'not timed' if value is None else f'{value:.3g} s'
 
 
 def _send(visualizer: Visualizer, scalars: Dict[str, float], step: int) -> None:

@@ -7,7 +7,7 @@ import os
 import os.path as osp
 import re
 import tempfile
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from ...errors import UsageError
 from ...pruning.build import build_criterion
@@ -94,6 +94,8 @@ def read_record(folder: str) -> dict:
             f'{FORMAT}: install the version that wrote it')
     try:
         _expect(record, _RECORD, 'it')
+        for point in record.get('step_times') or []:
+            _expect(point, [_NUMBER] * 4, 'a point of step_times')
         decisions_of(record)
         edits_of(record)
         for decision in record['decisions']:
@@ -160,6 +162,7 @@ _RECORD = {
     'active': [_TEXT],
     'decisions': [(dict, )],
     'edits?': [(dict, )],
+    'step_times?': [(list, )],
 }
 _LAYER = {
     'name': _TEXT,
@@ -195,6 +198,10 @@ _DECISION = {
     'step_time_before': _NUMBER_OR_NONE,
     'step_time_after': _NUMBER_OR_NONE,
     'steps_timed?': [_INT, _INT],
+    'step_quartiles_before?': [_NUMBER, _NUMBER],
+    'step_quartiles_after?': [_NUMBER, _NUMBER],
+    'step_ratio?': [_NUMBER, _NUMBER, _NUMBER],
+    'step_ratio_rounds?': _INT,
 }
 _EDIT = {
     'epoch': _INT,
@@ -273,6 +280,14 @@ def decision_to_json(decision: Decision) -> Dict[str, Any]:
         entry['steps'] = decision.steps
     if decision.step_samples:
         entry['step_samples'] = decision.step_samples
+    times = decision.times
+    for name, known in (('step_quartiles_before', times.before_quartiles),
+                        ('step_quartiles_after', times.after_quartiles),
+                        ('step_ratio', times.ratio)):
+        if known is not None:
+            entry[name] = list(known)
+    if times.ratio is not None:
+        entry['step_ratio_rounds'] = times.rounds
     for name in ('by_position', 'saturated'):
         if getattr(decision, name):
             entry[name] = True
@@ -334,6 +349,19 @@ def decision_from_json(entry: Dict[str, Any]) -> Decision:
                     saturated=bool(entry.get('saturated')),
                     redundancy=check_redundancy(
                         entry.get('redundancy') or 'paper'),
-                    times=StepTimes(
-                        entry['step_time_before'], entry['step_time_after'],
-                        tuple(entry.get('steps_timed') or (0, 0))))
+                    times=_times_from_json(entry))
+
+
+def _times_from_json(entry: Dict[str, Any]) -> StepTimes:
+
+    def known(name: str) -> Optional[tuple]:
+        return tuple(entry[name]) if entry.get(name) else None
+
+    return StepTimes(
+        entry['step_time_before'],
+        entry['step_time_after'],
+        known('steps_timed') or (0, 0),
+        known('step_quartiles_before'),
+        known('step_quartiles_after'),
+        known('step_ratio'),
+        entry.get('step_ratio_rounds') or 0)
