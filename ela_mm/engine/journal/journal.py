@@ -1,5 +1,5 @@
 """Tells of decisions: log, scalars, picture, and the record in the work dir."""
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from mmengine.dist import is_main_process
 from mmengine.visualization import LocalVisBackend, Visualizer
