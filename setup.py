@@ -63,7 +63,9 @@ setup(
         'ela_mm.analysis.report': ['page.html'],
         'ela_mm.experiments': ['published.yaml'],
     },
-    entry_points=dict(console_scripts=['ela = ela_mm.cli:main']),
+    # Not ela_mm.cli, which would import the package before --help is answered.
+    py_modules=['ela_command'],
+    entry_points=dict(console_scripts=['ela = ela_command:main']),
     python_requires='>=3.8',
     # torch, torchvision, mmengine and mmcv (or mmcv-lite, or the onedl forks,
     # which have other distribution names) are taken as the user has them.

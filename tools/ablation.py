@@ -25,40 +25,9 @@ import subprocess
 import sys
 from typing import Iterable, List, Optional
 
-from mmengine.config import Config
-from torch import nn
-
-import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.analysis import count_macs
-from ela_mm.apis.data import check_data, picture_shape
-from ela_mm.apis.launch import UsageError, build_runner, run
-from ela_mm.engine.checkpoints import resume_latest
-from ela_mm.engine.hooks.reseed_hook import ensure_reseeding
-from ela_mm.engine.journal.record import FILE_NAME, read_record, write_whole
-from ela_mm.experiments.checks import check_cells, config_of
-from ela_mm.experiments.grid import (
-    Cell,
-    cells,
-    published_number,
-    read_grid,
-    short_name,
-)
-from ela_mm.experiments.validity.report import write_report
-from ela_mm.experiments.validity.run import run_study
-from ela_mm.experiments.validity.study import is_study, read_study
-from ela_mm.hosts.registration import host_of_model
-from ela_mm.models.backbones.pictures import picture_channels
-from ela_mm.plotting import printable
-
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 PRESETS = osp.join(ROOT, 'configs', 'ablations')
 STUDIES = osp.join(ROOT, 'configs', 'studies')
-CELL = 'cell.json'
-RESULT = 'result.json'
-# Of results.csv; the metrics follow.
-FIELDS = ('variant', 'network', 'depth', 'seed', 'skipped', 'skipped_layers',
-          'parameters', 'macs', 'epoch_seconds', 'last_epoch_seconds',
-          'step_seconds')
 
 
 def parse_args() -> argparse.Namespace:
@@ -93,6 +62,43 @@ def presets() -> List[str]:
                   if name.endswith(('.yaml', '.py')))
 
 
+if __name__ == '__main__':
+    parse_args()  # --help and typos end here, before what takes seconds
+
+from mmengine.config import Config
+from torch import nn
+
+import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.analysis import count_macs
+from ela_mm.apis.data import check_data, picture_shape
+from ela_mm.apis.downloads import downloads_explained
+from ela_mm.apis.launch import UsageError, build_runner, run
+from ela_mm.engine.checkpoints import resume_latest
+from ela_mm.engine.hooks.reseed_hook import ensure_reseeding
+from ela_mm.engine.journal.record import FILE_NAME, read_record, write_whole
+from ela_mm.experiments.checks import check_cells, config_of
+from ela_mm.experiments.grid import (
+    Cell,
+    cells,
+    published_number,
+    read_grid,
+    short_name,
+)
+from ela_mm.experiments.validity.report import write_report
+from ela_mm.experiments.validity.run import run_study
+from ela_mm.experiments.validity.study import is_study, read_study
+from ela_mm.hosts.registration import host_of_model
+from ela_mm.models.backbones.pictures import picture_channels
+from ela_mm.plotting import printable
+
+CELL = 'cell.json'
+RESULT = 'result.json'
+# Of results.csv; the metrics follow.
+FIELDS = ('variant', 'network', 'depth', 'seed', 'skipped', 'skipped_layers',
+          'parameters', 'macs', 'epoch_seconds', 'last_epoch_seconds',
+          'step_seconds')
+
+
 def preset_path(name: str) -> str:
     """File of a preset.
 
@@ -115,7 +121,8 @@ def train_cell(folder: str) -> None:
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     runner = build_runner(cfg)
     ensure_reseeding(runner)
-    runner.train()
+    with downloads_explained(cfg):
+        runner.train()
     # Evaluated here: of a run that was killed after its last checkpoint, the
     # last evaluation may be missing.
     scores = runner.val()

@@ -18,15 +18,9 @@ they say is printed.
 import argparse
 from typing import Callable
 
-import torch
-from mmengine.config import DictAction
-
-import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.analysis.commands import COMMANDS
-from ela_mm.analysis.report.report import PARTS
-from ela_mm.analysis.source import FOLDER
-from ela_mm.apis.launch import run
-from ela_mm.pruning.kl import REDUNDANCY
+FOLDER = 'ela_analysis'  # of the results
+PARTS = ('attention', 'similarity', 'cost', 'features', 'ablation')
+REDUNDANCY = ('paper', 'excess', 'conditional')
 
 
 def parse_args() -> argparse.Namespace:
@@ -137,6 +131,13 @@ def parse_args() -> argparse.Namespace:
         'source', nargs='+', metavar='RUN',
         help='work dirs, or the folder of a grid of tools/ablation.py')
     command.add_argument(
+        '--config', nargs='+', default=[], help='one for all runs, or one for '
+        "each in their order, instead of the work dirs'")
+    command.add_argument(
+        '--checkpoint', nargs='+', default=[], help='one of each run in their '
+        'order: the runs as they were when these were saved; curves are of '
+        'the whole runs')
+    command.add_argument(
         '--out', metavar='FOLDER', help=f'default: {FOLDER} in the first')
     command.add_argument(
         '--no-parameters', action='store_true',
@@ -180,7 +181,7 @@ def _command(commands,
     command.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action='extend',
         help='override settings of the config: key=value')
     return command
 
@@ -212,11 +213,11 @@ def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         '--device',
         type=_device,
-        default='cuda' if torch.cuda.is_available() else 'cpu',
         help='default: cuda where there is one')
 
 
 def _device(text: str) -> str:
+    import torch
     try:
         torch.zeros(0, device=text)
     except (RuntimeError, AssertionError) as error:
@@ -247,8 +248,23 @@ def _add_timing(command: argparse.ArgumentParser) -> None:
     command.add_argument('--rounds', type=_positive, help='default: 10')
 
 
+if __name__ == '__main__':
+    parse_args()  # --help and typos end here, before what takes seconds
+
+import torch
+
+import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.analysis.commands import COMMANDS
+from ela_mm.apis.launch import run
+from ela_mm.apis.loading import settings
+
+
 def main() -> None:
     args = parse_args()
+    if args.command != 'compare':
+        args.cfg_options = settings(args.cfg_options)
+        args.device = args.device or (
+            'cuda' if torch.cuda.is_available() else 'cpu')
     COMMANDS[args.command](args)
 
 

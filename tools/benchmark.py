@@ -18,19 +18,15 @@ import sys
 import textwrap
 from typing import Dict, List, Optional
 
-import torch
-from rich.progress import track
-
-import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.analysis import count_macs
-from ela_mm.apis.launch import UsageError, check_checkpoint, run
-from ela_mm.experiments import benchmark, counts
-from ela_mm.experiments.benchmark import Conditions
-from ela_mm.timing import ratio, seconds_of, time_in_turns
-
-COLUMNS = ('variant', 'active', 'time', 'step, ms', 'kept for backward',
-           'peak of memory', 'parameters, M', 'GMACs')
-SYSTEMS = (*benchmark.COMPARED, 'light', 'base', 'ELA 50%')
+# As in ela_mm.experiments.benchmark.
+NETWORKS = ('r18', 'r34', 'r50', 'r50c', 'r50-d8', 'r101', 'r101c', 'r101-d8',
+            'r152', 'cifar20', 'cifar56', 'cifar110', 'convnext-tiny',
+            'swin-tiny', 'deit-tiny', 'cspnext-s', 'pvt-v2-b0',
+            'regnetx-3.2gf')
+VARIANTS = ('plain', 'concatenating', 'base', 'measuring', 'own value',
+            'separate light', 'light', 'ELA 25%', 'ELA 50%', 'ELA 80%')
+COMPARED = ('SE', 'ECA', 'CBAM', 'BAM', 'GC', 'NL', 'A2', 'AA', 'DIA', 'RLA',
+            'DLA-L', 'DLA-B', 'CKA-SR')
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,18 +37,16 @@ def parse_args() -> argparse.Namespace:
         '--networks',
         nargs='+',
         default=['r50', 'r101'],
-        choices=benchmark.NETWORKS)
+        choices=NETWORKS)
     parser.add_argument(
         '--variants',
         nargs='+',
-        default=list(benchmark.VARIANTS),
-        choices=[*benchmark.VARIANTS, *benchmark.COMPARED,
-                 benchmark.REGULARIZED],
+        default=list(VARIANTS),
+        choices=[*VARIANTS, *COMPARED],
         metavar='VARIANT',
         help='of ' + ', '.join(
-            map(repr, benchmark.VARIANTS + benchmark.COMPARED +
-                (benchmark.REGULARIZED, ))).replace(
-                '%', '%%') + '; plain is always there')
+            map(repr, VARIANTS + COMPARED)).replace('%', '%%') +
+        '; plain is always there')
     parser.add_argument(
         '--systems',
         action='store_true',
@@ -66,7 +60,7 @@ def parse_args() -> argparse.Namespace:
         '--growth',
         action='store_true',
         help='instead: cost against the number of layers in the third stage, '
-        f'{benchmark.GROWTH}')
+        'with 6, 12, 23 and 36')
     parser.add_argument(
         '--count',
         action='store_true',
@@ -84,7 +78,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--device',
         choices=['cpu', 'cuda'],
-        default='cuda' if torch.cuda.is_available() else 'cpu')
+        help='None: cuda where there is one')
     parser.add_argument(
         '--amp', action='store_true', help='bfloat16 autocast')
     parser.add_argument('--channels-last', action='store_true')
@@ -112,6 +106,24 @@ def parse_args() -> argparse.Namespace:
     # What a process of its own measures; written by this script itself.
     parser.add_argument('--peak-of', help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+if __name__ == '__main__':
+    parse_args()  # --help and typos end here, before what takes seconds
+
+import torch
+from rich.progress import track
+
+import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.analysis import count_macs
+from ela_mm.apis.launch import UsageError, check_checkpoint, run
+from ela_mm.experiments import benchmark, counts
+from ela_mm.experiments.benchmark import Conditions
+from ela_mm.timing import ratio, seconds_of, time_in_turns
+
+COLUMNS = ('variant', 'active', 'time', 'step, ms', 'kept for backward',
+           'peak of memory', 'parameters, M', 'GMACs')
+SYSTEMS = (*benchmark.COMPARED, 'light', 'base', 'ELA 50%')
 
 
 def load_mask(path: str) -> Dict[str, torch.Tensor]:
@@ -334,6 +346,8 @@ def plot(rows: List[dict], title: str, path: str) -> None:
 
 def main() -> None:
     args = parse_args()
+    if args.device is None:
+        args.device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if args.peak_of:
         conditions, variant, mask = json.loads(args.peak_of)
         conditions = Conditions(*conditions)

@@ -9,6 +9,20 @@ import argparse
 import os.path as osp
 from typing import List, Optional, Tuple
 
+TABLES = ('table1_cifar10', 'table1_cifar100', 'table2', 'table5')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        '--tables', nargs='+', default=TABLES, choices=TABLES)
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    parse_args()  # --help and typos end here, before what takes seconds
+
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
@@ -24,7 +38,6 @@ from ela_mm.hosts.registration import host_of_model
 from ela_mm.models.backbones.pictures import picture_channels
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
-TABLES = ('table1_cifar10', 'table1_cifar100', 'table2', 'table5')
 HEADER = ('network', 'system', 'parameters, M', 'paper', 'equal', 'GMACs',
           'of it retrieval', 'paper', 'equal', 'note')
 
@@ -98,11 +111,7 @@ def rows(name: str) -> List[Tuple[str, ...]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        '--tables', nargs='+', default=TABLES, choices=TABLES)
-    for name in parser.parse_args().tables:
+    for name in parse_args().tables:
         print(f'{read_table(name).title}\n')
         for line in (HEADER, ['---'] * len(HEADER), *rows(name)):
             print('| ' + ' | '.join(line) + ' |')

@@ -9,13 +9,9 @@ DLA-light has a convolution that this package's has not, and is refused.
 import argparse
 import os.path as osp
 
-import torch
-
-import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.apis.convert import SOURCES
-from ela_mm.apis.deploy import whole_file
-from ela_mm.apis.launch import UsageError, check_checkpoint, run
-from ela_mm.hosts.registration import installed
+# Whose names are known, and hosts with a stem of three convolutions.
+SOURCES = ('mrla', 'dla')
+HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,7 +28,7 @@ def parse_args() -> argparse.Namespace:
         "published DLA code have as well, or DLA's; default: mrla")
     parser.add_argument(
         '--host',
-        choices=[host.scope for host in installed() if host.deep_stem],
+        choices=HOSTS,
         default='mmpretrain',
         help='whose stem of three convolutions the network has; default: '
         'mmpretrain')
@@ -41,6 +37,17 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="from this package's names to the published ones")
     return parser.parse_args()
+
+
+if __name__ == '__main__':
+    parse_args()  # --help and typos end here, before what takes seconds
+
+import torch
+
+import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.apis.convert import SOURCES as RENAMES
+from ela_mm.apis.deploy import whole_file
+from ela_mm.apis.launch import UsageError, check_checkpoint, run
 
 
 def main() -> None:
@@ -53,7 +60,7 @@ def main() -> None:
     checkpoint = torch.load(
         args.source_file, map_location='cpu', weights_only=True)
     state = checkpoint.get('state_dict', checkpoint)
-    from_theirs, to_theirs = SOURCES[args.source]
+    from_theirs, to_theirs = RENAMES[args.source]
     rename = to_theirs if args.reverse else from_theirs
     converted = rename(state, args.host)
     meta = {} if args.reverse else dict(meta={})

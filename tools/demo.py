@@ -9,6 +9,16 @@ import time
 from copy import deepcopy
 from typing import Tuple
 
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--work-dir', default='work_dirs/demo')
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    parse_args()  # --help and typos end here, before what takes seconds
+
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -68,10 +78,9 @@ def summarize(work_dir: str, metrics: dict, minutes: float,
     """
     lines = [f'Trained in {minutes:.1f} minutes.']
     for decision in decisions_of(read_record(work_dir)):
-        before, after = decision.times.before, decision.times.after
         gain = ''
-        if before and after:
-            gain = f'; median step {before:.3f} s -> {after:.3f} s'
+        if decision.times.are_enough:
+            gain = f'; step {decision.times.medians()}'
         pruned = ', '.join(decision.skipped) or 'none'
         lines.append(f'After epoch {decision.epoch} pruned {pruned}: '
                      f'{decision.active} of {decision.total} attention '
@@ -96,9 +105,7 @@ def summarize(work_dir: str, metrics: dict, minutes: float,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--work-dir', default='work_dirs/demo')
-    args = parser.parse_args()
+    args = parse_args()
     cfg = Config.fromfile(CONFIG)
     cfg.work_dir = args.work_dir
     runner = build_runner(cfg)

@@ -9,14 +9,6 @@ the old one does; resumed, the run goes on with it, and its record tells of it.
 import argparse
 import os.path as osp
 
-import torch
-from mmengine.runner import CheckpointLoader
-
-import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.apis.deploy import whole_file
-from ela_mm.apis.edit_mask import Edited, describe, edit_mask
-from ela_mm.apis.launch import UsageError, check_checkpoint, run
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -39,6 +31,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out', metavar='FILE.pth', help='default: <checkpoint>_edited.pth')
     return parser.parse_args()
+
+
+if __name__ == '__main__':
+    parse_args()  # --help and typos end here, before what takes seconds
+
+import torch
+from mmengine.runner import CheckpointLoader
+
+import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.apis.deploy import whole_file
+from ela_mm.apis.edit_mask import Edited, describe, edit_mask
+from ela_mm.apis.launch import UsageError, check_checkpoint, run
 
 
 def tell(done: Edited, target: str) -> None:

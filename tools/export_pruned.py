@@ -8,14 +8,8 @@ data_preprocessor stays outside) in batches of any size.
 import argparse
 import os.path as osp
 
-from mmengine.config import DictAction
-
-import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.apis.deploy import write_deploy_checkpoint
-from ela_mm.apis.launch import check_checkpoint, run
-from ela_mm.apis.loading import load_model, read_config
-from ela_mm.apis.onnx import check_onnx, export_onnx, part_of, parts
-from ela_mm.models.backbones.pictures import picture_channels
+# The backbone, and what hosts offer beside it.
+PARTS = ('backbone', 'classifier', 'segmentor')
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,14 +24,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action='extend',
         help='override settings of the config: key=value')
     group = parser.add_argument_group('ONNX')
     group.add_argument(
         '--onnx', metavar='FILE.onnx', help='also write this graph')
     group.add_argument(
         '--part',
-        choices=list(parts()),
+        choices=PARTS,
         help='what it holds; default: the classifier or the segmentor where '
         'there is one')
     group.add_argument(
@@ -61,6 +55,17 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+if __name__ == '__main__':
+    parse_args()  # --help and typos end here, before what takes seconds
+
+import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.apis.deploy import write_deploy_checkpoint
+from ela_mm.apis.launch import UsageError, check_checkpoint, run
+from ela_mm.apis.loading import load_model, read_config, settings
+from ela_mm.apis.onnx import channel_order, check_onnx, export_onnx, part_of
+from ela_mm.models.backbones.pictures import picture_channels
+
+
 def megabytes(number: int) -> str:
     return f'{number / 1e6:.2f} MB'
 
@@ -69,7 +74,10 @@ def main() -> None:
     args = parse_args()
     if args.onnx is not None:
         check_onnx()
-    cfg = read_config(args.config, args.cfg_options)
+    if '://' in args.checkpoint:
+        raise UsageError(f'{args.checkpoint!r}: expected a file; download it '
+                         'first')
+    cfg = read_config(args.config, settings(args.cfg_options))
     check_checkpoint(args.checkpoint)
     model, checkpoint = load_model(cfg, args.checkpoint)
     if args.onnx is not None:  # what it refuses is refused first
@@ -95,11 +103,17 @@ def main() -> None:
     print(f'{args.onnx}: {megabytes(osp.getsize(args.onnx))}, images (batch, '
           f'{picture_channels(module)}, {sides}) -> {", ".join(outputs)}; '
           f'onnxruntime agrees to {difference:.1e}')
+    size = ('any height and width' if args.dynamic else
+            f'{args.shape[0]} x {args.shape[1]} pixels and no other size '
+            '(--dynamic leaves them open)')
     steps = model.data_preprocessor
     mean = getattr(steps, 'mean', None)
-    if mean is not None:
-        print('feed it pictures normalised as the config does: mean '
-              f'{mean.flatten().tolist()}, std {steps.std.flatten().tolist()}')
+    print(f'feed it any number of pictures, of {size}' + (
+        f', channels in the order {channel_order(steps)}'
+        if picture_channels(module) == 3 else '') + (
+        ', normalised as the config does: mean '
+        f'{mean.flatten().tolist()}, std {steps.std.flatten().tolist()}'
+        if mean is not None else ', as the config leaves them'))
 
 
 if __name__ == '__main__':

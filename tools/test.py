@@ -5,27 +5,28 @@ A pruned checkpoint gives the pruned network; the config needs no change.
 import argparse
 import os.path as osp
 
-from mmengine import dump
-from mmengine.config import Config
-
-import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.apis.data import check_data
-from ela_mm.apis.launch import (
-    UsageError,
-    add_common_arguments,
-    build_runner,
-    check_checkpoint,
-    load_config,
-    run,
-    set_up_distributed,
-)
-from ela_mm.engine.hooks.active_layers_hook import ActiveLayersHook
-from ela_mm.hosts.registration import host_of
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_common_arguments(parser)
+    parser.add_argument('config', help='config file of a detector, a '
+                        'classifier or a segmentor')
+    parser.add_argument(
+        '--work-dir',
+        help='where logs and checkpoints go; default: the config\'s, else '
+        'work_dirs/<name of the config>')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action='extend',
+        help='override settings of the config: key=value, nested keys by '
+        'dots, lists as key="[a,b]" or key=a,b, without white space')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how distributed processes are started')
+    # torch.distributed.launch passes it; torchrun sets LOCAL_RANK.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', help='write the predictions to this .pkl, or '
                         'the metrics (see --out-item)')
@@ -46,6 +47,27 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args()
+
+
+if __name__ == '__main__':
+    parse_args()  # --help and typos end here, before what takes seconds
+
+from mmengine import dump
+from mmengine.config import Config
+
+import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.apis.data import check_data
+from ela_mm.apis.downloads import download_explained, downloads_explained
+from ela_mm.apis.launch import (
+    UsageError,
+    build_runner,
+    check_checkpoint,
+    load_config,
+    run,
+    set_up_distributed,
+)
+from ela_mm.engine.hooks.active_layers_hook import ActiveLayersHook
+from ela_mm.hosts.registration import host_of
 
 
 def set_visualization(cfg: Config, args: argparse.Namespace) -> None:
@@ -82,7 +104,9 @@ def main() -> None:
     runner.register_hook(ActiveLayersHook())
     if args.out is not None and args.out_item == 'pred':
         runner.test_evaluator.metrics.append(host.dump_results(args.out))
-    metrics = runner.test()
+    with downloads_explained(cfg, weights=False), download_explained(
+            args.checkpoint):
+        metrics = runner.test()
     if args.out is not None and args.out_item == 'metrics':
         dump(metrics, args.out)
 

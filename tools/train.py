@@ -5,28 +5,28 @@ Several GPUs: torchrun --nproc_per_node=8 tools/train.py CONFIG --launcher pytor
 """
 import argparse
 
-import torch
-from mmengine.config import Config
-
-import ela_mm  # noqa: F401  before anything imports mmcv.ops
-from ela_mm.apis.data import check_data
-from ela_mm.apis.launch import (
-    UsageError,
-    add_common_arguments,
-    build_runner,
-    check_checkpoint,
-    load_config,
-    run,
-    set_up_distributed,
-)
-from ela_mm.engine import ValidateResumedHook
-from ela_mm.engine.checkpoints import resume_latest, warn_of_single_checkpoint
-from ela_mm.engine.hooks.reseed_hook import ensure_reseeding
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_common_arguments(parser)
+    parser.add_argument('config', help='config file of a detector, a '
+                        'classifier or a segmentor')
+    parser.add_argument(
+        '--work-dir',
+        help='where logs and checkpoints go; default: the config\'s, else '
+        'work_dirs/<name of the config>')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action='extend',
+        help='override settings of the config: key=value, nested keys by '
+        'dots, lists as key="[a,b]" or key=a,b, without white space')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how distributed processes are started')
+    # torch.distributed.launch passes it; torchrun sets LOCAL_RANK.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -49,9 +49,31 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+if __name__ == '__main__':
+    parse_args()  # --help and typos end here, before what takes seconds
+
+import torch
+from mmengine.config import Config
+
+import ela_mm  # noqa: F401  before anything imports mmcv.ops
+from ela_mm.apis.data import check_data
+from ela_mm.apis.downloads import downloads_explained
+from ela_mm.apis.launch import (
+    UsageError,
+    build_runner,
+    check_checkpoint,
+    load_config,
+    run,
+    set_up_distributed,
+)
+from ela_mm.engine import ValidateResumedHook
+from ela_mm.engine.checkpoints import resume_latest, warn_of_single_checkpoint
+from ela_mm.engine.hooks.reseed_hook import ensure_reseeding
+
+
 def say_plan(cfg: Config) -> None:
     """Print the plan of a training; an error if it would be refused."""
-    # Not at the top: a training needs neither rich nor matplotlib.
+    # Not above: a training needs neither rich nor matplotlib.
     from ela_mm.analysis.plan import make_plan
     from ela_mm.analysis.report.plan import plan_sections
     from ela_mm.analysis.report.terminal import print_sections, progress_bar
@@ -92,7 +114,8 @@ def main() -> None:
     ensure_reseeding(runner)
     if args.resume is not None:
         runner.register_hook(ValidateResumedHook())
-    runner.train()
+    with downloads_explained(cfg):
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -6,10 +6,11 @@ import os
 import os.path as osp
 import sys
 from typing import Any, Callable, Iterator, Optional, TextIO
+from urllib.error import URLError
 
 import torch
 import torch.distributed as dist
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import master_only
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -17,43 +18,22 @@ from mmengine.runner import Runner
 from ..engine.checkpoints import is_intact
 from ..errors import UsageError
 from .data import prepare_config
-from .loading import config_from_file
-
-
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that the hosts' tools have in common."""
-    parser.add_argument('config', help='config file of a detector, a '
-                        'classifier or a segmentor')
-    parser.add_argument(
-        '--work-dir',
-        help='where logs and checkpoints go; default: the config\'s, else '
-        'work_dirs/<name of the config>')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config: key=value, nested keys by '
-        'dots, lists as key="[a,b]" or key=a,b, without white space')
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how distributed processes are started')
-    # torch.distributed.launch passes it; torchrun sets LOCAL_RANK.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+from .loading import config_from_file, settings
 
 
 def load_config(args: argparse.Namespace) -> Config:
     """Load the config and apply the common options.
 
     Args:
-        args (argparse.Namespace): From :func:`add_common_arguments`.
+        args (argparse.Namespace): ``config``, ``work_dir``, ``launcher``,
+            ``local_rank`` and, as words or read, ``cfg_options``.
 
     Returns:
         Config: With launcher, work dir and dataloader defaults set.
 
     Raises:
-        UsageError: If the file does not exist or is no config.
+        UsageError: If the file does not exist or is no config, or an option
+            is none.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = config_from_file(args.config)
@@ -63,8 +43,7 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         name = osp.splitext(osp.basename(args.config))[0]
         cfg.work_dir = osp.join('work_dirs', name)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg.merge_from_dict(settings(args.cfg_options))
     return prepare_config(cfg)
 
 
@@ -183,3 +162,6 @@ def run(main: Callable[[], None]) -> None:
         main()
     except UsageError as error:
         sys.exit(f'error: {error}')
+    except URLError as error:
+        sys.exit(f'error: a download failed ({error.reason}): expected a '
+                 'network, or what is wanted where the config looks for it')

@@ -1,12 +1,13 @@
 """From a config and a checkpoint to a model."""
+import argparse
 import os.path as osp
 import re
 from copy import deepcopy
 from importlib.util import find_spec
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import yaml
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.config.lazy import LazyObject
 from mmengine.fileio.handlers import YamlHandler, file_handlers
 from mmengine.registry import MODELS
@@ -17,6 +18,7 @@ from ..config_types import enter_scope, type_name
 from ..engine.checkpoints import DEPLOY_KEY
 from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import ela_backbones
+from .downloads import download_explained
 
 
 class _SafeLoader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
@@ -102,6 +104,33 @@ def _is_module(name: str) -> bool:
         return False
 
 
+def settings(words: Union[Sequence[str], Dict[str, Any], None]
+             ) -> Dict[str, Any]:
+    """Read what ``--cfg-options`` was given, as mmengine does.
+
+    It does not do so while a command line is parsed, which would take the
+    import of torch before ``--help`` is answered.
+
+    Args:
+        words (Sequence[str] | dict | None): Such as ``['a.b=1', 'c=[x,y]']``;
+            read already; or nothing.
+
+    Returns:
+        Dict[str, Any]: By key.
+
+    Raises:
+        UsageError: On a word without a key or a value.
+    """
+    if isinstance(words, dict):
+        return words
+    for word in words or ():
+        if not re.match(r'[^=]+=', word):
+            raise UsageError(f'--cfg-options {word!r}: expected key=value')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--it', nargs='*', action=DictAction, default={})
+    return parser.parse_args(['--it', *(words or ())]).it
+
+
 def read_config(path: str, options: Optional[dict] = None) -> Config:
     """Read the config file of a model.
 
@@ -169,7 +198,9 @@ def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
             another model's.
     """
     model = build_model(cfg)
-    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    with download_explained(path):
+        checkpoint = CheckpointLoader.load_checkpoint(
+            path, map_location='cpu')
     state = checkpoint.get('state_dict') if isinstance(checkpoint,
                                                        dict) else None
     if not isinstance(state, dict) or not all(

@@ -85,6 +85,22 @@ def part_of(model: nn.Module,
     return backbone, [f'feature_{i + 1}' for i in backbone.out_indices]
 
 
+def channel_order(preprocessor: nn.Module) -> str:
+    """Tell in which order a network takes the channels of a picture.
+
+    Args:
+        preprocessor (nn.Module): The model's ``data_preprocessor``.
+
+    Returns:
+        str: ``'RGB'`` where it turns the order around, else ``'BGR'``: that
+        of pictures as OpenMMLab's pipelines load them.
+    """
+    # ClsDataPreprocessor's name for it, and mmengine's.
+    turns = any(getattr(preprocessor, name, False)
+                for name in ('to_rgb', '_channel_conversion'))
+    return 'RGB' if turns else 'BGR'
+
+
 @torch.no_grad()
 def export_onnx(module: nn.Module,
                 outputs: List[str],

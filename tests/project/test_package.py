@@ -1,5 +1,7 @@
 """What the wheel holds."""
 import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
@@ -14,32 +16,59 @@ from support import ROOT
 from ela_mm.apis.loading import build_model
 
 
-def test_wheel_holds_configs_and_tools(tmp_path):
-    # From a copy, so that no build folder appears in the working tree.
-    source = tmp_path / 'source'
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """Built from a copy, so that no build folder appears in the working tree."""
+    folder = tmp_path_factory.mktemp('wheel')
+    source = folder / 'source'
     source.mkdir()
     for name in ('setup.py', 'pyproject.toml', 'README.md', 'model-index.yml',
-                 'ela_mm', 'configs', 'tools'):
+                 'ela_command.py', 'ela_mm', 'configs', 'tools'):
         (source / name).symlink_to(ROOT / name)
     subprocess.run(
         [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps',
-         '--no-build-isolation', '--wheel-dir', str(tmp_path), str(source)],
+         '--no-build-isolation', '--wheel-dir', str(folder), str(source)],
         check=True, capture_output=True)
-    (wheel, ) = tmp_path.glob('*.whl')
+    (path, ) = folder.glob('*.whl')
+    return path
+
+
+def test_wheel_holds_configs_and_tools(wheel):
     archive = zipfile.ZipFile(wheel)
     names = set(archive.namelist())
     assert {
-        'ela_mm/pruning/ebqm.py', 'ela_mm/analysis/report/page.html',
+        'ela_command.py', 'ela_mm/pruning/ebqm.py',
+        'ela_mm/analysis/report/page.html',
         'ela_mm/.mim/tools/train.py', 'ela_mm/.mim/tools/analyze.py',
         'ela_mm/.mim/configs/faster_rcnn_ela_r50.py',
         'ela_mm/.mim/configs/ablations/digits.yaml',
         'ela_mm/.mim/model-index.yml'
     } <= names
     (entry, ) = (n for n in names if n.endswith('entry_points.txt'))
-    assert 'ela = ela_mm.cli:main' in archive.read(entry).decode()
+    assert 'ela = ela_command:main' in archive.read(entry).decode()
     for path in ROOT.glob('configs/**/*.py'):
         assert f'ela_mm/.mim/{path.relative_to(ROOT)}' in names
     assert not any('__pycache__' in name for name in names)
+
+
+@pytest.mark.parametrize('name', ['stack', 'onedl', 'oldest'])
+def test_an_environment_keeps_what_it_has(name, wheel, tmp_path):
+    """pip would install this package and change no version that is there."""
+    for distribution, version in pins(name).items():
+        folder = tmp_path / f'{distribution.replace("-", "_")}-{version}.dist-info'
+        folder.mkdir()
+        (folder / 'METADATA').write_text(
+            f'Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n')
+    asked = str(wheel)
+    if name != 'onedl':  # whose hosts go by other names
+        asked += '[det,cls,analyze,demo]'
+    process = subprocess.run(
+        [sys.executable, '-m', 'pip', 'install', '--dry-run', '--quiet',
+         '--no-index', '--report', '-', asked],
+        env={**os.environ, 'PYTHONPATH': str(tmp_path)}, check=True,
+        capture_output=True, text=True)
+    changed = [x['metadata']['name'] for x in json.loads(process.stdout)['install']]
+    assert {x.replace('-', '_') for x in changed} <= {'ela_mm'}
 
 
 def test_every_config_is_in_a_metafile():

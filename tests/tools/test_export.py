@@ -394,7 +394,10 @@ def test_tool_exports_a_classifier(classifier, tmp_path):
     assert '13 of 16 attention layers are active; left out 24' in (
         process.stdout)
     assert 'MB' in process.stdout and '-> scores' in process.stdout
-    assert 'mean [40, 40, 40], std [60, 60, 60]' in process.stdout
+    assert ('any number of pictures, of 48 x 64 pixels and no other size'
+            in process.stdout)
+    assert ('channels in the order BGR, normalised as the config does: mean '
+            '[40, 40, 40], std [60, 60, 60]') in process.stdout
     assert 'training mode' not in process.stderr
     loaded = get_model(str(config), pretrained=str(out)).eval()
     images = torch.randn(3, 3, 48, 64)
@@ -406,6 +409,26 @@ def test_tool_exports_a_classifier(classifier, tmp_path):
     (scores, ) = session.run(['scores'], dict(images=images.numpy()))
     torch.testing.assert_close(
         torch.from_numpy(scores), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('config', [
+    dict(type='mmdet.DetDataPreprocessor', bgr_to_rgb=True),
+    dict(type='mmdet.DetDataPreprocessor', bgr_to_rgb=False),
+    dict(type='mmpretrain.ClsDataPreprocessor', to_rgb=True),
+    dict(type='mmpretrain.ClsDataPreprocessor', to_rgb=False),
+    dict(type='mmpretrain.SelfSupDataPreprocessor', to_rgb=True),
+    dict(type='ImgDataPreprocessor', rgb_to_bgr=True),
+    dict(type='ImgDataPreprocessor'),
+])
+def test_the_order_of_channels_is_what_the_network_sees(config):
+    """Of a picture as pipelines load it: blue is 0, green 1, red 2."""
+    picture = torch.arange(3.).view(3, 1, 1).expand(3, 4, 4)
+    steps = MODELS.build(dict(config, mean=[0.] * 3, std=[1.] * 3))
+    several = config['type'].endswith('SelfSupDataPreprocessor')
+    seen = steps(dict(inputs=[[picture]] if several else [picture]))['inputs']
+    first = (seen[0] if several else seen)[0, 0, 0, 0]
+    assert exporting.channel_order(steps) == {0.: 'BGR', 2.: 'RGB'}[
+        first.item()]
 
 
 @pytest.fixture(scope='module')

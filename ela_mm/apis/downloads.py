@@ -1,0 +1,174 @@
+"""What a config has downloaded, and what to do without a network."""
+import os.path as osp
+from contextlib import contextmanager
+from http.client import HTTPException
+from typing import Any, Dict, Iterator, Optional, Tuple
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from mmengine.runner.checkpoint import (
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+    get_torchvision_models,
+)
+
+from ..errors import UsageError
+
+# What downloads raise: no name server, a proxy, a line that breaks.
+_ERRORS = (URLError, HTTPException, ConnectionError, TimeoutError)
+
+
+def url_of(name: str) -> Optional[str]:
+    """Find where MMEngine downloads weights from.
+
+    Args:
+        name (str): Such as ``torchvision://resnet50``, ``open-mmlab://...``,
+            ``mmcls://...``, or the address itself.
+
+    Returns:
+        str | None: None of an unknown name, of a file, and of what comes by a
+        client of its own, such as ``s3://``.
+    """
+    scheme, _, rest = name.partition('://')
+    if scheme in ('http', 'https'):
+        return name
+    if scheme in ('torchvision', 'modelzoo'):
+        return get_torchvision_models().get(rest)
+    if scheme in ('open-mmlab', 'openmmlab'):
+        rest = get_deprecated_model_names().get(rest, rest)
+        url = get_external_models().get(rest)
+        return url if url and '://' in url else None
+    return get_mmcls_models().get(rest) if scheme == 'mmcls' else None
+
+
+def cached_file(url: str) -> str:
+    """Find where a download is kept: torch's folder, by its own name."""
+    return osp.join(torch.hub.get_dir(), 'checkpoints',
+                    osp.basename(urlparse(url).path))
+
+
+def remote_weights(cfg: Config) -> Dict[str, str]:
+    """List what a training of a config may download.
+
+    Args:
+        cfg (Config): Any.
+
+    Returns:
+        Dict[str, str]: Place in the config, such as
+        ``model.backbone.init_cfg.checkpoint``, to name.
+    """
+    found = dict(_remote(cfg.get('model') or {}, 'model'))
+    found.update(_remote(cfg.get('load_from'), 'load_from'))
+    return found
+
+
+def _remote(node: Any, place: str) -> Iterator[Tuple[str, str]]:
+    if isinstance(node, str):
+        if '://' in node:
+            yield place, node
+        return
+    children = (node.items() if isinstance(node, dict) else enumerate(node)
+                if isinstance(node, (list, tuple)) else ())
+    for name, child in children:
+        yield from _remote(child, f'{place}.{name}')
+
+
+def remote_data(cfg: Config) -> Dict[str, Tuple[str, str]]:
+    """List datasets that download themselves, as CIFAR's do.
+
+    Args:
+        cfg (Config): Any.
+
+    Returns:
+        Dict[str, Tuple[str, str]]: Place in the config to address and folder.
+    """
+    found = {}
+    with DATASETS.switch_scope_and_registry(
+            cfg.get('default_scope')) as registry:
+        for part in ('train', 'val', 'test'):
+            dataset = (cfg.get(f'{part}_dataloader') or {}).get('dataset', {})
+            kind = dataset.get('type')
+            kind = registry.get(kind) if isinstance(kind, str) else kind
+            url = getattr(kind, 'url', None)
+            if isinstance(url, str):
+                found[f'{part}_dataloader.dataset'] = (
+                    url, dataset.get('data_root') or 'its data_root')
+    return found
+
+
+@contextmanager
+def downloads_explained(cfg: Config, weights: bool = True) -> Iterator[None]:
+    """Turn a failed download of a config's weights or data into a sentence.
+
+    Args:
+        cfg (Config): Of the training.
+        weights (bool): Whether the model starts from those that the config
+            names. Defaults to True.
+
+    Raises:
+        UsageError: That names what is missing, its place in the config, and
+            the ways out.
+    """
+    try:
+        yield
+    except _ERRORS as error:
+        ways = [_ways_out(name, place)
+                for place, name in remote_weights(cfg).items()
+                if weights and not _is_cached(name)]
+        what = 'weights'
+        if not ways:
+            what = 'data'
+            ways = [f'{place}: download {url} elsewhere and unpack it in '
+                    f'{folder}'
+                    for place, (url, folder) in remote_data(cfg).items()]
+        if not ways:  # another connection has failed
+            raise
+        raise UsageError(f'{what} cannot be downloaded ({_said(error)}); '
+                         f'{"; ".join(ways)}') from error
+
+
+@contextmanager
+def download_explained(name: str) -> Iterator[None]:
+    """Turn a failed download of a checkpoint into a sentence.
+
+    Args:
+        name (str): Of the checkpoint that is loaded.
+
+    Raises:
+        UsageError: That names it, and the ways out.
+    """
+    try:
+        yield
+    except _ERRORS as error:
+        if '://' not in name or _is_cached(name):
+            raise
+        raise UsageError(f'the checkpoint cannot be downloaded '
+                         f'({_said(error)}); {_ways_out(name)}') from error
+
+
+def _said(error: Exception) -> str:
+    return f'{type(error).__name__}: {getattr(error, "reason", error)}'
+
+
+def _is_cached(name: str) -> bool:
+    url = url_of(name)
+    return url is not None and osp.isfile(cached_file(url))
+
+
+def _ways_out(name: str, place: Optional[str] = None) -> str:
+    url = url_of(name)
+    ways = []
+    if url is not None:
+        ways.append(f'download {url} elsewhere and put it, under its name, '
+                    f'into {osp.dirname(cached_file(url))}')
+    if place is None:
+        return f'{name!r}: {" or ".join([*ways, "name a file instead"])}'
+    ways.append(f'name a file: --cfg-options {place}=FILE')
+    start, found, _ = place.partition('.init_cfg')
+    ways.append(('start from random weights' if place != 'load_from' else
+                 'leave it out') + f': --cfg-options {start}{found}=None')
+    return f'{name!r} of {place}: {", or ".join(ways)}'
