@@ -3,6 +3,19 @@ from mmengine.hooks import Hook
 
 from support.toy import toy_runner
 
+# What a record has of the clock, and two equal runs do not share.
+TIMES = ('step_time_before', 'step_time_after', 'steps_timed',
+         'step_quartiles_before', 'step_quartiles_after', 'step_ratio',
+         'step_ratio_rounds', 'step_times')
+
+
+def without_times(entry: dict) -> dict:
+    """A record, or a decision of one, without what the clock said."""
+    entry = {k: v for k, v in entry.items() if k not in TIMES}
+    if 'decisions' in entry:
+        entry['decisions'] = list(map(without_times, entry['decisions']))
+    return entry
+
 
 def log_of(work_dir) -> str:
     return ''.join(p.read_text() for p in work_dir.glob('*/*.log'))
