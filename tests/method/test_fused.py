@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from torch._dynamo.testing import CompileCounter
 
 from ela_mm.hosts.mmdet import ELAResNet
 from ela_mm.models.layers.bank import fused
@@ -74,6 +75,20 @@ def test_both_functions_are_compiled_with_open_shapes(monkeypatch):
     assert_same(*networks())
     assert sorted(asked) == [('_add_normalized', True),
                              ('_relu_backward', True)]
+
+
+def test_neither_stages_nor_sizes_compile_anew(monkeypatch):
+    """Maps of twelve shapes; it gives up after eight kernels a function."""
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch, 'compile',
+        lambda function, **options: compile(function, backend=counter, **options))
+    _, net = networks()
+    for size in ((64, 64), (96, 160), (160, 96)):
+        step(net, torch.randn(2, 3, *size, dtype=torch.float64))
+    assert 2 <= counter.frame_count <= 8
 
 
 @pytest.mark.slow

@@ -83,6 +83,9 @@ def _compiled(function: Callable) -> Callable:
 
 
 def _run(function: Callable, *args) -> Tensor:
+    # A parameter's size would be compiled in, and so would be whether a sum is
+    # a view into a bank: a kernel for every stage, until the compiler gives up.
+    args = [v.detach() if isinstance(v, Tensor) else v for v in args]
     if function not in _failed:
         try:
             return _compiled(function)(*args)
