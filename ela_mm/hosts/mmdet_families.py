@@ -5,7 +5,6 @@ from mmdet.models.backbones import (
     CSPNeXt,
     DetectoRS_ResNet,
     DetectoRS_ResNeXt,
-    EfficientNet,
     HRNet,
     MobileNetV2,
     PyramidVisionTransformer,
@@ -112,15 +111,6 @@ class ELAHRNet(HRNetAttentionMixin, HRNet):
 
     Takes the arguments of the host's class and of the mixin.
     """
-
-
-@MODELS.register_module()
-class ELAEfficientNet(BatchNormSequencesMixin, EfficientNet):
-    """mmdet's EfficientNet with layer attention.
-
-    Takes the arguments of the host's class and of the mixin.
-    """
-    norm_cfg_by_default = dict(type='BN', eps=1e-3)
 
 
 @MODELS.register_module()

@@ -7,7 +7,6 @@ from mmpretrain.models.backbones import (
     ConvNeXt,
     DeiT3,
     DistilledVisionTransformer,
-    EfficientNet,
     EfficientNetV2,
     HRNet,
     MobileNetV2,
@@ -91,15 +90,6 @@ class ELAHRNet(HRNetAttentionMixin, HRNet):
 
     Takes the arguments of the host's class and of the mixin.
     """
-
-
-@MODELS.register_module()
-class ELAEfficientNet(BatchNormSequencesMixin, EfficientNet):
-    """mmpretrain's EfficientNet with layer attention.
-
-    Takes the arguments of the host's class and of the mixin.
-    """
-    norm_cfg_by_default = dict(type='BN', eps=1e-3)
 
 
 @MODELS.register_module()

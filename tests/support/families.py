@@ -1,5 +1,5 @@
 """One small network of every family of backbones, and how to look into it."""
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import pytest
 import torch
@@ -17,13 +17,13 @@ class Family(NamedTuple):
     Attributes:
         config (dict): Of the backbone, with the host as scope.
         size (Tuple[int, int]): Height and width of its pictures.
-        fixed (bool): Whether it takes no pictures of another size.
+        sides (Sequence[int]): Of other pictures that it takes.
         frozen_stages (int): The first value that freezes blocks, if any does.
         plain (str): The host's own class.
     """
     config: dict
     size: Tuple[int, int] = (32, 48)
-    fixed: bool = False
+    sides: Sequence[int] = (32, 40, 64)
     frozen_stages: int = 1
 
     @property
@@ -105,14 +105,9 @@ FAMILIES: Dict[str, Family] = {
         type='mmdet.ELAMobileNetV2', widen_factor=.25, out_indices=(3, 6))),
     'mobilenet_seg': Family(dict(
         type='mmseg.ELAMobileNetV2', widen_factor=.25, out_indices=(3, 6))),
-    'efficientnet': Family(dict(
-        type='mmpretrain.ELAEfficientNet', out_indices=(3, 6)),
-        frozen_stages=2),
     'efficientnet_v2': Family(dict(
         type='mmpretrain.ELAEfficientNetV2', arch='b0', out_indices=(3, 6)),
         frozen_stages=2),
-    'efficientnet_det': Family(dict(
-        type='mmdet.ELAEfficientNet', out_indices=(3, 6)), frozen_stages=2),
     'swin_det': Family(dict(
         type='mmdet.ELASwinTransformer', embed_dims=16, depths=(1, 2, 3, 2),
         num_heads=(1, 2, 4, 8), window_size=2)),
@@ -145,9 +140,9 @@ FAMILIES: Dict[str, Family] = {
     'vit_seg': Family(dict(
         type='mmseg.ELAVisionTransformer', **_MMSEG_VIT, final_norm=True)),
     'beit_seg': Family(dict(type='mmseg.ELABEiT', **_MMSEG_VIT), (32, 32),
-                       fixed=True),
+                       sides=()),
     'mae_seg': Family(dict(type='mmseg.ELAMAE', **_MMSEG_VIT), (32, 32),
-                      fixed=True),
+                      sides=()),
     'swin_seg': Family(dict(
         type='mmseg.ELASwinTransformer', embed_dims=16, depths=(1, 2, 3, 2),
         num_heads=(1, 2, 4, 8), window_size=2, out_indices=(1, 3))),
@@ -155,12 +150,15 @@ FAMILIES: Dict[str, Family] = {
         type='mmseg.ELAMixVisionTransformer', embed_dims=8,
         num_layers=[1, 2, 3, 2])),
     'hrnet': Family(dict(
-        type='mmdet.ELAHRNet', extra=_HRNET, norm_eval=False)),
-    'hrnet_cls': Family(dict(type='mmpretrain.ELAHRNet', extra=_HRNET)),
-    'hrnet_seg': Family(dict(type='mmseg.ELAHRNet', extra=_HRNET)),
+        type='mmdet.ELAHRNet', extra=_HRNET, norm_eval=False), (32, 64),
+        sides=(32, 64)),
+    'hrnet_cls': Family(dict(type='mmpretrain.ELAHRNet', extra=_HRNET),
+                        (32, 64), sides=(32, 64)),
+    'hrnet_seg': Family(dict(type='mmseg.ELAHRNet', extra=_HRNET), (32, 64),
+                        sides=(32, 64)),
     'beit': Family(dict(
         type='mmpretrain.ELABEiTViT', **_VIT, layer_scale_init_value=.1,
-        out_type='avg_featmap'), (32, 32), fixed=True),
+        out_type='avg_featmap'), (32, 32), sides=()),
     'pvt_v2': Family(dict(
         type='mmdet.ELAPyramidVisionTransformerV2', embed_dims=8,
         num_layers=[1, 2, 3, 2])),
@@ -168,8 +166,8 @@ FAMILIES: Dict[str, Family] = {
 
 # Of the same mixin as another of the families, in another host.
 TWINS = ('riformer', 'mobilenet', 'mobilenet_det', 'mobilenet_seg',
-         'efficientnet', 'efficientnet_v2', 'efficientnet_det', 'swin_seg',
-         'swin_v2', 'vit_seg', 'beit_seg', 'hrnet_cls', 'hrnet_seg')
+         'efficientnet_v2', 'swin_seg', 'swin_v2', 'vit_seg', 'beit_seg',
+         'hrnet_cls', 'hrnet_seg')
 
 
 def each_family():

@@ -1,7 +1,8 @@
 """Families whose stages are sequences of blocks, among other modules.
 
-EfficientNet, MobileNetV2, PoolFormer, RepVGG and RIFormer. Some of their stages
-have a single block, where attention has one layer to retrieve from.
+EfficientNetV2, MobileNetV2, PoolFormer, RepVGG and RIFormer. Some of their
+stages have a single block, where attention has one layer to retrieve from.
+EfficientNet, whose hosts' sequences change their width, is not among them.
 """
 from typing import Iterator, List, Tuple
 
@@ -24,7 +25,7 @@ class SequencesMixin(PlacedAttentionMixin):
     def stage_specs(self) -> List[StageSpec]:
         """Take every sequence of blocks."""
         stages = list(self._sequences())
-        self._positions = {name: number for name, number, _ in stages}
+        self._places = {name: number for name, number, _ in stages}
         return [
             StageSpec(name, last_channels(blocks[-1]),
                       self._attention_norm_cfg, [0.] * len(blocks),
@@ -46,7 +47,7 @@ class SequencesMixin(PlacedAttentionMixin):
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
         """Tell whether ``frozen_stages`` freezes a layer."""
-        return self._positions[layer.stage_name] <= (
+        return self._places[layer.stage_name] <= (
             self.frozen_stages - self.frozen_from)
 
 
