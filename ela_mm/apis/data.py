@@ -3,7 +3,8 @@ import itertools
 import os.path as osp
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, Iterator, Optional, Sequence, Tuple
+from functools import partial
+from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
 
 import cv2
 import mmcv
@@ -11,11 +12,12 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import FUNCTIONS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..config_types import enter_scope, type_name
+from ..config_types import class_of, enter_scope, type_name
 from ..errors import UsageError
 from ..hosts.registration import host_of, host_of_model
 from .data_config import (  # noqa: F401  some have their earlier place here
@@ -180,7 +182,7 @@ def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
         UsageError: If a file is missing or no picture, or the config has no
             pipeline.
     """
-    steps = _pipeline(cfg)
+    steps, collate = _preparation(cfg)
     prepare = Compose(steps)
     loads = any(map(loads_pictures, walk(steps)))
     # Frames of a video come as lists.
@@ -207,14 +209,14 @@ def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
             sample.update(frame_id=0, video_length=1)
             sample = {key: [value] for key, value in sample.items()}
         try:
-            prepared = prepare(sample)
+            batch = collate([prepare(sample)])
         except Exception as error:
             _read(path)  # says so if it is no picture
             raise UsageError(
                 f"{path!r} does not pass the config's pipeline "
                 f'({", ".join(map(type_name, steps))}): '
                 f'{type(error).__name__}: {error}') from error
-        yield pseudo_collate([prepared])
+        yield batch
 
 
 def _as_array(cfg: Config, path: str) -> dict:
@@ -273,20 +275,34 @@ def _first_tensor(inputs: Any) -> Tensor:
     return inputs
 
 
-def _pipeline(cfg: Config) -> list:
-    steps = next((steps for steps in (pipeline_of(cfg, name) for name in (
-        'test_dataloader', 'val_dataloader', 'train_dataloader')) if steps),
-                 None)
-    if steps is None:
+def _preparation(cfg: Config) -> Tuple[list, Callable]:
+    """Steps for one picture, and what makes a batch of it."""
+    name = next((name for name in (
+        'test_dataloader', 'val_dataloader', 'train_dataloader')
+        if pipeline_of(cfg, name)), None)
+    if name is None:
         raise UsageError('the config has no test_dataloader with a pipeline, '
                          'which says how pictures are prepared')
     enter_scope(cfg)
     # Nothing is known of a picture but itself.
-    steps = without_labels(deepcopy(steps))
-    if steps and any(map(loads_pictures, steps)) and not (pipeline_of(
-            cfg, 'test_dataloader') or pipeline_of(cfg, 'val_dataloader')):
+    steps = without_labels(deepcopy(pipeline_of(cfg, name)))
+    if name == 'train_dataloader' and any(map(loads_pictures, steps)):
         steps = plain_steps(steps, picture_shape(cfg))
-    return steps
+    return steps, _collation(cfg[name].get('collate_fn'))
+
+
+def _collation(config: Any) -> Callable:
+    """What a loader's ``collate_fn`` calls, as Runner builds it."""
+    if config is None:
+        return pseudo_collate
+    if not isinstance(config, Mapping):
+        return config
+    function = class_of(config, FUNCTIONS)
+    if function is None:
+        raise UsageError(f'collate_fn.type={config.get("type")!r}: expected a '
+                         "registered function such as 'default_collate'")
+    return partial(function, **{
+        key: value for key, value in config.items() if key != 'type'})
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS
 from ..config_types import class_of, datasets_within, enter_scope, type_name
 from ..errors import UsageError
 from ..hosts.registration import host_of
+from .data_folders import folders_of, is_remote, prefixes_of
 
 # Loaders in the order in which an analysis looks for its pictures.
 LOADERS = ('val_dataloader', 'test_dataloader', 'train_dataloader')
@@ -246,10 +247,8 @@ def _arguments(cls: Any) -> List[str]:
 
 def _brings_its_data(dataset: dict) -> bool:
     """Whether a dataset makes, downloads or fetches what it does not find."""
-    for options in ('backend_args', 'file_client_args'):
-        if (dataset.get(options) or {}).get('backend', 'local') not in (
-                'local', 'disk'):
-            return True
+    if is_remote(dataset):
+        return True
     cls = class_of(dataset, DATASETS)
     if cls is None:  # building it will say so
         return True
@@ -278,19 +277,38 @@ def check_data(cfg: Config, *loaders: str, evaluators: bool = True) -> None:
             if _brings_its_data(dataset):
                 local = False
                 continue
-            root = dataset.get('data_root') or ''
-            wanted = [('data_root', place) for place in _texts(root)]
-            if not isinstance(root, (list, tuple)):
-                wanted += [('ann_file', osp.join(root, osp.expanduser(place)))
-                           for place in _texts(dataset.get('ann_file'))]
-            for option, place in wanted:
-                if _missing(place):
-                    raise UsageError(
-                        f'{place!r} does not exist ({path}.{option}): put the '
-                        'data there, or point to it with --cfg-options '
-                        f'{path}.data_root=FOLDER')
+            _check_dataset(dataset, path)
         if local and evaluators:
             _check_evaluator(cfg, loader.replace('dataloader', 'evaluator'))
+
+
+def _check_dataset(dataset: dict, path: str) -> None:
+    """Check the root, the annotations, the folders of one dataset."""
+    root = dataset.get('data_root') or ''
+    annotations = _texts(dataset.get('ann_file'))
+    prefixes = list(prefixes_of(dataset).values())
+    # Nothing is looked for in the root where all else is said in full.
+    if not (annotations and prefixes and all(
+            osp.isabs(osp.expanduser(x)) or '://' in x
+            for x in (*annotations, *prefixes))):
+        for place in _texts(root):
+            _check_place(place, 'data_root', 'data_root', path)
+    if isinstance(root, (list, tuple)):
+        return
+    annotations = [osp.join(root, osp.expanduser(x)) for x in annotations]
+    for place in annotations:
+        _check_place(place, 'ann_file', 'data_root', path)
+    steps = list(walk(dataset.get('pipeline') or []))
+    for option, place in folders_of(dataset, annotations, steps):
+        _check_place(place, option, option, path)
+
+
+def _check_place(place: str, option: str, other: str, path: str) -> None:
+    """Raise a UsageError with the option that points to another place."""
+    if _missing(place):
+        raise UsageError(
+            f'{place!r} does not exist ({path}.{option}): put the data there, '
+            f'or point to it with --cfg-options {path}.{other}=FOLDER')
 
 
 def _texts(value: Any) -> List[str]:
@@ -305,7 +323,7 @@ def _missing(place: str) -> bool:
 
 
 def _check_evaluator(cfg: Config, name: str) -> None:
-    """CocoMetric has an annotation file of its own."""
+    """MMDetection's metrics have annotations of their own."""
     evaluators = cfg.get(name) or []
     if isinstance(evaluators, Mapping):  # of several datasets, or a metric
         metrics = evaluators.get('metrics')
@@ -314,8 +332,9 @@ def _check_evaluator(cfg: Config, name: str) -> None:
             evaluators if isinstance(evaluators, (list, tuple)) else []):
         if not isinstance(evaluator, Mapping):
             continue  # built already
-        for place in _texts(evaluator.get('ann_file')):
-            if _missing(place):
-                raise UsageError(
-                    f'{place!r} does not exist ({name}.ann_file): point to '
-                    f'the annotations with --cfg-options {name}.ann_file=FILE')
+        for option in ('ann_file', 'seg_prefix'):  # the latter of panoptic maps
+            for place in _texts(evaluator.get(option)):
+                if _missing(place):
+                    raise UsageError(
+                        f'{place!r} does not exist ({name}.{option}): point to '
+                        f'it with --cfg-options {name}.{option}=PATH')

@@ -356,6 +356,33 @@ def test_what_a_pipeline_cannot_take_is_said(root):
         next(file_batches(cfg, [str(root / 'a.txt')]))
 
 
+def under_another_name(samples, name):
+    return {name: torch.stack([x['inputs'] for x in samples])}
+
+
+def test_files_are_collated_as_the_loader_says(root):
+    path = str(root / '0' / '2.png')
+    collations = [
+        (None, 'inputs', list),
+        (dict(type='default_collate'), 'inputs', torch.Tensor),
+        (dict(type=under_another_name, name='own'), 'own', torch.Tensor),
+        (lambda samples: under_another_name(samples, 'own'), 'own',
+         torch.Tensor)]
+    for collate, key, kind in collations:
+        options = {} if collate is None else dict(collate_fn=collate)
+        cfg = config(dataset(root), 'test', **options)
+        (batch, ) = file_batches(cfg, [path])
+        assert isinstance(batch[key], kind) and len(batch[key]) == 1
+        assert batch[key][0].shape == (3, 16, 20) and (batch[key][0] == 80).all()
+        # As the host's own loader has them.
+        (own, ) = dataset_batches(config(dataset(root, indices=[2]), 'test',
+                                         **options), 1)
+        assert torch.equal(own[key][0], batch[key][0])
+    cfg = config(dataset(root), 'test', collate_fn=dict(type='nothing'))
+    with pytest.raises(UsageError, match="collate_fn.type='nothing'"):
+        next(file_batches(cfg, [path]))
+
+
 # --- batches that are no (B, 3, H, W) ----------------------------------------
 
 
