@@ -1,7 +1,8 @@
 """ELA on MMPretrain's ResNet family, and what only MMPretrain knows."""
-from typing import List, Tuple
+from typing import List, Sequence, Tuple
 
 from mmengine.config import Config, ConfigDict
+from mmpretrain.engine import VisualizationHook
 from mmpretrain.models import ImageClassifier  # all of them, or none
 from mmpretrain.models.backbones import (
     ResNet,
@@ -14,7 +15,8 @@ from mmpretrain.models.backbones import (
 )
 from mmpretrain.models.backbones.resnet import Bottleneck
 from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
-from mmpretrain.registry import MODELS
+from mmpretrain.registry import HOOKS, MODELS
+from mmpretrain.structures import DataSample
 from torch import nn
 
 from ..config_types import type_name
@@ -151,6 +153,25 @@ class ELAResNet_CIFAR(MMPretrainMixin, ResNet_CIFAR):
         super().__init__(depth, **kwargs)
 
 
+@HOOKS.register_module()
+class ViewVisualizationHook(VisualizationHook):
+    """mmpretrain's VisualizationHook for test-time augmentation.
+
+    Of the views of a picture it draws the first that is not flipped; the
+    host's, which expects one view, fails on several. Takes the host's arguments.
+    """
+
+    def _draw_samples(self, batch_idx: int, data_batch: dict,
+                      data_samples: Sequence[DataSample],
+                      step: int = 0) -> None:
+        views = data_batch['data_samples']  # of each view, of each picture
+        chosen = next((i for i, view in enumerate(views)
+                       if not view[0].get('flip')), 0)
+        super()._draw_samples(
+            batch_idx, dict(inputs=data_batch['inputs'][chosen]), data_samples,
+            step)
+
+
 class MMPretrain(Host):
     """MMPretrain."""
 
@@ -177,6 +198,13 @@ class MMPretrain(Host):
         """Say for which pictures a backbone is made: CIFAR's are small."""
         small = 'CIFAR' in type_name(backbone)
         return (32, 32) if small else super().picture_shape(backbone)
+
+    def tta(self, cfg: Config) -> None:
+        """Wrap model and test pipeline, and let the hook draw one view."""
+        super().tta(cfg)
+        hook = (cfg.get('default_hooks') or {}).get('visualization') or {}
+        if type_name(hook) == VisualizationHook.__name__:
+            hook['type'] = f'mmpretrain.{ViewVisualizationHook.__name__}'
 
     def default_part(self, model: nn.Module) -> str:
         """Say what of a model is exported: a classifier, if it has a head."""

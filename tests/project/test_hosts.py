@@ -10,10 +10,13 @@ from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.evaluation import DumpDetResults
 from mmdet.models.reid import BaseReID
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import default_collate, pseudo_collate
 from mmengine.evaluator import DumpResults
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS
+from mmengine.registry import HOOKS, MODELS, DefaultScope
+from mmengine.visualization import Visualizer
 from mmpretrain.models import ImageClassifier
+from mmpretrain.structures import DataSample
 from support.toy import ToyClassifier, toy_config
 
 from ela_mm.apis.data import picture_shape, prepare_config
@@ -196,6 +199,36 @@ def test_flips_are_averaged(scope, model, meta_keys):
     flips, (pack, ) = augment.transforms
     assert [flip.prob for flip in flips] == [1., 0.]
     assert ('flip' in pack.get('meta_keys', ())) is meta_keys
+
+
+class Drawn(list):
+    """Stands in for a visualizer."""
+
+    def visualize_cls(self, image, data_sample, **kwargs):
+        self.append((int(image.max()), data_sample))
+
+
+@pytest.mark.parametrize('collate', [default_collate, pseudo_collate])
+@pytest.mark.parametrize('flips, shown', [
+    ((True, False), 2), ((False, True), 1), ((None, None), 1)])
+def test_mmpretrain_draws_the_view_that_is_not_flipped(flips, shown, collate):
+    """Whose own hook fails on several views of a picture."""
+    cfg = with_pipeline('mmpretrain', 'Network', default_hooks=dict(
+        visualization=dict(type='VisualizationHook', enable=True, interval=1)))
+    host_of(cfg).tta(cfg)
+    Visualizer.get_instance('any')  # which the hook asks for
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        hook = HOOKS.build(cfg.default_hooks.visualization)
+    hook._visualizer = Drawn()
+    batch = collate([
+        dict(inputs=[torch.full((3, 8, 8), view + 10 * picture)
+                     for view in (1, 2)],
+             data_samples=[DataSample(metainfo=dict(
+                 {} if flip is None else dict(flip=flip))) for flip in flips])
+        for picture in range(3)])
+    hook.after_test_iter(None, 0, batch, ['a', 'b', 'c'])
+    assert hook._visualizer == [
+        (shown + 10 * i, name) for i, name in enumerate('abc')]
 
 
 def test_every_dataset_of_a_test_is_flipped():
