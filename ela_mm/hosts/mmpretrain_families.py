@@ -258,3 +258,11 @@ class ELAXCiT(ViTAttentionMixin, XCiT):
         """Tell whether ``frozen_stages`` freezes a layer; it counts from 2."""
         return self.depth_of(layer.stage, layer.index) < (
             self.frozen_stages - 1)
+
+    def train(self, mode: bool = True) -> 'ELAXCiT':
+        """Set the mode as the host does; frozen layers stay in evaluation."""
+        super().train(mode)
+        for layer in self.attention_layers:
+            if self.is_frozen(layer):
+                layer.module.eval()
+        return self
