@@ -5,7 +5,6 @@ Train: tools/train.py configs/pure_python/ela_resnet20_digits.py
 from mmengine.config import read_base
 from mmengine.dataset import DefaultSampler
 from mmengine.optim import MultiStepLR
-from mmengine.visualization import LocalVisBackend
 from mmpretrain.datasets import PackInputs
 from mmpretrain.engine.hooks import VisualizationHook
 from mmpretrain.evaluation import Accuracy
@@ -65,5 +64,4 @@ param_scheduler = dict(
 auto_scale_lr = dict(base_batch_size=64)
 
 default_hooks.update(visualization=dict(type=VisualizationHook, enable=False))
-visualizer = dict(
-    type=UniversalVisualizer, vis_backends=[dict(type=LocalVisBackend)])
+visualizer.update(type=UniversalVisualizer)

@@ -27,16 +27,14 @@ from mmdet.models.task_modules import (
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import read_base
 from mmengine.dataset import DefaultSampler
-from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
-from mmengine.runner import EpochBasedTrainLoop, LogProcessor, TestLoop, ValLoop
-from mmengine.visualization import LocalVisBackend
-from torch.optim import AdamW
+from mmengine.optim import CosineAnnealingLR
+from mmengine.runner import EpochBasedTrainLoop
 
 from ela_mm.datasets.mmdet import DigitsDetectionDataset
 from ela_mm.hosts.mmdet import ELAResNet
 
 with read_base():
-    from ._base_.runtime import *
+    from ._base_.files import *
 
 max_epochs = 6
 coder = dict(type=DeltaXYWHBBoxCoder, target_means=[0.] * 4)
@@ -133,10 +131,8 @@ model = dict(
 # The pictures are made from scikit-learn's digits on first use.
 data_root = 'data/digits/'
 boxes = dict(type=LoadAnnotations, with_bbox=True)
-train_dataloader = dict(
+train_dataloader.update(
     batch_size=4,
-    num_workers=1,
-    persistent_workers=True,
     sampler=dict(type=DefaultSampler, shuffle=True),
     dataset=dict(
         type=DigitsDetectionDataset,
@@ -151,11 +147,8 @@ train_dataloader = dict(
                 type=PackDetInputs,
                 meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape'))
         ]))
-val_dataloader = dict(
+val_dataloader.update(
     batch_size=4,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type=DefaultSampler, shuffle=False),
     dataset=dict(
         type=DigitsDetectionDataset,
         data_root=data_root,
@@ -178,25 +171,15 @@ test_evaluator = val_evaluator
 
 train_cfg = dict(
     type=EpochBasedTrainLoop, max_epochs=max_epochs, val_interval=2)
-val_cfg = dict(type=ValLoop)
-test_cfg = dict(type=TestLoop)
-optim_wrapper = dict(
-    type=OptimWrapper,
-    optimizer=dict(type=AdamW, lr=5e-4, weight_decay=0.05, fused=True),
-    clip_grad=dict(max_norm=10))
-param_scheduler = [
-    dict(type=LinearLR, start_factor=0.01, by_epoch=False, begin=0, end=30),
+optim_wrapper['optimizer'].update(lr=5e-4, fused=True)
+param_scheduler.append(
     dict(
         type=CosineAnnealingLR,
         begin=0,
         end=max_epochs,
         by_epoch=True,
-        convert_to_iter_based=True)
-]
+        convert_to_iter_based=True))
 
 default_hooks.update(visualization=dict(type=DetVisualizationHook))
-visualizer = dict(
-    type=DetLocalVisualizer,
-    vis_backends=[dict(type=LocalVisBackend)],
-    name='visualizer')
-log_processor = dict(type=LogProcessor, window_size=50, by_epoch=True)
+visualizer.update(type=DetLocalVisualizer)
+log_processor.update(window_size=50, by_epoch=True)

@@ -5,10 +5,9 @@ Train: tools/train.py configs/pure_python/fpn_ela_r50_digits.py
 """
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import read_base
-from mmengine.dataset import DefaultSampler, InfiniteSampler
-from mmengine.optim import LinearLR, OptimWrapper, PolyLR
-from mmengine.runner import IterBasedTrainLoop, LogProcessor, TestLoop, ValLoop
-from mmengine.visualization import LocalVisBackend
+from mmengine.dataset import InfiniteSampler
+from mmengine.optim import PolyLR
+from mmengine.runner import IterBasedTrainLoop
 from mmseg.datasets import LoadAnnotations, PackSegInputs
 from mmseg.engine import SegVisualizationHook
 from mmseg.evaluation import IoUMetric
@@ -21,13 +20,12 @@ from mmseg.models import (
 )
 from mmseg.visualization import SegLocalVisualizer
 from torch.nn import BatchNorm2d
-from torch.optim import AdamW
 
 from ela_mm.datasets.mmseg import DigitsSegmentationDataset
 from ela_mm.hosts.mmseg import ELAResNetV1c
 
 with read_base():
-    from ._base_.runtime import *
+    from ._base_.files import *
 
 max_iters = 400
 
@@ -78,21 +76,16 @@ pipeline = [
     dict(type=LoadAnnotations),
     dict(type=PackSegInputs)
 ]
-train_dataloader = dict(
+train_dataloader.update(
     batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
     sampler=dict(type=InfiniteSampler, shuffle=True),
     dataset=dict(
         type=DigitsSegmentationDataset,
         data_root=data_root,
         data_prefix=dict(img_path='train', seg_map_path='train_maps'),
         pipeline=pipeline))
-val_dataloader = dict(
+val_dataloader.update(
     batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type=DefaultSampler, shuffle=False),
     dataset=dict(
         type=DigitsSegmentationDataset,
         data_root=data_root,
@@ -105,28 +98,18 @@ test_evaluator = val_evaluator
 
 train_cfg = dict(
     type=IterBasedTrainLoop, max_iters=max_iters, val_interval=100)
-val_cfg = dict(type=ValLoop)
-test_cfg = dict(type=TestLoop)
-optim_wrapper = dict(
-    type=OptimWrapper,
-    optimizer=dict(type=AdamW, lr=2e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=10))
-param_scheduler = [
-    dict(type=LinearLR, start_factor=0.01, by_epoch=False, begin=0, end=30),
+optim_wrapper['optimizer'].update(lr=2e-3)
+param_scheduler.append(
     dict(
         type=PolyLR,
         power=0.9,
         eta_min=1e-5,
         by_epoch=False,
         begin=30,
-        end=max_iters)
-]
+        end=max_iters))
 
 default_hooks['logger'].update(interval=50, log_metric_by_epoch=False)
 default_hooks['checkpoint'].update(by_epoch=False, interval=100)
 default_hooks.update(visualization=dict(type=SegVisualizationHook))
-visualizer = dict(
-    type=SegLocalVisualizer,
-    vis_backends=[dict(type=LocalVisBackend)],
-    name='visualizer')
-log_processor = dict(type=LogProcessor, by_epoch=False)
+visualizer.update(type=SegLocalVisualizer)
+log_processor.update(by_epoch=False)

@@ -6,6 +6,7 @@ from mmengine.hooks import (
     LoggerHook,
     ParamSchedulerHook,
 )
+from mmengine.visualization import LocalVisBackend
 
 from ela_mm import ELAPruneHook, ReseedHook, ebqm
 
@@ -27,6 +28,8 @@ custom_hooks = [
         criterion=dict(type=ebqm, gamma=0.75, alpha=5.0, beta=1.0, mu=0.3)),
     dict(type=ReseedHook)  # runs of one seed see the same batches
 ]
+visualizer = dict(
+    vis_backends=[dict(type=LocalVisBackend)], name='visualizer')
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
