@@ -1,4 +1,7 @@
-"""The error for what a user can put right."""
+"""The error for what a user can put right, and how tools end."""
+
+# What a shell expects of a process that Ctrl-C has ended: 128 + SIGINT.
+INTERRUPTED = 130
 
 
 class UsageError(ValueError):

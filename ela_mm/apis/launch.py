@@ -16,7 +16,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..engine.checkpoints import is_intact
-from ..errors import UsageError
+from ..errors import INTERRUPTED, UsageError
 from .data import prepare_config
 from .loading import config_from_file, settings
 
@@ -156,7 +156,7 @@ def _escape(stream: TextIO) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a tool's main function; a UsageError ends it with one line."""
+    """Run a tool's main function; what users can mend ends it with a line."""
     _escape(sys.stdout)
     try:
         main()
@@ -165,3 +165,6 @@ def run(main: Callable[[], None]) -> None:
     except URLError as error:
         sys.exit(f'error: a download failed ({error.reason}): expected a '
                  'network, or what is wanted where the config looks for it')
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -13,7 +13,7 @@ import re
 import string
 import zipfile
 from types import SimpleNamespace
-from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
@@ -153,7 +153,9 @@ def places_of(cfg: Config) -> List[Place]:
 
 def latest_intact(
         work_dir: str,
-        places: Sequence[Place] = ()) -> Tuple[Optional[str], List[str]]:
+        places: Sequence[Place] = (),
+        intact: Callable[[str], bool] = is_intact
+) -> Tuple[Optional[str], List[str]]:
     """Find the checkpoint to go on from.
 
     It is the one that ``last_checkpoint`` names. Where that file or the one it
@@ -164,6 +166,8 @@ def latest_intact(
         work_dir (str): Of the run.
         places (Sequence[Place]): From :func:`places_of`. Defaults to
             ``epoch_*.pth`` and ``iter_*.pth`` in the work dir.
+        intact (Callable): Tells whether a file can be read. Defaults to
+            :func:`is_intact`, which reads all of it.
 
     Returns:
         tuple: Its path or None, and the paths of those found damaged.
@@ -187,7 +191,7 @@ def latest_intact(
             named])
     damaged = []
     for path in dict.fromkeys(candidates):
-        if is_intact(path):
+        if intact(path):
             return path, damaged
         damaged.append(path)
     return None, damaged

@@ -5,7 +5,9 @@ from mmengine.runner import IterBasedTrainLoop
 from torch import nn
 
 from ..errors import UsageError
+from ..pruning.windows import Course, Windows
 from .surgery import check_parallelism
+from .warm_up import warm_up_of
 
 
 def check_run(hook, runner) -> None:
@@ -26,9 +28,23 @@ def check_run(hook, runner) -> None:
             "first=1, last=1, criterion=dict(type='EBQM')), ...]")
     check_parallelism(runner)
     check_loader(runner)
-    hook._windows.check(
-        runner.max_epochs if hook.by_epoch else runner.max_iters,
-        not isinstance(runner.train_loop, IterBasedTrainLoop))
+    resolve_windows(hook._windows, runner)
+
+
+def resolve_windows(windows: Windows, runner) -> None:
+    """Find out when windows are in a run.
+
+    Args:
+        windows (Windows): Of its hook.
+        runner (Runner): With its train loop and schedulers built.
+
+    Raises:
+        UsageError: If one has no place in it.
+    """
+    windows.check_loop(not isinstance(runner.train_loop, IterBasedTrainLoop))
+    windows.resolve(
+        Course(runner.max_epochs if windows.by_epoch else runner.max_iters,
+               warm_up_of(runner, windows.by_epoch)))
 
 
 def what_has_to_agree(runner) -> Dict[str, Any]:

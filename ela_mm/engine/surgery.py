@@ -88,10 +88,13 @@ def prepare(runner) -> None:
     inert = backbone.inert_layers
     if inert:
         skip(runner, inert, 'layer')
+        layers = find_backbone(runner.model).attention_layers
+        active = [layer for layer in layers if layer.active]
         runner.logger.info(
             f'{len(inert)} attention layers lie in frozen stages with '
             'fresh weights: they add exactly 0 and cannot learn, so they '
-            f'are skipped from the start ({", ".join(inert)})')
+            f'are skipped from the start ({", ".join(inert)}); '
+            f'{len(active)} of {len(layers)} are active')
     elif not all(layer.active for layer in backbone.attention_layers):
         _forget_momentum(runner)  # of a mask that was edited by hand
         wrap_anew(runner)  # the model was wrapped before the mask came

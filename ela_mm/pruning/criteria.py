@@ -33,6 +33,35 @@ CRITERIA: Dict[str, Callable[..., np.ndarray]] = dict(
     ablation=ablation)
 
 
+def why_none(config: Dict[str, Any], kl: ArrayLike,
+             scores: ArrayLike) -> str:
+    """Say why a criterion has skipped no layer.
+
+    Args:
+        config (Dict[str, Any]): Its ``type`` and every parameter.
+        kl (ArrayLike): (L, ), what it decided on.
+        scores (ArrayLike): (L, ), from :meth:`Criterion.__call__`.
+
+    Returns:
+        str: A sentence without a full stop.
+    """
+    kl, scores = np.asarray(kl), np.asarray(scores, dtype=np.float64)
+    if not isinstance(CRITERIA.get(config['type']), Thresholded):
+        return 'the criterion found no layer redundant'
+    ranked = scores[np.isfinite(scores)]
+    if len(ranked):
+        return (f'no layer is mapped below mu={config["mu"]:g}: the lowest has '
+                f'{ranked.min():.4g}')
+    reached = int((kl <= np.quantile(kl, config['gamma'])).sum())
+    if reached == 1:
+        return (f'of {len(kl)} candidates one is within reach '
+                f'(gamma={config["gamma"]:g}): there is nothing to rank it '
+                'with')
+    return (f'the {reached} of {len(kl)} candidates within reach '
+            f'(gamma={config["gamma"]:g}) do not differ: equal values rank '
+            'nothing')
+
+
 def asks_network(function: Callable) -> bool:
     """Say whether a criterion decides on the network itself."""
     return 'network' in inspect.signature(function).parameters

@@ -149,15 +149,22 @@ class LayerSums:
         self.batches = [0] * len(self.batches)
         self.samples = self.iterations = 0
 
+    def totals(self) -> Tensor:
+        """What is known of all iterations together, (9, ) float64."""
+        known = not math.isnan(self.uniform)
+        return torch.cat([
+            self.sums,
+            self.sums.new_tensor([
+                self.samples, self.iterations, self.uniform if known else 0.,
+                known
+            ])
+        ])
+
     def to_row(self) -> Tensor:
         """All numbers but ``seen`` as (9 + 3 * ITERATIONS_KEPT, ) float64."""
         batches = self.sums.new_zeros(ITERATIONS_KEPT)
         batches[:len(self.batches)] = self.sums.new_tensor(self.batches)
-        known = not math.isnan(self.uniform)
-        counts = self.sums.new_tensor([
-            self.samples, self.iterations, self.uniform if known else 0., known
-        ])
-        return torch.cat([self.sums, counts, self.values.flatten(), batches])
+        return torch.cat([self.totals(), self.values.flatten(), batches])
 
     @staticmethod
     def split(row: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:

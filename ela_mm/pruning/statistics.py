@@ -1,5 +1,5 @@
 """Averages a window's KL divergences over samples, iterations and ranks."""
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -70,6 +70,11 @@ class KLStatistics:
         return not self._layers
 
     @property
+    def samples(self) -> int:
+        """Samples so far; on the first rank those of all ranks it has."""
+        return max((x.samples for x in self._layers.values()), default=0)
+
+    @property
     def is_scattered(self) -> bool:
         """Whether other ranks may hold sums that the first one lacks.
 
@@ -97,11 +102,12 @@ class KLStatistics:
             self._layers[layer] = LayerSums(observed.values.device)
         self._layers[layer].add(observed)
 
-    def _total(self, layers: List[str]) -> Tensor:
+    def _total(self, layers: List[str],
+               row: Callable[[LayerSums], Tensor] = LayerSums.to_row) -> Tensor:
         """Rows of all layers, summed over ranks: the same bits on each."""
         device = next((x.sums.device for x in self._layers.values()), 'cpu')
         rows = torch.stack([
-            (self._layers.get(name) or LayerSums(device)).to_row()
+            row(self._layers.get(name) or LayerSums(device))
             for name in layers
         ])
         if _distributed():
@@ -131,6 +137,26 @@ class KLStatistics:
             if found is not None:
                 statistics[name] = found
         return statistics
+
+    def so_far(self, layers: List[str]) -> Dict[str, LayerKL]:
+        """Average over what was added until now, without single steps.
+
+        Every rank must call it, with the same layers. It waits for the
+        device; between ranks nine numbers per layer are exchanged.
+
+        Args:
+            layers (List[str]): Names of the active layers, in order.
+
+        Returns:
+            Dict[str, LayerKL]: Of the layers that any rank has measured,
+            their series empty.
+        """
+        if not layers:
+            return {}
+        totals = self._total(layers, LayerSums.totals).cpu()
+        rows = torch.nn.functional.pad(totals, (0, 3 * ITERATIONS_KEPT))
+        found = {name: reduced(row, 0) for name, row in zip(layers, rows)}
+        return {name: kl for name, kl in found.items() if kl is not None}
 
     def move_to_rank_0(self, layers: List[str]) -> None:
         """Move the sums of all ranks to the first, before it saves them.

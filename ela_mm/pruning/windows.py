@@ -1,24 +1,53 @@
 """The windows in which redundancy is measured."""
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+import math
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..errors import UsageError
 
 Window = Tuple[int, int]
+# A window as a config has it: (first, last), two shares of the training, or
+# (AFTER_WARMUP, how many).
+Given = Tuple[Any, Any]
+AFTER_WARMUP = 'after_warmup'
+FORMS = ('expected a pair (first, last) of whole numbers, which count from 1, '
+         'such as (1, 1); or of two shares of the training, such as (0.0, 0.1); '
+         "or ('after_warmup', 1), so many after the warm-up of the learning "
+         'rate')
+
+
+class Course(NamedTuple):
+    """What has to be known of a training to say when a window is.
+
+    Attributes:
+        length (int): Its epochs or iterations, whichever windows count.
+        warm_up (int | None): How many of them the warm-up of the learning
+            rate takes, begun ones included; None if there is no warm-up.
+    """
+    length: int
+    warm_up: Optional[int] = None
 
 
 class Windows:
     """Inclusive spans of epochs or iterations, counted from 1.
 
     Args:
-        windows (Sequence): Pairs (first, last), or mappings
-            ``dict(first=1, last=1, criterion=dict(...))`` where a window is
-            to be decided by a criterion of its own.
+        windows (Sequence): Pairs, mixed freely: ``(first, last)``; two shares
+            of the training, ``(0.0, 0.1)``; or ``('after_warmup', 1)``, so
+            many epochs or iterations after the warm-up of the learning rate.
+            Where a window is to be decided by a criterion of its own,
+            ``dict(window=PAIR, criterion=dict(...))`` or
+            ``dict(first=1, last=1, criterion=dict(...))``.
         by_epoch (bool): Whether they count epochs; if False, iterations.
             Defaults to True.
 
     Attributes:
-        spans (List[Window]): Pairs, in order.
-        criteria (Dict[Window, dict]): Configs of criteria of their own.
+        given (List[Given]): Pairs as they were given, in the order of time
+            once they are resolved.
+        spans (List[Window]): What they are in this training, in order; empty
+            before :meth:`resolve` if any window depends on it.
+        criteria (Dict[Given, dict]): Configs of criteria of their own.
+        begun (Dict[Given, Window]): What windows were that an earlier part of
+            this run has begun: they stay so, however long it has become.
 
     Raises:
         UsageError: If there is none, one is no such window, or they overlap
@@ -27,25 +56,23 @@ class Windows:
 
     def __init__(self, windows: Sequence[Any], by_epoch: bool = True) -> None:
         self.by_epoch = by_epoch
-        self.criteria: Dict[Window, dict] = {}
-        if isinstance(windows, (str, bytes)) or not isinstance(
-                windows, Sequence):
-            raise UsageError(f'windows={windows!r}: expected a list of pairs '
-                             '(first, last), such as [(1, 1), (7, 7)]')
-        spans = []
-        for window in windows:
-            if isinstance(window, dict):
-                unknown = set(window) - {'first', 'last', 'criterion'}
-                if unknown or not {'first', 'last'} <= set(window):
-                    raise UsageError(
-                        f'window {dict(window)!r}: expected the keys first and '
-                        'last, and criterion if it is to have its own')
-                span = window['first'], window['last']
-                if window.get('criterion') is not None:
-                    self.criteria[span] = window['criterion']
-                window = span
-            spans.append(window)
-        self.spans = check_windows(spans)
+        self.given: List[Given] = []
+        self.criteria: Dict[Given, dict] = {}
+        self.begun: Dict[Given, Window] = {}
+        for window in _listed(windows):
+            pair, criterion = _taken_apart(window)
+            self.given.append(_checked(pair))
+            if criterion is not None:
+                self.criteria[self.given[-1]] = criterion
+        self.spans: List[Window] = []
+        if not self.are_relative:
+            self.spans = list(self.given)
+            self._check_order()
+
+    @property
+    def are_relative(self) -> bool:
+        """Whether any of them depends on the training."""
+        return any(map(is_relative, self.given))
 
     @property
     def unit(self) -> str:
@@ -56,62 +83,169 @@ class Windows:
         """Find the window of an epoch or iteration, counted from 1."""
         return window_of(self.spans, count)
 
-    def check(self, limit: int, counts_epochs: bool) -> None:
-        """Check them against a training.
+    def given_of(self, window: Window) -> Given:
+        """Find how a window was given."""
+        return self.given[self.spans.index(window)]
+
+    def name(self, window: Window) -> str:
+        """A window in words, and how it was given where that differs."""
+        given = self.given_of(window)
+        return window_name(window, self.unit) + (
+            f' {given}' if is_relative(given) else '')
+
+    def resolve(self, course: Course) -> None:
+        """Find out when they are in a training, in the order of time.
 
         Args:
-            limit (int): Its epochs or iterations, whichever windows count.
-            counts_epochs (bool): Whether its loop knows epochs.
+            course (Course): Of the training.
 
         Raises:
-            UsageError: If a window would never be decided.
+            UsageError: If one has no place in it, or they overlap then.
         """
+        if self.are_relative:
+            found = [(self.begun.get(given) or _placed(given, course), given)
+                     for given in self.given]
+            found.sort(key=lambda pair: pair[0])
+            self.spans = [span for span, _ in found]
+            self.given = [given for _, given in found]
+            self._check_order()
+        last = self.spans[-1]
+        if last[1] > course.length:
+            raise UsageError(
+                f'window {self._words(-1)} lies past the last {self.unit} of '
+                f'the training, {course.length}: it would never be decided')
+
+    def check_loop(self, counts_epochs: bool) -> None:
+        """Raise a UsageError if they count epochs and a train loop does not."""
         if self.by_epoch and not counts_epochs:
             raise UsageError(
-                f'windows={self.spans} count epochs, but the train loop is '
-                'iteration-based: set by_epoch=False and count iterations')
-        last = self.spans[-1]
-        if last[1] > limit:
-            raise UsageError(
-                f'window {last} lies past the last {self.unit} of the '
-                f'training, {limit}: it would never be decided')
+                f'windows={self.given} count epochs, but the train loop is '
+                'iteration-based: set by_epoch=False; whole numbers in windows '
+                'are iterations then')
+
+    def _check_order(self) -> None:
+        for i, (first, second) in enumerate(zip(self.spans, self.spans[1:])):
+            if second[0] <= first[1]:
+                raise UsageError(
+                    f'windows {self._words(i)} and {self._words(i + 1)} overlap '
+                    'or are out of order: each must start after the last one '
+                    'ends')
+
+    def _words(self, i: int) -> str:
+        """As it was given, and what it is where that differs."""
+        if not is_relative(self.given[i]):
+            return str(self.given[i])
+        return f'{self.given[i]}, {window_name(self.spans[i], self.unit)},'
+
+
+def is_relative(given: Given) -> bool:
+    """Whether a window is said by something else than counts."""
+    return not all(type(bound) is int for bound in given)
 
 
 def check_windows(windows: Sequence[Sequence[int]]) -> List[Window]:
-    """Check windows for what can be known without a training schedule.
+    """Check windows for what can be known without a training.
 
     Args:
         windows (Sequence[Sequence[int]]): Pairs (first, last), inclusive,
             counted from 1.
 
     Returns:
-        List[Window]: The same as tuples.
+        List[Window]: The same as tuples; empty if any depends on the training.
 
     Raises:
-        UsageError: If there is none, one is no such pair, or they overlap or
-            are out of order.
+        UsageError: As :class:`Windows`.
     """
+    return Windows(windows).spans
+
+
+def _listed(windows: Any) -> Sequence[Any]:
+    """Windows, if it is a list of some."""
+    if isinstance(windows, (str, bytes)) or not isinstance(windows, Sequence):
+        raise UsageError(f'windows={windows!r}: expected a list of pairs '
+                         '(first, last), such as [(1, 1), (7, 7)]')
     if not windows:
         raise UsageError('windows is empty: expected pairs (first, last) of '
                          'epochs or iterations, such as [(1, 1), (7, 7)]')
-    checked: List[Window] = []
-    for window in windows:
-        if (not isinstance(window, Sequence) or len(window) != 2
-                or not all(type(bound) is int for bound in window)):
-            raise UsageError(f'window {window!r}: expected a pair (first, '
-                             'last) of whole numbers')
-        first, last = window
+    pairs = [window for window in windows if isinstance(window, Mapping) or (
+        isinstance(window, Sequence) and not isinstance(window, str))]
+    if len(windows) == 2 and not pairs:
+        raise UsageError(f'windows={windows!r} is a single pair: expected a '
+                         f'list of them, windows=[{tuple(windows)!r}]')
+    return windows
+
+
+def _taken_apart(window: Any) -> Tuple[Any, Optional[dict]]:
+    """The pair of a window, and the criterion of its own if it has one."""
+    if not isinstance(window, Mapping):
+        return window, None
+    keys = set(window) - {'criterion'}
+    if keys == {'window'}:
+        pair = window['window']
+    elif keys == {'first', 'last'}:
+        pair = window['first'], window['last']
+        if isinstance(pair[0], str):
+            raise UsageError(f'window {dict(window)!r}: expected it as '
+                             f'window={pair!r}')
+    else:
+        raise UsageError(
+            f'window {dict(window)!r}: expected the keys first and last, or '
+            'window, and criterion if it is to have its own')
+    return pair, window.get('criterion')
+
+
+def _checked(window: Any) -> Given:
+    """A window as a tuple, if it is one whatever the training."""
+    if (isinstance(window, (str, bytes)) or not isinstance(window, Sequence)
+            or len(window) != 2):
+        raise UsageError(f'window {window!r}: {FORMS}')
+    given = first, last = tuple(window)
+    if isinstance(first, str):
+        if first != AFTER_WARMUP or type(last) is not int or last < 1:
+            raise UsageError(f'window {given}: {FORMS}')
+    elif all(type(bound) is int for bound in given):
         if first < 1:
-            raise UsageError(f'window ({first}, {last}): counting starts at 1')
+            raise UsageError(f'window {given}: counting starts at 1; shares of '
+                             'the training have a decimal point, such as '
+                             '(0.0, 0.1)')
         if last < first:
-            raise UsageError(f'window ({first}, {last}) is reversed: expected '
-                             'first <= last')
-        if checked and first <= checked[-1][1]:
             raise UsageError(
-                f'windows {checked[-1]} and ({first}, {last}) overlap or are '
-                'out of order: each must start after the last one ends')
-        checked.append((first, last))
-    return checked
+                f'window {given} is reversed: expected first <= last')
+    elif all(type(bound) is float for bound in given):
+        if not 0 <= first < last <= 1:
+            raise UsageError(
+                f'window {given}: expected two shares of the training, '
+                '0.0 <= first < last <= 1.0; epochs and iterations are whole '
+                'numbers, without a decimal point')
+    elif {type(bound) for bound in given} == {int, float}:
+        shares = float(first), float(last)
+        example = shares if 0 <= shares[0] < shares[1] <= 1 else (0., .1)
+        raise UsageError(
+            f'window {given} mixes a count with a share: expected two whole '
+            'numbers, such as (1, 2), or two shares of the training, such as '
+            f'{example}')
+    else:
+        raise UsageError(f'window {given}: {FORMS}')
+    return given
+
+
+def _placed(given: Given, course: Course) -> Window:
+    """What a window is in a training."""
+    first, last = given
+    if first == AFTER_WARMUP:
+        if course.warm_up is None:
+            raise UsageError(
+                f'window {given}: the schedule of the learning rate has no '
+                'warm-up (LinearLR or ConstantLR from a lower rate, '
+                'QuadraticWarmupLR, OneCycleLR): expected one, or a window '
+                'like (1, 1)')
+        return course.warm_up + 1, course.warm_up + last
+    if not is_relative(given):
+        return given
+    # Bounds are rounded alike, so that shares that meet do not overlap.
+    begin, end = (math.floor(share * course.length + .5) for share in given)
+    begin = max(0, min(begin, course.length - 1))
+    return begin + 1, max(begin + 1, end)
 
 
 def window_of(windows: Sequence[Window], count: int) -> Optional[Window]:

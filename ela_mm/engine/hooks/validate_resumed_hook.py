@@ -1,40 +1,49 @@
 """What an interruption may have cut off of a validation is made good."""
-from typing import List
+from typing import Any, Dict, List, Optional
 
 from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
+from .. import validations
 from ..checkpoints import is_within_epoch
+from ..ranks import from_main_rank
 
 
 @HOOKS.register_module()
 class ValidateResumedHook(Hook):
-    """Validates a resumed run first, if its checkpoint came before that.
+    """Validates a resumed run first, if that was not done to the end.
 
     mmengine saves a checkpoint before it validates the same epoch. A run that
     dies in that validation goes on with the next epoch: the metrics are
     missing, for a best checkpoint and for a schedule that waits for them, and
-    after the last epoch there would be none at all. A checkpoint that was
-    saved by a validation, since its metric was the best, is not validated
-    again: all that counts metrics has counted them. What counts them outside
-    of checkpoints, ``EarlyStoppingHook``, hears those of the run so far.
+    after the last epoch there would be none at all. Where the run has died
+    later, its metrics are in ``ela_validated.json`` in the work dir: then all
+    hooks are given these, and no picture is looked at again. A checkpoint that
+    was saved by a validation, since its metric was the best, has all that. What
+    counts metrics outside of checkpoints, ``EarlyStoppingHook``, hears those of
+    the run so far.
 
-    ``tools/train.py --resume`` adds this hook.
+    ``tools/train.py`` adds this hook.
     """
 
-    # After all hooks have prepared for training.
+    # After all hooks have prepared for training, and have seen a validation.
     priority = 'LOWEST'
 
     def __init__(self) -> None:
         self._resumed = False
         self._validates = False
+        self._loaded: Optional[str] = None  # name of the checkpoint
+        # Name of the last checkpoint, and the iterations that it has.
+        self._saved: Optional[str] = None
+        self._saved_at = -1
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """See whether it was saved at the end of an epoch, or later."""
         if not runner._resume:
             return
         self._resumed = True
+        self._loaded = checkpoint.get(validations.KEY)
         info = checkpoint.get('message_hub', {}).get('runtime_info', {})
         self._validates = info.get('loop_stage') != 'val' and not (
             isinstance(runner.train_loop, EpochBasedTrainLoop)
@@ -54,18 +63,56 @@ class ValidateResumedHook(Hook):
             return
         self._resumed = False  # this process may train once more
         _tell_early_stopping(runner)
-        loop = runner.train_loop
-        if not self._validates or runner.val_loop is None or not runner.iter:
+        if not self._validates or not _is_due(runner):
             return
-        done, last = runner.iter, runner.max_iters
-        if isinstance(loop, EpochBasedTrainLoop):
-            done, last = runner.epoch, runner.max_epochs
-        loop._decide_current_val_interval()
-        if done >= loop.val_begin and (done % loop.val_interval == 0
-                                       or done == last):
+        self._saved, self._saved_at = self._loaded, runner.iter
+        metrics = from_main_rank(
+            validations.recall(runner.work_dir, self._loaded))
+        if metrics is None:
             runner.logger.info('validating the resumed checkpoint: the '
                                'interruption may have cut that off')
             runner.val_loop.run()
+        else:
+            runner.logger.info('the resumed checkpoint was validated before: '
+                               'what came out is taken from then')
+            _give(runner, metrics)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Give it a name, unless a validation saves it."""
+        hub = runner.message_hub.runtime_info
+        if hub.get('loop_stage') == 'train':
+            self._saved, self._saved_at = validations.new_name(), (
+                checkpoint['meta']['iter'])
+            checkpoint[validations.KEY] = self._saved
+
+    def after_val_epoch(self,
+                        runner,
+                        metrics: Optional[Dict[str, Any]] = None) -> None:
+        """Remember that the checkpoint right before it is validated."""
+        if self._saved is not None and self._saved_at == runner.iter:
+            validations.remember(runner.work_dir, self._saved, metrics or {})
+
+
+def _is_due(runner) -> bool:
+    """Whether the train loop would have validated at this point."""
+    loop = runner.train_loop
+    if runner.val_loop is None or not runner.iter:
+        return False
+    done, last = runner.iter, runner.max_iters
+    if isinstance(loop, EpochBasedTrainLoop):
+        done, last = runner.epoch, runner.max_epochs
+    loop._decide_current_val_interval()
+    return done >= loop.val_begin and (done % loop.val_interval == 0
+                                       or done == last)
+
+
+def _give(runner, metrics: Dict[str, float]) -> None:
+    """Call all hooks as a validation does that has these metrics."""
+    runner.call_hook('before_val')
+    runner.call_hook('before_val_epoch')
+    runner.model.eval()
+    runner.call_hook('after_val_epoch', metrics=metrics)
+    runner.call_hook('after_val')
 
 
 def _state_of(runner) -> List[str]:
