@@ -8,7 +8,7 @@ import copy
 import warnings
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
-from torch import nn
+from torch import Tensor, nn
 
 from dev.drop_in.configs import (
     Entry,
@@ -108,15 +108,20 @@ def train_step(model: nn.Module, data: Any) -> Dict[str, float]:
         MessageHub.get_current_instance().update_info(name, 0)
     model.train()
     trainable = [p for p in model.parameters() if p.requires_grad]
-    used, moved = set(), {}
+    used, moved = {}, {}  # by layer: whether any gradient is not 0
     handles = []
+
+    def note(seen: Dict[str, bool], name: str) -> Callable[[Tensor], None]:
+
+        def hook(grad: Tensor) -> None:
+            seen[name] = seen.get(name, False) or bool(grad.any())
+
+        return hook
+
     for name, value, block in _attention(model):
-        handles.append(value.register_hook(
-            lambda grad, name=name: moved.update({name: bool(grad.any())})))
-        handles += [
-            parameter.register_hook(lambda grad, name=name: used.add(name))
-            for parameter in block.parameters() if parameter.requires_grad
-        ]
+        handles.append(value.register_hook(note(moved, name)))
+        handles += [p.register_hook(note(used, name))
+                    for p in block.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=1e-3)
     try:
         with warnings.catch_warnings():
@@ -131,8 +136,9 @@ def train_step(model: nn.Module, data: Any) -> Dict[str, float]:
     if not np.isfinite(losses['loss']):
         raise ArithmeticError(f'the loss is {losses["loss"]}')
     # A value may get exactly 0, where attention has saturated on another layer.
-    still = sorted(used - set(moved))
-    if still or (moved and not any(moved.values())):
+    still = sorted(set(used) - set(moved))
+    # A head that starts at 0 lets no gradient through.
+    if still or (any(used.values()) and moved and not any(moved.values())):
         raise ArithmeticError('attention got no gradient: '
                               f'{", ".join(still[:3]) or "all are 0"}')
     return losses
