@@ -18,7 +18,8 @@ no lower accuracy (docs/validity.md); on COCO it has not been tried:
 
     --cfg-options optim_wrapper.paramwise_cfg.custom_keys.attention.lr_mult=10
 
-uninformative='warn', the hook's default, says so where layers rank by position.
+uninformative='warn', the hook's default, says so where layers rank by position
+or attention is still as it was drawn.
 """
 custom_imports = dict(imports=['ela_mm'], allow_failed_imports=False)
 

@@ -8,9 +8,10 @@ from scipy.stats import spearmanr
 from scipy.stats import t as student
 from torch import Tensor, nn
 
-from ..engine.trial import Trial, loss_of
+from ..engine.trial import Trial, loss_of, without
 from ..errors import UsageError
-from ..models.backbones.layer_attention_mixin import LayerAttentionMixin, find_backbone
+from ..hosts.registration import host_of_model
+from ..models.backbones.layer_attention_mixin import find_backbone
 from ..pruning.criteria import Criterion
 from ..pruning.kl import REDUNDANCY, check_redundancy, redundancy_parts
 from ..pruning.stability import shares
@@ -121,7 +122,7 @@ class _Tally:
 
 def _hits(model: nn.Module, batch: dict) -> Optional[int]:
     """How many pictures get their label; None where they do not have one."""
-    data = model.data_preprocessor(deepcopy(batch), False)
+    data = host_of_model(model).preprocess(model, deepcopy(batch))
     labels = [getattr(sample, 'gt_label', None)
               for sample in data.get('data_samples') or [None]]
     if any(label is None or label.numel() != 1 for label in labels):
@@ -148,8 +149,8 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
     """Skip each active layer in turn, and see what the loss says.
 
     Args:
-        model (nn.Module): A detector or a classifier with one ELA backbone;
-            set to eval mode. Its masks are as before afterwards.
+        model (nn.Module): Of any host, with one ELA backbone; set to eval mode.
+            Its masks are as before afterwards.
         batches (Iterable[dict]): With annotations, see
             :func:`ela_mm.apis.data.annotated_batches`.
         criterion (Criterion): Whose decision is tried as a whole.
@@ -184,7 +185,8 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
         finally:
             backbone.observe(None)
         for name, tally in single.items():
-            _without(backbone, [name], tally, model, batch)
+            with without(model, [name]):
+                tally.add(model, batch)
         kept.append(batch)
         counts.append(len(batch['inputs']))
     if not kept:
@@ -194,8 +196,10 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
     skipped = _decision(looks, criterion, ranked_by,
                         Trial(model, kept, counts, list(looks)))
     together = _Tally(accuracy)
-    for batch in kept if skipped else []:
-        _without(backbone, skipped, together, model, batch)
+    if skipped:
+        with without(model, skipped):
+            for batch in kept:
+                together.add(model, batch)
     return Ablated(
         sum(counts), len(counts), _mean(whole.losses, counts),
         _percent(whole, counts),
@@ -212,15 +216,6 @@ def _observed(weights: _Weights, whole: _Tally, model: nn.Module,
     for name, rows in weights.rows.items():
         # A second pass over the batch, for its labels, shows the same.
         del rows[before.get(name, 0) + 1:]
-
-
-def _without(backbone: LayerAttentionMixin, names: Sequence[str],
-             tally: _Tally, model: nn.Module, batch: dict) -> None:
-    backbone.skip_layers(names)
-    try:
-        tally.add(model, batch)
-    finally:
-        backbone.restore_layers(names)
 
 
 def _redundancy(active: list, weights: _Weights, counts: np.ndarray,

@@ -46,6 +46,7 @@ def hook_state(hook, runner) -> Dict[str, Any]:
     return dict(
         statistics=statistics,
         window=None if window is None else list(window),
+        first_kl={name: list(kl) for name, kl in hook.first_kl.items()},
         decisions=[decision_to_json(d) for d in hook.decisions],
         edits=[edit_to_json(e) for e in hook.journal.edits],
         step_times=[list(point) for point in hook.journal.step_times])
@@ -135,12 +136,16 @@ def _load(hook, state: Dict[str, Any]) -> None:
     hook.journal.decisions = [
         decision_from_json(d) for d in state['decisions']
     ]
-    # Of earlier versions: neither edits nor the window.
+    # Of earlier versions: neither edits, nor the window, nor the first step.
     hook.journal.edits = [edit_from_json(e) for e in state.get('edits', [])]
     window = state.get('window')
     hook.statistics.load_state_dict(
         state['statistics'], _device(hook),
         None if window is None else tuple(window))
+    hook.first_kl = {
+        name: (float(kl), float(uniform))
+        for name, (kl, uniform) in state.get('first_kl', {}).items()
+    }
     hook.journal.step_times[:] = [
         Point(*point) for point in state.get('step_times', [])
     ]

@@ -1,13 +1,15 @@
 """A network that is tried without some of its layers."""
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
-from typing import Any, Dict, FrozenSet, Iterable, List, Sequence
+from typing import Any, Dict, FrozenSet, Iterable, Iterator, List, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..errors import UsageError
+from ..hosts.registration import host_of_model
 from ..models.backbones.layer_attention_mixin import find_backbone
 from .randomness import own_stream
 
@@ -21,7 +23,7 @@ class Trial:
     :class:`ela_mm.pruning.by_loss.Network`.
 
     Args:
-        model (nn.Module): A detector or a classifier, not wrapped.
+        model (nn.Module): Of any host, not wrapped.
         batches (Iterable): With annotations, as a data loader gives them.
         sizes (Sequence[int]): Pictures of each.
         candidates (List[str]): Names of active layers.
@@ -71,14 +73,30 @@ class Trial:
     def _losses_without(self, names: Sequence[str]) -> np.ndarray:
         key = frozenset(names)
         if key not in self._losses:
-            backbone = find_backbone(self._model)
-            backbone.skip_layers(names, self._skip)
-            try:
+            with without(self._model, names, self._skip):
                 self._losses[key] = np.array(
                     [loss_of(self._model, batch) for batch in self._batches])
-            finally:
-                backbone.restore_layers(names)
         return self._losses[key]
+
+
+@contextmanager
+def without(model: nn.Module,
+            names: Sequence[str],
+            skip: str = 'layer') -> Iterator[None]:
+    """Skip active layers for a while.
+
+    Args:
+        model (nn.Module): With one ELA backbone, not wrapped.
+        names (Sequence[str]): Of active layers.
+        skip (str): How they are skipped, see ``skip_layers`` of the backbone.
+            Defaults to ``'layer'``.
+    """
+    backbone = find_backbone(model)
+    backbone.skip_layers(names, skip)
+    try:
+        yield
+    finally:
+        backbone.restore_layers(names)
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -112,7 +130,8 @@ def loss_of(model: nn.Module, batch: Any) -> float:
 
     Args:
         model (nn.Module): In eval mode.
-        batch (Any): As a data loader gives it; stays as it is.
+        batch (Any): As a data loader gives it, also of pictures of several
+            sizes; stays as it is.
 
     Returns:
         float: The sum of all losses, of which detectors have several.
@@ -120,7 +139,7 @@ def loss_of(model: nn.Module, batch: Any) -> float:
     Raises:
         UsageError: If the batch has no annotations.
     """
-    data = model.data_preprocessor(deepcopy(batch), False)
+    data = host_of_model(model).preprocess(model, deepcopy(batch))
     device = next(model.parameters()).device
     devices = [device] if device.type == 'cuda' else []
     # Detectors draw proposals.

@@ -11,7 +11,10 @@ from .stability import Decider
 from .statistics import LayerKL
 from .step_times import StepTimes
 from .trust import (
+    FirstKL,
     Rules,
+    in_short,
+    is_as_drawn,
     is_by_position,
     is_saturated,
     stability_of,
@@ -135,10 +138,12 @@ class Decision:
         step_samples (List[int]): Samples of all ranks in the steps that are
             recorded one by one; empty where they are equal or unknown.
         note (str | None): Why nothing is skipped.
-        by_position (bool): Whether the measured values are those of layers
-            that weigh all others alike: the ranking is by position then.
+        by_position (bool): Whether the layers rank by their position, see
+            :func:`ela_mm.pruning.trust.is_by_position`.
         saturated (bool): Whether most measured values are 0 or at their
             ceiling.
+        as_drawn (bool): Whether most measured values are still those of the
+            run's first step.
         redundancy (str): What the criterion has ranked by, a key of
             :data:`ela_mm.pruning.kl.REDUNDANCY`.
         times (StepTimes): What the pruning gained, once it is timed.
@@ -156,6 +161,7 @@ class Decision:
     note: Optional[str] = None
     by_position: bool = False
     saturated: bool = False
+    as_drawn: bool = False
     redundancy: str = 'paper'
     times: StepTimes = field(default_factory=StepTimes)
 
@@ -197,7 +203,8 @@ def decide(layers: Sequence,
            diverged: Optional[str] = None,
            rules: Optional[Rules] = None,
            redundancy: str = 'paper',
-           network: Optional[Network] = None) -> Decision:
+           network: Optional[Network] = None,
+           first: Optional[FirstKL] = None) -> Decision:
     """Decide which layers to skip.
 
     Args:
@@ -215,6 +222,8 @@ def decide(layers: Sequence,
         redundancy (str): What the criterion ranks by, a key of
             :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to ``'paper'``.
         network (Network, optional): For a criterion that asks it.
+        first (FirstKL, optional): Of the run's first step, if its attention
+            was fresh then. Defaults to None: not known.
 
     Returns:
         Decision: It skips nothing, and says why, where the measurements
@@ -223,8 +232,10 @@ def decide(layers: Sequence,
     rules = rules or Rules()
     asks = getattr(criterion, 'asks_network', False)
     # A verdict on the network does not rest on weights, nor on single steps.
-    by_position = not asks and is_by_position(layers, measured)
-    saturated = not asks and is_saturated(measured)
+    doubts = {} if asks else dict(
+        by_position=is_by_position(measured, redundancy),
+        saturated=is_saturated(measured),
+        as_drawn=is_as_drawn(measured, first or {}))
     decider = partial(criterion, network=network) if asks else criterion
     ranked = measured if asks else {
         name: kl.by(redundancy) for name, kl in measured.items()
@@ -235,12 +246,8 @@ def decide(layers: Sequence,
     if note is None:
         skipped, scores, note = _apply(decider, ranked)
         stability = {} if asks else stability_of(criterion, ranked)
-    if skipped and rules.uninformative == 'wait' and (by_position
-                                                      or saturated):
-        skipped, note = [], ('attention is ' + (
-            'saturated, with most KL divergences at 0 or their ceiling'
-            if saturated else 'still near uniform') +
-                             " (uninformative='wait')")
+    if skipped and rules.uninformative == 'wait' and any(doubts.values()):
+        skipped, note = [], f"{in_short(**doubts)} (uninformative='wait')"
     if skipped and rules.min_stability:
         unstable = [name for name in skipped
                     if stability.get(name, 0.) < rules.min_stability]
@@ -269,9 +276,8 @@ def decide(layers: Sequence,
                   default=0),
         step_samples=step_samples_of(measured),
         note=note,
-        by_position=by_position,
-        saturated=saturated,
-        redundancy=redundancy)
+        redundancy=redundancy,
+        **doubts)
 
 
 def _why_not(layers: Sequence, measured: Dict[str, LayerKL],

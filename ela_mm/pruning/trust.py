@@ -1,31 +1,39 @@
 """When not to trust a criterion: rankings by position, or by chance."""
 import math
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from ..errors import UsageError
-from .kl import CEILING, uniform_kl
+from .kl import CEILING
 from .stability import Decider, shares
 from .statistics import LayerKL
 
-# A value this near to the uniform layer's, or to the ceiling, as a share of it,
-# says no more than those do, however small the noise: this project's choice.
+# A value this near to another, as a share of that one, says no more than it
+# does, however small the noise: this project's choice.
 NEAR = .05
 # A KL divergence this near to 0 is 0, nats.
 ROUNDING = 1e-6
+# The rank correlation of KL with that of uniform weights from which on a
+# ranking is one by position: this project's choice. It also has to be no
+# accident (p of Spearman's test), which few layers never show.
+RANKED, CHANCE, MIN_LAYERS = .8, .01, 5
 # What to do in a window that ranks by position, or not at all.
 UNINFORMATIVE = ('warn', 'wait', 'prune')
+# Of single layers: KL divergence and that of uniform weights, nats.
+FirstKL = Dict[str, Tuple[float, float]]
 
 
 class Rules(NamedTuple):
     """When a criterion's verdict is not followed.
 
     Attributes:
-        uninformative (str): Of a window whose attention is near uniform or
-            saturated: ``'prune'``, the paper's rule, follows its ranking;
-            ``'warn'`` does and says so; ``'wait'`` skips nothing in that
-            window and says so.
+        uninformative (str): Of a window whose ranking says nothing of what
+            attention has learned, see :func:`is_by_position`,
+            :func:`is_as_drawn` and :func:`is_saturated`: ``'prune'``, the
+            paper's rule, follows it; ``'warn'`` does and says so; ``'wait'``
+            skips nothing in that window and says so.
         min_stability (float): A layer is skipped only if at least this share
             of resampled windows skips it, 0 to 1; 0: always.
     """
@@ -45,25 +53,77 @@ class Rules(NamedTuple):
         return self
 
 
-def is_by_position(layers: Sequence, measured: Dict[str, LayerKL]) -> bool:
-    """Whether most layers measure what a layer of uniform weights would.
+def is_by_position(measured: Dict[str, LayerKL],
+                   redundancy: str = 'paper') -> bool:
+    """Whether a window ranks layers as their position in the stage does.
 
-    Within the window's own noise (the standard deviation between iterations),
-    or within ``NEAR`` of it.
+    So it is where most layers measure what a layer of uniform weights would,
+    within the window's own noise (the standard deviation between iterations)
+    or within ``NEAR`` of it; and, if KL itself is what ranks them, where its
+    rank correlation with that of uniform weights is ``RANKED`` or more.
+
+    Args:
+        measured (Dict[str, LayerKL]): Of the candidates, by name.
+        redundancy (str): What ranks them, a key of
+            :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to ``'paper'``.
+
+    Returns:
+        bool: False where it is not known, as of a window that an earlier
+        version of this package has begun.
     """
-    previous: Dict[int, int] = {}  # layers in memory, by stage
-    near = []
-    for layer in layers:
-        if not layer.active:
-            continue
-        kl = measured.get(layer.name)
-        before = previous.get(layer.stage)
-        if kl is not None and before and math.isfinite(kl.mean):
-            expected = uniform_kl(before, layer.sees)
-            near.append(
-                abs(kl.mean - expected) <= max(kl.std, NEAR * expected))
-        previous[layer.stage] = layer.sees
-    return bool(near) and sum(near) > len(near) / 2
+    known = [kl for kl in measured.values() if math.isfinite(kl.excess)]
+    if most(is_near(kl.mean, kl.std, kl.uniform) for kl in known):
+        return True
+    rank = rank_by_position([kl.mean for kl in known],
+                            [kl.uniform for kl in known])
+    return redundancy == 'paper' and rank is not None and rank >= RANKED
+
+
+def rank_by_position(kl: Sequence[float],
+                     uniform: Sequence[float]) -> Optional[float]:
+    """Spearman's rank correlation of KL with that of uniform weights.
+
+    Args:
+        kl (Sequence[float]): Of each candidate, finite.
+        uniform (Sequence[float]): What uniform weights would have, log(m / n).
+
+    Returns:
+        float | None: None where it may well be chance, p >= ``CHANCE``, with
+        fewer than ``MIN_LAYERS`` layers, or where one side is all equal.
+    """
+    if len(kl) < MIN_LAYERS or min(len(set(kl)), len(set(uniform))) < 2:
+        return None
+    rank, p = spearmanr(kl, uniform)
+    return float(rank) if p < CHANCE else None
+
+
+def is_as_drawn(measured: Dict[str, LayerKL], first: FirstKL) -> bool:
+    """Whether attention has learned nothing since the run began.
+
+    Most layers measure what they did in the run's first step, within the
+    window's own noise or within ``NEAR`` of it: the ranking is that of their
+    random first weights.
+
+    Args:
+        measured (Dict[str, LayerKL]): Of the candidates, by name.
+        first (FirstKL): Of that step. A layer that had other layers before it
+            then, since some were skipped, is not compared.
+    """
+    return most(
+        is_near(kl.mean, kl.std, first[name][0]) for name, kl in measured.items()
+        if name in first and math.isfinite(kl.mean)
+        and math.isclose(kl.uniform, first[name][1], rel_tol=1e-6))
+
+
+def is_near(kl: float, std: float, expected: float) -> bool:
+    """Whether a value is another within its noise or ``NEAR``; nats."""
+    return abs(kl - expected) <= max(std, NEAR * abs(expected))
+
+
+def most(found: Iterable[bool]) -> bool:
+    """Whether more than half are true."""
+    found = list(found)
+    return sum(found) > len(found) / 2
 
 
 def is_saturated(measured: Dict[str, LayerKL]) -> bool:
@@ -74,10 +134,19 @@ def is_saturated(measured: Dict[str, LayerKL]) -> bool:
     weight on oneself that rounds to 0, and at its ceiling where they do not:
     within each of the two groups nothing is told apart.
     """
-    means = [kl.mean for kl in measured.values() if math.isfinite(kl.mean)]
-    saturated = [x for x in means
-                 if abs(x) <= ROUNDING or x >= (1 - NEAR) * CEILING]
-    return len(saturated) > len(means) / 2
+    return most(
+        abs(kl.mean) <= ROUNDING or kl.mean >= (1 - NEAR) * CEILING
+        for kl in measured.values() if math.isfinite(kl.mean))
+
+
+def in_short(by_position: bool, saturated: bool, as_drawn: bool) -> str:
+    """Say why a window is left alone; arguments as of a decision."""
+    if saturated:
+        return ('attention is saturated, with most KL divergences at 0 or '
+                'their ceiling')
+    if as_drawn:
+        return 'attention is still as it was drawn'
+    return 'layers rank by position, as with uniform weights'
 
 
 def stability_of(criterion: Decider,

@@ -3,12 +3,14 @@ import json
 import pickle
 import subprocess
 import sys
+from copy import deepcopy
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from support.running import tool
+from torch.nn.functional import pad
 
 pytest.importorskip('mmseg')
 
@@ -23,6 +25,7 @@ from ela_mm.apis.data import annotated_batches, file_batches  # noqa: E402
 from ela_mm.apis.loading import load_model  # noqa: E402
 from ela_mm.datasets.digits import make_digit_maps  # noqa: E402
 from ela_mm.engine.journal.record import read_record  # noqa: E402
+from ela_mm.engine.trial import loss_of  # noqa: E402
 from ela_mm.pruning.build import build_criterion  # noqa: E402
 
 
@@ -159,6 +162,34 @@ def test_labels_are_resized_with_the_picture_for_a_loss(trained, digit_maps):
     found = ablate(model, [batch], build_criterion(None))
     assert found.loss > 0 and found.top1 is None
     assert set(found.layers) == set(read_record(work_dir)['active'])
+
+
+def test_pictures_of_several_sizes_share_a_batch(trained):
+    """mmseg pads them in training alone; the loss leaves out what is padded."""
+    config, work_dir, _ = trained
+    model, _ = load_model(Config.fromfile(config), str(work_dir / 'iter_6.pth'))
+    samples = [next(annotated_batches(_sized(config, side), 1, 1))
+               for side in (64, 32)]
+    batch = {key: [x[key][0] for x in samples] for key in samples[0]}
+    alone = [model.data_preprocessor(deepcopy(x), False) for x in samples]
+    small = alone[1]['inputs'], alone[1]['data_samples'][0].gt_sem_seg.data
+    alone[1]['data_samples'][0].gt_sem_seg.data = pad(
+        small[1], (0, 32, 0, 32), value=255)
+    with torch.no_grad():
+        losses = model._run_forward(dict(
+            inputs=torch.cat([alone[0]['inputs'], pad(small[0], (0, 32, 0, 32))]),
+            data_samples=[x['data_samples'][0] for x in alone]), mode='loss')
+        expected = float(model.parse_losses(losses)[0])
+    assert loss_of(model, batch) == pytest.approx(expected, rel=1e-6)
+    found = ablate(model, [batch], build_criterion(None))
+    assert found.loss == pytest.approx(expected, rel=1e-6)
+
+
+def _sized(config, side) -> Config:
+    cfg = Config.fromfile(config)
+    cfg.val_dataloader.dataset.pipeline.insert(
+        1, dict(type='Resize', scale=(side, side)))
+    return cfg
 
 
 @pytest.mark.slow

@@ -18,11 +18,14 @@ from ela_mm.models.backbones.stages import AttentionLayerInfo
 from ela_mm.pruning import LayerKL, Outcome, decide, ebqm
 from ela_mm.pruning.build import build_criterion
 from ela_mm.pruning.decision import Moment
+from ela_mm.pruning.doubt import doubt_of
+from ela_mm.pruning.kl import REDUNDANCY
 from ela_mm.pruning.trust import Rules
 from ela_mm.pruning.windows import Windows
 
 MOMENT = Moment((1, 3), 3, 24)
 CONFIG = dict(type='EBQM', gamma=.75, alpha=5., beta=1., mu=.3)
+FIXED = dict(type='fixed', n=2)
 
 
 def network(*stages, skipped=()):
@@ -39,8 +42,8 @@ def network(*stages, skipped=()):
     return layers
 
 
-def kl(mean, std=.01, bad=0, series=()):
-    return LayerKL(mean, std, 8, 4, bad, list(series))
+def kl(mean, std=.01, bad=0, series=(), uniform=math.nan):
+    return LayerKL(mean, std, 8, 4, bad, list(series), uniform=uniform)
 
 
 def decided(layers, measured, config=CONFIG, **kwargs):
@@ -140,8 +143,8 @@ def measured_as_uniform(layers, noise=0.):
     for layer in layers:
         if layer.active:
             if layer.stage in before:
-                measured[layer.name] = kl(
-                    uniform(before[layer.stage], layer.sees) + noise, .002)
+                own = uniform(before[layer.stage], layer.sees)
+                measured[layer.name] = kl(own + noise, .002, uniform=own)
             before[layer.stage] = layer.sees
     return measured
 
@@ -152,6 +155,8 @@ def test_uniform_attention_is_ranked_by_position(skipped):
     layers = network(3, 6, skipped=skipped)
     decision = decided(layers, measured_as_uniform(layers, .001))
     assert decision.by_position
+    assert ('near uniform: this ranking is by position in the stage (rank '
+            'correlation with uniform weights 1.00)') in doubt_of(decision)
     assert decision_to_json(decision)['by_position'] is True
     assert decision_from_json(decision_to_json(decision)).by_position
 
@@ -161,11 +166,103 @@ def test_attention_that_has_learned_is_not():
     learned = measured_as_uniform(layers)
     for i, name in enumerate(learned):
         if i % 3:
-            learned[name] = kl(learned[name].mean * 1.2, .002)
-    assert not decided(layers, learned).by_position
+            learned[name] = learned[name]._replace(
+                mean=learned[name].mean * (3 - i / 3), std=.002)
+    decision = decided(layers, learned)
+    assert not decision.by_position and doubt_of(decision) is None
     # Within the window's own noise nothing can be told apart.
-    noisy = {name: x._replace(std=.5) for name, x in learned.items()}
+    noisy = {name: x._replace(std=2.) for name, x in learned.items()}
     assert decided(layers, noisy).by_position
+
+
+def ranked(order, size=.3):
+    """KL some way above uniform weights', which are in this order by size."""
+    layers = network(len(order) + 1)
+    uniform = list(measured_as_uniform(layers).items())
+    means = sorted((1 + size) * x.mean for _, x in uniform)
+    measured = {name: kl(means[i], .001, uniform=x.uniform)
+                for (name, x), i in zip(uniform, order)}
+    return layers, measured
+
+
+@pytest.mark.parametrize('order, says', [
+    (range(8, -1, -1), True),  # far from uniform, all in position's order
+    ([8, 7, 5, 6, 4, 1, 2, 3, 0], True),
+    ([8, 3, 5, 6, 1, 4, 2, 7, 0], False),
+    (range(9), False),
+    (range(3, -1, -1), False)])  # four layers may do so by chance
+def test_a_ranking_by_position_is_known_by_its_ranks(order, says):
+    """Spearman's by hand; first weights of narrow networks are not uniform."""
+    order = list(order)
+    layers, measured = ranked(order)
+    n = len(order)
+    squares = sum((r - x)**2 for r, x in zip(range(n - 1, -1, -1), order))
+    rank = 1 - 6 * squares / (n * (n * n - 1))
+    assert (rank >= .8 and n > 4) is says
+    decision = decided(layers, measured, FIXED)
+    assert decision.by_position is says and not decision.as_drawn
+    doubt = doubt_of(decision)
+    if says:
+        assert doubt == ('this ranking is by position in the stage (rank '
+                         f'correlation with uniform weights {rank:.2f})')
+        # Where the excess ranks them, KL's order is of no account.
+        assert not decided(layers, measured, FIXED,
+                           redundancy='excess').by_position
+    else:
+        assert doubt is None
+    waits = decided(layers, measured, FIXED, rules=Rules(uninformative='wait'))
+    assert bool(waits.skipped) is not says
+
+
+def test_attention_that_is_as_it_was_drawn():
+    order = [8, 3, 5, 6, 1, 4, 2, 7, 0]
+    layers, measured = ranked(order)
+    first = {name: (x.mean * 1.03, x.uniform) for name, x in measured.items()}
+    for redundancy in REDUNDANCY:
+        decision = decided(layers, with_parts(measured), FIXED, first=first,
+                           redundancy=redundancy)
+        assert decision.as_drawn and not decision.by_position
+        assert 'as it was drawn' in doubt_of(decision)
+        assert 'position' not in doubt_of(decision)
+    again = decision_from_json(json.loads(json.dumps(
+        decision_to_json(decision))))
+    assert again == decision and again.as_drawn
+    waits = decided(layers, measured, FIXED, first=first,
+                    rules=Rules(uninformative='wait'))
+    assert not waits.skipped and 'as it was drawn' in waits.note
+    # It has moved since, but not beyond the window's own noise.
+    moved = {name: (kl * 1.2, uniform) for name, (kl, uniform) in first.items()}
+    assert not decided(layers, measured, first=moved).as_drawn
+    noisy = {name: x._replace(std=1.) for name, x in measured.items()}
+    assert decided(layers, noisy, first=moved).as_drawn
+    # Layers that had others before them then are not compared.
+    pruned = {name: (kl, uniform + .1) for name, (kl, uniform) in first.items()}
+    assert not decided(layers, measured, first=pruned).as_drawn
+    assert not decided(layers, measured).as_drawn
+
+
+def with_parts(measured):
+    return {name: x._replace(conditional=.1 * i, conditional_std=.01)
+            for i, (name, x) in enumerate(measured.items())}
+
+
+def test_first_weights_may_rank_by_position():
+    layers, measured = ranked(range(8, -1, -1))
+    first = {name: (x.mean, x.uniform) for name, x in measured.items()}
+    assert doubt_of(decided(layers, measured, first=first)).endswith(
+        'random first weights and of position (rank correlation with uniform '
+        'weights 1.00)')
+
+
+def test_old_records_say_what_they_knew():
+    entry = decision_to_json(decided(network(6), measured_as_uniform(network(6))))
+    assert entry['by_position'] and 'as_drawn' not in entry
+    for layer in entry['layers']:
+        for name in ('excess', 'conditional', 'conditional_std'):
+            del layer[name]
+    assert doubt_of(decision_from_json(entry)) == (
+        'attention is still near uniform in most layers: these rank by '
+        'position in the stage')
 
 
 # --- the measure that decides ------------------------------------------------
@@ -283,8 +380,6 @@ def test_layers_that_sit_at_the_ceiling_say_nothing():
 
 # --- when a verdict is not followed ------------------------------------------
 
-FIXED = dict(type='fixed', n=2)
-
 
 def test_waiting_skips_nothing_while_attention_is_uniform():
     layers = network(6)
@@ -296,7 +391,7 @@ def test_waiting_skips_nothing_while_attention_is_uniform():
     decision = decided(layers, measured_as_uniform(layers), FIXED,
                        rules=Rules(uninformative='wait'))
     assert not decision.skipped and decision.by_position
-    assert 'near uniform' in decision.note
+    assert 'by position' in decision.note
     learned = {f'layer1.{i}': kl(.01 * i) for i in range(1, 6)}
     decision = decided(layers, learned, FIXED,
                        rules=Rules(uninformative='wait'))
@@ -398,7 +493,7 @@ def test_table_and_scalars_have_the_measure(tmp_path, redundancy, name):
 
 
 @pytest.mark.parametrize('redundancy, words', [
-    ('paper', 'this ranking is by position'),
+    ('paper', 'rank by position'),
     ('excess', 'this ranking is of what is close to 0')])
 def test_what_says_nothing_is_said(tmp_path, redundancy, words):
     layers = network(5)

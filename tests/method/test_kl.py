@@ -270,4 +270,4 @@ def test_layers_that_are_skipped_but_seen_count_as_new():
         assert found[name].mean == pytest.approx(np.log(ratio), abs=1e-5)
         assert found[name].excess == pytest.approx(0, abs=1e-5)
         assert found[name].conditional == pytest.approx(0, abs=1e-5)
-    assert is_by_position(net.attention_layers, found)
+    assert is_by_position(found)

@@ -31,7 +31,7 @@ from ela_mm.experiments.validity.report import write_report
 from ela_mm.experiments.validity.run import run_study
 from ela_mm.experiments.validity.starts import start_cells
 from ela_mm.experiments.validity.study import SELECTORS, is_study, read_study
-from ela_mm.experiments.validity.summary import accuracies, paired_with
+from ela_mm.experiments.validity.summary import accuracies, paired_with, told
 from ela_mm.experiments.validity.training import (
     NetworkRun,
     PictureSet,
@@ -215,6 +215,28 @@ def test_every_window_is_measured_before_anything_goes(ran):
         assert len({cell.window(w)['loss'] for w in study.windows}) == 3
 
 
+def test_windows_are_told_as_the_hook_tells_them(ran):
+    """Of three layers, all at the same place, no order is one by position."""
+    study, out = ran
+    cells = cells_of(study, str(out))
+    for window in study.windows:
+        near, same = [], []
+        for cell in cells:
+            start = cell.result('MRLA-base', 'start.json')
+            layers = cell.window(window)['layers']
+            for found, expected in (
+                    (near, dict.fromkeys(layers, math.log(2))),
+                    (same, {name: start[name]['kl'] for name in layers})):
+                found.append(sum(
+                    abs(x['kl'] - expected[name]) <= max(
+                        x['std'], .05 * expected[name])
+                    for name, x in layers.items()) > 1)
+        either = sum(a or b for a, b in zip(near, same))
+        assert told(cells, window) == (sum(near), sum(same), either, 2)
+    text, _ = write_report(study, str(out))
+    assert '| attention is as it was drawn | ' in text
+
+
 def test_each_selector_skips_what_it_ranks_last(ran):
     study, out = ran
     for cell in cells_of(study, str(out)):
@@ -273,7 +295,7 @@ def test_a_study_that_is_killed_goes_on_to_the_same_numbers(
               if 'seed_1' in name}
     mine = {name: found for name, found in contents(tmp_path).items()
             if 'seed_1' in name}
-    assert mine == theirs and len(mine) == 5 + 7 + sum(
+    assert mine == theirs and len(mine) == 6 + 7 + sum(
         'pruned.json' in name for name in mine)
 
 

@@ -16,8 +16,9 @@ from ...plotting import (
 )
 from ...pruning.criteria import asks_network
 from ...pruning.decision import Decision, LayerDecision, Outcome
+from ...pruning.doubt import doubt_of
 from ...pruning.edit import MaskEdit
-from ...pruning.kl import CEILING, MEASURES
+from ...pruning.kl import MEASURES
 from ...pruning.windows import window_name
 from ..cost import Cost
 from ..history import Run
@@ -74,7 +75,7 @@ def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
 
 def _why(run: Run) -> str:
     saying_nothing = [d for d in run.decisions
-                      if d.skipped and (d.by_position or d.saturated)]
+                      if d.skipped and doubt_of(d)]
     if all(_by_loss(d) for d in run.decisions if d.skipped):
         return ('They went because the network did best without them: on '
                 'pictures held out of the training set, skipping them added '
@@ -88,11 +89,17 @@ def _why(run: Run) -> str:
     spans = ', '.join(_span(run, d) for d in saying_nothing)
     if any(d.saturated for d in saying_nothing):
         return (f'In {spans} attention said nothing of what is redundant: it '
-                'was saturated or still near uniform, and the layers went by '
-                'rounding or position. Train with a warm-up, and measure later '
-                'or longer.')
-    return (f'In {spans} attention was still near uniform: the layers went by '
-            'their position in the stage, not because attention had learned '
+                'was saturated, or had not learned yet, and the layers went by '
+                'rounding, random weights or position. Train with a warm-up, '
+                'and measure later or longer.')
+    if any(d.as_drawn for d in saying_nothing):
+        return (f'In {spans} attention had not learned yet: the layers went by '
+                'its random first weights and their position in the stage, not '
+                'because attention had learned to repeat. Measure later or '
+                'longer, after the warm-up, or train attention at a higher '
+                'rate.')
+    return (f'In {spans} the layers ranked by their position in the stage, as '
+            'uniform attention ranks them, not because attention had learned '
             'to repeat. Measure later or longer, or after the warm-up.')
 
 
@@ -159,7 +166,9 @@ def window_section(run: Run, decision: Decision) -> Section:
          f'{decision.total} layers remain.' if decision.skipped else
          f'skipped nothing: {decision.note}.')
     ]
-    text += _caveat(decision)
+    doubt = doubt_of(decision)
+    if doubt:
+        text.append(f'{doubt[0].upper()}{doubt[1:]}.')
     if any(layer.excess is not None for layer in decision.layers):
         text.append(
             'Excess is the KL divergence less log(m / n), what uniform weights '
@@ -191,26 +200,6 @@ def window_section(run: Run, decision: Decision) -> Section:
           ] for layer in decision.layers])
     return Section(f'Window: {_span(run, decision)}', text, [table],
                    [decision_picture(decision, run.unit)])
-
-
-def _caveat(decision: Decision) -> List[str]:
-    """Why the ranking says nothing of the layers, if so."""
-    if decision.saturated:
-        return [
-            'Most of these KL divergences are 0 or at their ceiling of '
-            f'{CEILING:.1f}: attention was saturated, with all of the weight '
-            'on a single layer, and the ranking says little of what is '
-            'redundant.'
-        ]
-    if not decision.by_position:
-        return []
-    return [
-        'Most of these KL divergences are those of layers that weigh all '
-        'others alike, log(m / n) by the number of layers in memory: '
-        'attention was still near uniform, and the ranking is ' +
-        ('by position.' if decision.redundancy == 'paper' else
-         'of what is close to 0 everywhere.')
-    ]
 
 
 def _by_loss(decision: Decision) -> bool:

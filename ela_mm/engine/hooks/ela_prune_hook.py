@@ -1,5 +1,6 @@
 """When to measure redundancy, to decide on it, and to skip layers for good."""
 import time
+from functools import partial
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from mmengine.dist import is_main_process
@@ -14,13 +15,14 @@ from ...models.backbones.layer_attention_mixin import (
     LayerAttentionMixin,
     find_backbone,
 )
+from ...models.backbones.stages import Observer
 from ...pruning import KLStatistics, LayerKL
 from ...pruning.build import build_criterion
 from ...pruning.criteria import Criterion
 from ...pruning.decision import Decision, Moment, decide
 from ...pruning.kl import check_redundancy
 from ...pruning.step_times import LEAST_STEPS
-from ...pruning.trust import Rules
+from ...pruning.trust import FirstKL, Rules
 from ...pruning.windows import Window, Windows
 from .. import surgery
 from ..checkpoints import saves_after_step
@@ -63,11 +65,12 @@ class ELAPruneHook(Hook):
             ``skip_layers`` of the backbone. Defaults to ``'layer'``.
         timing_steps (int): Steps whose median is reported before and after a
             pruning; fewer than 10 are not compared. Defaults to 50.
-        uninformative (str): What to do in a window where attention is still
-            near uniform, so that layers rank by position, or saturated, so
-            that they do not differ: ``'prune'``, the paper's rule, ``'warn'``,
-            the same with a warning, or ``'wait'``, skip nothing in that
-            window. Defaults to ``'warn'``.
+        uninformative (str): What to do in a window where layers rank by
+            position, where attention is still as it was drawn, or saturated,
+            so that layers do not differ: ``'prune'``, the paper's rule,
+            ``'warn'``, the same with a warning, or ``'wait'``, skip nothing in
+            that window. :mod:`ela_mm.pruning.trust` has the tests. Defaults to
+            ``'warn'``.
         min_stability (float): Share of resampled windows, 0 to 1, that have to
             skip a layer for it to be skipped. Defaults to 0: one is enough.
         redundancy (str): What the criterion ranks layers by: ``'paper'``, D
@@ -131,6 +134,9 @@ class ELAPruneHook(Hook):
         self.backbone: Optional[LayerAttentionMixin] = None  # until training
         self.held_out: Optional[HeldOut] = None
         self.statistics = KLStatistics()
+        # Of the run's first step, if its attention was fresh then.
+        self.first_kl: FirstKL = {}
+        self._first_step: Optional[KLStatistics] = None  # while it runs
         self.journal = Journal(self._windows, self.criterion.config, skip,
                                picture, uninformative != 'prune', redundancy)
         self._gain = PruningGain(timing_steps)
@@ -222,18 +228,26 @@ class ELAPruneHook(Hook):
         surgery.take_in_released(runner)
         count = self.count(runner)
         window = self.window_of(count)
+        observers = []
         if window is not None:
             self.statistics.begin_step(window, runner.iter)
-            self.backbone.observe(self._observe)
+            observers.append(self.statistics.observe)
+        if runner.iter == 0 and self.backbone.fresh_attention:
+            self._first_step = KLStatistics()
+            observers.append(self._first_step.update)
+        if observers:
+            self.backbone.observe(partial(self._observe, observers))
         self._gain.begin_step(
             measuring=window is not None,
             window_starts=window is not None and window[0] == count
             and (batch_idx == 0 or not self.by_epoch))
 
-    def _observe(self, name: str, prev: Tensor, curr: Tensor) -> None:
+    def _observe(self, observers: List[Observer], name: str, prev: Tensor,
+                 curr: Tensor) -> None:
         # An evaluation that others run inside a step is no training.
         if self.backbone.training:
-            self.statistics.observe(name, prev, curr)
+            for observer in observers:
+                observer(name, prev, curr)
 
     def after_train_iter(self,
                          runner,
@@ -243,6 +257,12 @@ class ELAPruneHook(Hook):
         """Count the step; decide if an iteration window ends here."""
         self.backbone.observe(None)
         self.statistics.end_step()
+        if self._first_step is not None:
+            self.first_kl = {
+                name: (kl.mean, kl.uniform) for name, kl in
+                self._first_step.reduce(self._active()).items()
+            }
+            self._first_step = None
         self._tell_gain(runner, self._gain.end_step())
         if self._timing_rounds:
             self._last_batch = data_batch
@@ -325,7 +345,7 @@ class ELAPruneHook(Hook):
             Moment(window, runner.epoch + 1,
                    runner.iter + (not self.by_epoch)), self.skip,
             first_not_finite(runner.model), self.rules, self.redundancy,
-            network)
+            network, self.first_kl)
         if network and network.tried:
             runner.logger.info(
                 f'the network was tried without {network.tried} choices of '

@@ -1,16 +1,22 @@
 """Tells of decisions: log, scalars, picture, and the record in the work dir."""
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Sequence
 
 from mmengine.dist import is_main_process
 from mmengine.visualization import LocalVisBackend, Visualizer
 
 from ...pruning.decision import Decision
+from ...pruning.doubt import doubt_of
 from ...pruning.edit import MaskEdit
-from ...pruning.kl import CEILING, REDUNDANCY
+from ...pruning.kl import REDUNDANCY
 from ...pruning.step_times import LEAST_STEPS
 from ...pruning.windows import Windows
 from .record import FORMAT, decision_to_json, edit_to_json, write_record
 from .table import prune_table
+
+_AGAINST_SATURATION = ('train with a warm-up, a lower learning rate or '
+                       'zero_init_attention=True')
+_AGAINST_RUSH = ('measure later or longer, after the warm-up, or train '
+                 'attention at a higher rate')
 
 
 class Journal:
@@ -64,9 +70,10 @@ class Journal:
         runner.logger.info(f'redundancy of the attention layers, {span}, '
                            f'criterion {decision.criterion}{on}:\n'
                            f'{prune_table(decision.layers)}')
-        why = _why_uninformative(decision)
-        if why and self.warns:
-            runner.logger.warning(f'{span}: {why}')
+        doubt = doubt_of(decision)
+        if doubt and self.warns:
+            advice = _AGAINST_SATURATION if decision.saturated else _AGAINST_RUSH
+            runner.logger.warning(f'{span}: {doubt}; {advice}')
         if decision.skipped:
             runner.logger.info(
                 f'{_pruned(decision)}: {", ".join(decision.skipped)}')
@@ -150,22 +157,6 @@ class Journal:
             runner.logger.warning('no picture of the redundancy: '
                                   f'{type(error).__name__}: {error}')
 
-
-def _why_uninformative(decision: Decision) -> Optional[str]:
-    """Say why the ranking says nothing of the layers, if so."""
-    if decision.saturated:
-        return ('attention is saturated: most KL divergences are 0 or at their '
-                f'ceiling of {CEILING:.1f}, since a single layer has all of '
-                'the weight, so this ranking says little of what is redundant; '
-                'train with a warm-up, a lower learning rate or '
-                'zero_init_attention=True')
-    if not decision.by_position:
-        return None
-    ranking = ('by position in the stage' if decision.redundancy == 'paper'
-               else 'of what is close to 0 everywhere')
-    return (f'attention is still near uniform, so this ranking is {ranking}, '
-            'not by what attention has learned; measure later or longer, or '
-            'after the warm-up')
 
 
 def _send(visualizer: Visualizer, scalars: Dict[str, float], step: int) -> None:

@@ -195,6 +195,7 @@ _DECISION = {
     'note': (str, type(None)),
     'by_position?': (bool, ),
     'saturated?': (bool, ),
+    'as_drawn?': (bool, ),
     'step_time_before': _NUMBER_OR_NONE,
     'step_time_after': _NUMBER_OR_NONE,
     'steps_timed?': [_INT, _INT],
@@ -288,7 +289,7 @@ def decision_to_json(decision: Decision) -> Dict[str, Any]:
             entry[name] = list(known)
     if times.ratio is not None:
         entry['step_ratio_rounds'] = times.rounds
-    for name in ('by_position', 'saturated'):
+    for name in ('by_position', 'saturated', 'as_drawn'):
         if getattr(decision, name):
             entry[name] = True
     return entry
@@ -347,6 +348,7 @@ def decision_from_json(entry: Dict[str, Any]) -> Decision:
                     note=entry['note'],
                     by_position=bool(entry.get('by_position')),
                     saturated=bool(entry.get('saturated')),
+                    as_drawn=bool(entry.get('as_drawn')),
                     redundancy=check_redundancy(
                         entry.get('redundancy') or 'paper'),
                     times=_times_from_json(entry))

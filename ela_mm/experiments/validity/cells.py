@@ -2,6 +2,7 @@
 import json
 import os.path as osp
 from copy import deepcopy
+from itertools import islice
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -15,13 +16,21 @@ from ...pruning import KLStatistics
 from ...pruning.ablations import fixed
 from ...pruning.build import build_criterion
 from ...pruning.kl import redundancy_parts, uniform_kl
-from ...pruning.trust import is_by_position
 from .study import REFERENCES, SELECTORS, Study
-from .training import NetworkRun, PictureSet, build_network, evaluate, load_pictures
+from .training import (
+    NetworkRun,
+    PictureSet,
+    augmented,
+    build_network,
+    evaluate,
+    load_pictures,
+)
 
 BASE = 'MRLA-base'
 RESULT = 'result.json'
 WINDOW = 'window_{}.json'
+# What the first training step measures.
+START = 'start.json'
 # Held-out pictures a batch: the parts that a cost's interval rests on.
 BATCH = 100
 
@@ -55,6 +64,28 @@ class Measures:
                        position=self.positions[name])
             for name, sums in self.sums.items()
         }
+
+
+@torch.no_grad()
+def untrained(run: NetworkRun, batches: int) -> Measures:
+    """Measure a network on its first batches, with the weights that it has.
+
+    Args:
+        run (NetworkRun): Before its first step; it stays as it is.
+        batches (int): How many.
+
+    Returns:
+        Measures: Of a copy, in training mode.
+    """
+    measures = Measures()
+    network = deepcopy(run.network).train()  # norms keep what they see
+    find_backbone(network).observe(measures.see)
+    for batch in islice(augmented(run.pictures, run.study.pictures,
+                                  run.training.batch_size, run.seed, 0),
+                        batches):
+        network._run_forward(network.data_preprocessor(batch, True),
+                             mode='tensor')
+    return measures
 
 
 class NetworkCell(NamedTuple):
@@ -91,7 +122,7 @@ class NetworkCell(NamedTuple):
 
     def is_measured(self) -> bool:
         """Whether the run without pruning is finished."""
-        return self.result(BASE) is not None
+        return None not in (self.result(BASE), self.result(BASE, START))
 
     def is_finished(self) -> bool:
         """Whether nothing is left to run."""
@@ -153,6 +184,8 @@ class Work:
         """Train without pruning; measure every window on the way."""
         cell, study = self.cell, self.cell.study
         run = self._new_run(BASE)
+        if cell.result(BASE, START) is None:
+            cell.write(untrained(run, 1).by_layer(), BASE, START)
         run.go_on()
         windows = {epoch: name for name, epoch in study.windows.items()}
         while run.epoch < study.training.epochs:
@@ -190,7 +223,6 @@ class Work:
             layers[name]['std'] = kl.std
         return dict(
             epoch=run.epoch, loss=found.loss, layers=layers,
-            by_position=bool(is_by_position(infos, measured)),
             first={x.name: found.layers[x.name].loss for x in infos
                    if x.name not in layers})
 

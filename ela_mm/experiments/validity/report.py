@@ -12,12 +12,12 @@ from .study import SELECTORS, Study
 from .summary import (
     LEAD,
     accuracies,
-    by_position,
     chance,
     correlations,
     networks,
     paired_with,
     selected,
+    told,
     with_position,
 )
 
@@ -94,9 +94,14 @@ def _of_depth(study: Study, depth: int, cells: List[NetworkCell]) -> List[str]:
                          for w in windows)]
             for m, name in (*NAMES.items(), (LEAD, 'KL less position, paired'))
         ])
-    flagged = (by_position(cells, w) for w in windows)
-    lines += ['Ranked by position, as the hook tells it: ' + ', '.join(
-        f'{w} {k} of {n} networks' for w, (k, n) in zip(windows, flagged)), '']
+    lines += ['What the hook says of so many networks:', '']
+    says = [told(cells, w) for w in windows]
+    lines += _table(['', *windows], [
+        [what, *(f'{getattr(x, field)} of {x.networks}' for x in says)]
+        for what, field in (('layers rank by position', 'by_position'),
+                            ('attention is as it was drawn', 'as_drawn'),
+                            ('one of the two', 'either'))
+    ])
     lines += ['Rank correlation of KL with position: ' + ', '.join(
         f'{w} {show(with_position(cells, w))}' for w in windows), '']
     sets = {w: selected(cells, w) for w in windows}

@@ -1,20 +1,17 @@
 """How soon attention leaves uniform weights, by how it starts."""
 import json
 import os.path as osp
-from copy import deepcopy
-from itertools import islice
 from typing import List, NamedTuple, Optional
 
 import numpy as np
 import torch
 
 from ...engine.journal.record import write_whole
-from ...models.backbones.layer_attention_mixin import find_backbone
 from ...pruning.trust import is_by_position
-from .cells import RESULT, Measures
+from .cells import RESULT, Measures, untrained
 from .numbers import correlation
 from .study import Study
-from .training import NetworkRun, augmented, build_network, evaluate, load_pictures
+from .training import NetworkRun, build_network, evaluate, load_pictures
 
 # Before the training, so many batches are looked at.
 FIRST_BATCHES = 5
@@ -71,7 +68,7 @@ def run_start(cell: StartCell) -> None:
         with open(path, encoding='utf-8') as file:
             epochs = json.load(file)[:run.epoch + 1]
     else:
-        epochs.append(_distance(run, _untrained(run)))
+        epochs.append(_distance(run, untrained(run, FIRST_BATCHES)))
     while run.epoch < training.epochs:
         measures = Measures()
         run.train_epoch(measures.see)
@@ -83,23 +80,9 @@ def run_start(cell: StartCell) -> None:
                 osp.join(cell.folder, RESULT))
 
 
-@torch.no_grad()
-def _untrained(run: NetworkRun) -> Measures:
-    measures, training = Measures(), run.training
-    network = deepcopy(run.network).train()  # norms keep what they see
-    find_backbone(network).observe(measures.see)
-    for batch in islice(augmented(run.pictures, run.study.pictures,
-                                  training.batch_size, run.seed, 0),
-                        FIRST_BATCHES):
-        network._run_forward(network.data_preprocessor(batch, True),
-                             mode='tensor')
-    return measures
-
-
 def _distance(run: NetworkRun, measures: Measures) -> dict:
     """From uniform: |D - log(m / n)| to log(m / n), the median of the layers."""
     layers = list(measures.by_layer().values())
-    infos = find_backbone(run.network).attention_layers
     statistics = measures.statistics.reduce(list(measures.sums))
     kl = [x['kl'] for x in layers]
     positions = [x['position'] for x in layers]
@@ -107,4 +90,4 @@ def _distance(run: NetworkRun, measures: Measures) -> dict:
     return dict(distance=float(np.median(distances)),
                 rank_by_position=correlation(kl, positions),
                 largest_kl=max(kl), kl=kl,
-                by_position=bool(is_by_position(infos, statistics)))
+                by_position=bool(is_by_position(statistics)))

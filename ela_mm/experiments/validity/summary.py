@@ -1,8 +1,10 @@
 """Sums a study up, over the networks that are finished."""
 from collections import Counter
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional
 
-from .cells import BASE, NetworkCell, cells_of
+from ...pruning import LayerKL
+from ...pruning.trust import is_as_drawn, is_by_position
+from .cells import BASE, START, NetworkCell, cells_of
 from .numbers import (
     Interval,
     chance_overlap,
@@ -138,11 +140,38 @@ def paired_with(cells: List[NetworkCell], one: str,
     ])
 
 
-def by_position(cells: List[NetworkCell], window: str) -> Tuple[int, int]:
-    """In how many networks the hook says that layers rank by position."""
-    known = [x['by_position'] for x in
-             filter(None, (cell.window(window) for cell in cells))]
-    return sum(known), len(known)
+class Told(NamedTuple):
+    """What the hook says of the windows of networks of one depth.
+
+    Attributes:
+        by_position (int): Networks whose layers rank by position.
+        as_drawn (int): Those whose attention is still as it was drawn.
+        either (int): Those of which it says one of the two.
+        networks (int): All.
+    """
+    by_position: int
+    as_drawn: int
+    either: int
+    networks: int
+
+
+def told(cells: List[NetworkCell], window: str) -> Told:
+    """Count what the hook says of a window."""
+    pairs = []
+    for cell in cells:
+        content, start = cell.window(window), cell.result(BASE, START) or {}
+        if content is not None:
+            measured = {
+                name: LayerKL(x['kl'], x['std'], 0, 0, 0, [],
+                              uniform=x['position'])
+                for name, x in content['layers'].items()
+            }
+            first = {name: (x['kl'], x['position'])
+                     for name, x in start.items()}
+            pairs.append((is_by_position(measured),
+                          is_as_drawn(measured, first)))
+    return Told(sum(a for a, _ in pairs), sum(b for _, b in pairs),
+                sum(map(any, pairs)), len(pairs))
 
 
 def with_position(cells: List[NetworkCell], window: str,

@@ -63,6 +63,8 @@ class LayerAttentionMixin:
     Attributes:
         kinds (Dict[str, Type[Stage]]): The values of ``attention`` that the
             family offers.
+        fresh_attention (bool): Whether no attention was loaded since the
+            network was built: its weights were drawn, or trained from such.
 
     Raises:
         UsageError: On an ``attention`` that the family does not offer, a
@@ -70,6 +72,7 @@ class LayerAttentionMixin:
             option that the chosen attention does not have.
     """
     kinds: Dict[str, Type[Stage]] = ATTENTION
+    fresh_attention = True
 
     def __init__(self,
                  *args,
@@ -307,6 +310,9 @@ class LayerAttentionMixin:
                               **kwargs) -> None:
         """Load, with the mask of the checkpoint if it says anything of it."""
         self._warn_of_other_attention(state_dict, prefix)
+        if any(f'{prefix}{layer.prefix}.query.weight' in state_dict
+               for layer in self.attention_layers):
+            self.fresh_attention = False
         concerned = self._prunable_stages and any(
             key.startswith(prefix) for key in state_dict)
         if concerned:
