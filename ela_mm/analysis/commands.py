@@ -4,7 +4,6 @@ from argparse import Namespace
 from typing import Callable, Dict, List, Optional, Tuple
 
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from ..apis.data import (
@@ -16,7 +15,6 @@ from ..apis.data import (
 )
 from ..apis.loading import build_model, criterion_of, load_model, redundancy_of
 from ..engine.journal.record import write_whole
-from ..engine.resumption import STATE_KEY
 from ..errors import UsageError
 from ..plotting import printable
 from ..pruning.build import build_criterion
@@ -25,7 +23,7 @@ from .attention import measure
 from .compare import compare_runs, find_runs
 from .cost import Cost, cost_of_config
 from .features import check_grad_cam, choose_layers, look
-from .history import as_of, decided, read_run
+from .history import as_of_checkpoint, decided, read_run
 from .plan import make_plan, planned_layers, start_of
 from .report.ablate import ablation_section
 from .report.attention import attention_section
@@ -101,12 +99,7 @@ def redundancy(args: Namespace) -> None:
     if args.config is not None:  # whose imports it may need
         source.read_config(args.cfg_options)
     if args.checkpoint is not None:
-        state = CheckpointLoader.load_checkpoint(
-            args.checkpoint, 'cpu', logger='silent').get(STATE_KEY)
-        if state is None:
-            raise UsageError(f'{args.checkpoint!r} has no decisions of '
-                             'ELAPruneHook')
-        done = as_of(done, state)
+        done = as_of_checkpoint(done, args.checkpoint)
     sections = [window_section(done, x) for x in decided(done)]
     show([*sections, timeline_section(done)], args.out or source.folder)
 
@@ -265,7 +258,7 @@ def compare(args: Namespace) -> None:
     """Runs side by side."""
     folders = find_runs(args.source)
     found = compare_runs(folders, not args.no_parameters,
-                         progress_bar('runs'))
+                         progress_bar('runs'), args.config, args.checkpoint)
     for line in summarize_comparison(found):
         print(printable(line))
     # Beside the first, or in the folder of the grid.

@@ -8,7 +8,7 @@ from ..apis.loading import build_any_model, read_config
 from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import ela_backbones
 from ..pruning.decision import Decision, LayerDecision
-from .history import Run, read_run
+from .history import Run, as_of_checkpoint, read_run
 
 CELL = 'cell.json'  # in each run's folder of a grid
 
@@ -107,7 +107,9 @@ def find_runs(folders: Sequence[str]) -> List[str]:
 
 def compare_runs(folders: Sequence[str],
                  count: bool = True,
-                 progress: Callable = iter) -> Compared:
+                 progress: Callable = iter,
+                 configs: Sequence[str] = (),
+                 checkpoints: Sequence[str] = ()) -> Compared:
     """Read runs and set them side by side.
 
     Args:
@@ -116,17 +118,29 @@ def compare_runs(folders: Sequence[str],
         count (bool): Whether to build each network to count its parameters.
             Defaults to True.
         progress (Callable): Wraps the list of runs, to show a bar.
+        configs (Sequence[str]): In the place of the work dirs': one for all
+            runs, or one each. Defaults to none.
+        checkpoints (Sequence[str]): One of each run, which is taken as it was
+            when that was saved. Defaults to none: as it is.
 
     Returns:
         Compared: In the same order.
 
     Raises:
-        UsageError: If a folder holds no run.
+        UsageError: If a folder holds no run, or there are not as many configs
+            or checkpoints as runs.
     """
     runs, parameters, notes = [], [], []
     known: Dict[str, Parameters] = {}  # by config and mask
-    for folder in progress(list(folders)):
+    own_configs = _one_each('--config', configs, folders, shared=True)
+    own_checkpoints = _one_each('--checkpoint', checkpoints, folders)
+    for folder, config, checkpoint in progress(
+            list(zip(folders, own_configs, own_checkpoints))):
         run = read_run(folder, needs_record=False)
+        if config is not None:
+            run = run._replace(config=config)
+        if checkpoint is not None:
+            run = as_of_checkpoint(run, checkpoint)
         if not (run.record['layers'] or run.losses or run.config):
             raise UsageError(f'{folder!r} holds no run: neither decisions of '
                              'ELAPruneHook, nor a log, nor a config')
@@ -140,6 +154,21 @@ def compare_runs(folders: Sequence[str],
     layers = dict.fromkeys(n for r in runs for n in r.record['layers'])
     return Compared(_names(folders), runs, parameters, list(layers),
                     [_fates(run) for run in runs], notes)
+
+
+def _one_each(option: str, paths: Sequence[str], folders: Sequence[str],
+              shared: bool = False) -> List[Optional[str]]:
+    """A path for each run, None where none is named."""
+    if not paths:
+        return [None] * len(folders)
+    if shared and len(paths) == 1:
+        return list(paths) * len(folders)
+    if len(paths) != len(folders):
+        raise UsageError(
+            f'{option}: {len(paths)} for {len(folders)} runs: expected ' +
+            ('one for all, or ' if shared else '') + 'one each, in the order '
+            f'of the runs: {", ".join(folders)}')
+    return list(paths)
 
 
 def _names(folders: Sequence[str]) -> List[str]:

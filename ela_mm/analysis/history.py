@@ -7,8 +7,12 @@ import statistics
 from collections import defaultdict
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
+from mmengine.runner import CheckpointLoader
+
+from ..apis.launch import check_checkpoint
 from ..engine.checkpoints import latest_intact
 from ..engine.journal.record import decisions_of, edits_of, read_record
+from ..engine.resumption import STATE_KEY
 from ..errors import UsageError
 from ..hosts.registration import installed
 from ..pruning.decision import Decision
@@ -141,6 +145,27 @@ def as_of(run: Run, state: Dict[str, Any]) -> Run:
     gone |= _skipped(then)
     record['active'] = [n for n in record['layers'] if n not in gone]
     return then
+
+
+def as_of_checkpoint(run: Run, path: str) -> Run:
+    """A run as it was when a checkpoint was saved.
+
+    Args:
+        run (Run): Of the same work dir.
+        path (str): Of the checkpoint.
+
+    Returns:
+        Run: As :func:`as_of`.
+
+    Raises:
+        UsageError: If it has no decisions.
+    """
+    check_checkpoint(path)
+    state = CheckpointLoader.load_checkpoint(
+        path, 'cpu', logger='silent').get(STATE_KEY)
+    if state is None:
+        raise UsageError(f'{path!r} has no decisions of ELAPruneHook')
+    return as_of(run, state)
 
 
 def _skipped(run: Run) -> Set[str]:

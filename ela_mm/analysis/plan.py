@@ -12,12 +12,15 @@ from ..apis.data import check_data, prepare_config
 from ..apis.launch import build_runner, check_checkpoint
 from ..apis.loading import build_model
 from ..engine.hooks.ela_prune_hook import ELAPruneHook
+from ..engine.resumption import STATE_KEY, begun_windows
+from ..engine.sanity import resolve_windows
 from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import (
     LayerAttentionMixin,
     find_backbone,
 )
 from ..pruning.build import build_criterion
+from ..pruning.windows import Windows
 from ..timing import ratio, time_in_turns
 from .schedule import Schedule, prune_hook_of, read_schedule
 
@@ -129,8 +132,11 @@ def make_plan(cfg: Config,
         with tempfile.TemporaryDirectory(prefix='ela_plan_') as folder:
             runner = _attempt(lambda: _rehearse(cfg, folder), refused)
             if isinstance(runner, Runner):
-                per_epoch, windows = _lengths(runner)
                 _ask_hooks(runner, refused)
+                per_epoch, windows = _lengths(runner)
+                if windows is not None and cfg.get('resume'):
+                    _attempt(lambda: _go_on(windows, runner, cfg.load_from),
+                             refused)
                 if rounds and not refused:
                     times = _attempt(
                         lambda: _step_times(runner, layers, _most(cfg, layers),
@@ -143,7 +149,8 @@ def make_plan(cfg: Config,
         schedule = read_schedule(cfg, per_epoch, windows)
     except UsageError as error:
         schedule = None
-        refused.append(str(error))
+        if not any(text.endswith(str(error)) for text in refused):
+            refused.append(str(error))  # which the hook has not said
     if schedule is not None and not schedule.clock.in_iterations:
         notes.append('iterations per epoch are not known')
     return Plan(layers, schedule, criteria, times,
@@ -296,20 +303,32 @@ def _rehearse(cfg: Config, folder: str) -> Runner:
             runner.optim_wrapper)
         runner.train_loop  # noqa: B018  builds loop and data
         if runner.param_schedulers is not None:
-            runner.build_param_scheduler(runner.param_schedulers)
+            runner.param_schedulers = runner.build_param_scheduler(
+                runner.param_schedulers)
     return runner
 
 
-def _lengths(runner: Runner) -> Tuple[Optional[int], Optional[list]]:
+def _lengths(runner: Runner) -> Tuple[Optional[int], Optional[Windows]]:
     """Iterations of an epoch, and windows as the hook has resolved them."""
     hook = next((h for h in runner.hooks if isinstance(h, ELAPruneHook)), None)
-    windows = hook.windows if hook is not None else None
+    windows = hook.journal.windows if hook is not None else None
     if isinstance(runner.train_loop, IterBasedTrainLoop):
         return None, windows
     try:
         return len(runner.train_dataloader), windows
     except TypeError:  # an iterable dataset need not know
         return None, windows
+
+
+def _go_on(windows: Windows, runner: Runner, path: str) -> None:
+    """What a run has begun stays as it was."""
+    if '://' in path:
+        return
+    checkpoint = torch.load(path, map_location='cpu')
+    meta = checkpoint.get('meta') or {}
+    done = meta.get('epoch' if windows.by_epoch else 'iter') or 0
+    windows.begun = begun_windows(checkpoint.get(STATE_KEY) or {}, done)
+    resolve_windows(windows, runner)
 
 
 def _ask_hooks(runner: Runner, refused: List[str]) -> None:

@@ -7,7 +7,8 @@ from mmengine.config import Config
 from mmengine.runner.utils import calc_dynamic_intervals
 
 from ..config_types import type_name
-from ..pruning.windows import Window, Windows, window_name
+from ..engine.warm_up import end_of, rise_of
+from ..pruning.windows import AFTER_WARMUP, Course, Windows
 
 # Iterations below which a window rests on too little: this project's choice.
 FEW_ITERATIONS = 30
@@ -46,6 +47,15 @@ class Clock(NamedTuple):
         if epochs:
             return count * self.per_epoch if self.per_epoch else None
         return count / self.per_epoch if self.per_epoch else None
+
+    def in_units(self, position: float, epochs: bool) -> Optional[float]:
+        """A position in epochs or iterations; None if not known."""
+        if epochs == (not self.in_iterations):
+            return position
+        if not self.per_epoch:
+            return None
+        return position / self.per_epoch if epochs else (
+            position * self.per_epoch)
 
     def words(self, position: float) -> str:
         """A position in epochs and iterations, as far as these are known."""
@@ -133,14 +143,14 @@ def prune_hook_of(cfg: Config) -> Optional[Dict[str, Any]]:
 
 def read_schedule(cfg: Config,
                   per_epoch: Optional[int] = None,
-                  windows: Optional[Sequence[Window]] = None) -> Schedule:
+                  windows: Optional[Windows] = None) -> Schedule:
     """Read when things happen from a config.
 
     Args:
         cfg (Config): Of a training.
         per_epoch (int, optional): Iterations of an epoch, if they are known.
-        windows (Sequence[Window], optional): Of ELAPruneHook, resolved;
-            by default as the config has them.
+        windows (Windows, optional): Of ELAPruneHook, resolved; by default
+            they are resolved here, as far as the config says what it takes.
 
     Returns:
         Schedule: On one process.
@@ -156,7 +166,7 @@ def read_schedule(cfg: Config,
     warm_up, steps, others = _learning_rate(cfg, clock)
     return Schedule(
         clock=clock,
-        windows=_windows(cfg, clock, windows),
+        windows=_windows(cfg, clock, windows, warm_up),
         warm_up=warm_up,
         lr_steps=steps,
         lr_others=others,
@@ -171,22 +181,34 @@ def _hooks(cfg: Config, name: str):
             yield hook
 
 
-def _windows(cfg: Config, clock: Clock,
-             resolved: Optional[Sequence[Window]]) -> List[Span]:
+def _windows(cfg: Config, clock: Clock, windows: Optional[Windows],
+             warm_up: Optional[Span]) -> List[Span]:
     hook = prune_hook_of(cfg)
     if hook is None:
         return []
-    by_epoch = hook.get('by_epoch', True)
-    windows = resolved or Windows(hook['windows'], by_epoch).spans
-    unit = 'epoch' if by_epoch else 'iteration'
+    if windows is None or not windows.spans:
+        windows = Windows(hook['windows'], hook.get('by_epoch', True))
+        _resolve(windows, clock, warm_up)
     found = []
-    for window in windows:
-        begin = clock.at(window[0] - 1, by_epoch)
-        end = clock.at(window[1], by_epoch)
+    for window in windows.spans:
+        begin = clock.at(window[0] - 1, windows.by_epoch)
+        end = clock.at(window[1], windows.by_epoch)
         if begin is not None:
-            found.append(Span(f'window {window_name(window, unit)}', begin,
-                              end))
+            found.append(Span(f'window {windows.name(window)}', begin, end))
     return found
+
+
+def _resolve(windows: Windows, clock: Clock, warm_up: Optional[Span]) -> None:
+    """Resolve windows by what a config says; what it does not, stays open."""
+    waits = any(given[0] == AFTER_WARMUP for given in windows.given)
+    length = clock.in_units(clock.end, windows.by_epoch)
+    if (not windows.are_relative or length is None
+            or waits and not clock.in_iterations):
+        return
+    windows.check_loop(clock.by_epoch)
+    after = warm_up and math.ceil(
+        clock.in_units(warm_up.end, windows.by_epoch))
+    windows.resolve(Course(round(length), after))
 
 
 def _learning_rate(cfg: Config, clock: Clock) -> Tuple:
@@ -197,7 +219,7 @@ def _learning_rate(cfg: Config, clock: Clock) -> Tuple:
             x for value in configs.values()
             for x in (value if isinstance(value, list) else [value])
         ]
-    warm_up, steps, others = None, [], []
+    rises, steps, others = [], [], []
     for config in configs:
         kind = type_name(config)
         epochs = config.get('by_epoch', True)
@@ -205,16 +227,16 @@ def _learning_rate(cfg: Config, clock: Clock) -> Tuple:
         last = config.get('end', math.inf)
         end = clock.end if last == math.inf else clock.at(last, epochs)
         start = clock.at(begin, epochs)
+        rise = rise_of(kind, config)
         if start is None or end is None:
             others.append(f'{kind} of {"epochs" if epochs else "iterations"} '
                           f'{begin + 1} to {last}')
-        elif _warms_up(kind, config, last != math.inf) and start == 0:
-            # Also one that a short training does not get out of.
-            warm_up = Span(f'warm-up ({kind})', start, end)
         elif kind == 'OneCycleLR':
             share = config.get('pct_start', .3)
-            warm_up = Span(f'warm-up ({kind})', start,
-                           start + share * (end - start))
+            rises.append(Span(kind, start, start + share * (end - start)))
+        elif rise is not None and last != math.inf:
+            # Also one that a short training does not get out of.
+            rises.append(Span(kind, start, end))
         elif kind in ('MultiStepLR', 'StepLR'):
             marks = (config.get('milestones') if kind == 'MultiStepLR' else
                      range(config['step_size'],
@@ -225,14 +247,14 @@ def _learning_rate(cfg: Config, clock: Clock) -> Tuple:
         else:
             others.append(f'{kind} from {clock.words(start + 1)} to '
                           f'{clock.words(end)}')
+    over = end_of(rise[1:] for rise in rises) or -1
+    warm_up = None
+    if over > 0:
+        kinds = ', '.join(rise.label for rise in rises if rise.begin <= over)
+        warm_up = Span(f'warm-up ({kinds})', 0, over)
+    others += [f'{kind} from {clock.words(begin + 1)} to {clock.words(end)}'
+               for kind, begin, end in rises if begin > over]
     return warm_up, sorted(set(steps)), others
-
-
-def _warms_up(kind: str, config: dict, ends: bool) -> bool:
-    if kind == 'LinearLR':
-        return ends and config.get('start_factor', 1 / 3) < config.get(
-            'end_factor', 1.)
-    return kind == 'ConstantLR' and ends and config.get('factor', 1 / 3) < 1
 
 
 def _validations(cfg: Config, clock: Clock) -> List[float]:

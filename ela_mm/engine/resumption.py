@@ -7,6 +7,7 @@ from typing import Any, Dict, Optional
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..errors import UsageError
+from ..pruning.windows import Given, Window, window_name
 from .checkpoints import DEPLOY_KEY, is_within_epoch
 from .gain import Point
 from .journal.record import (
@@ -15,6 +16,7 @@ from .journal.record import (
     edit_from_json,
     edit_to_json,
 )
+from .sanity import resolve_windows
 
 # Where the hook keeps its state in mmengine's checkpoints.
 STATE_KEY = 'ela_prune_hook'
@@ -46,6 +48,8 @@ def hook_state(hook, runner) -> Dict[str, Any]:
     return dict(
         statistics=statistics,
         window=None if window is None else list(window),
+        windows=[[list(given), list(span)] for given, span in zip(
+            hook.journal.windows.given, hook.windows)],
         first_kl={name: list(kl) for name, kl in hook.first_kl.items()},
         decisions=[decision_to_json(d) for d in hook.decisions],
         edits=[edit_to_json(e) for e in hook.journal.edits],
@@ -103,6 +107,7 @@ def restore(hook, runner, state: Optional[Dict[str, Any]]) -> None:
     if state:
         try:
             _load(hook, state)
+            begun = begun_windows(state, hook.count(runner) - 1)
         except (LookupError, TypeError, ValueError, AttributeError,
                 RuntimeError) as error:
             raise UsageError(
@@ -110,11 +115,29 @@ def restore(hook, runner, state: Optional[Dict[str, Any]]) -> None:
                 f'read ({type(error).__name__}: {error}): it was changed or '
                 'is of a newer version; resume from another checkpoint, or '
                 'fine-tune from this one with load_from') from None
+        _keep_begun_windows(hook, runner, begun)
         last = hook.decisions[-1] if hook.decisions else None
         if last is not None and last.times.after is None:
             hook._gain.wait_for(last)
     _leave_out_other_windows(hook, runner)
     _warn_of_missed_windows(hook, runner)
+    _say_what_was_taken_up(hook, runner)
+
+
+def begun_windows(state: Dict[str, Any], done: int) -> Dict[Given, Window]:
+    """Read which windows a run has begun.
+
+    Args:
+        state (Dict[str, Any]): Of the hook, from a checkpoint; empty where an
+            earlier version has not said it.
+        done (int): Epochs or iterations until then, as windows count.
+
+    Returns:
+        Dict[Given, Window]: What they were, by how they were given.
+    """
+    spans = {tuple(given): tuple(span)
+             for given, span in state.get('windows', [])}
+    return {given: span for given, span in spans.items() if span[0] <= done}
 
 
 def _start_epoch_over(hook, runner) -> None:
@@ -156,6 +179,30 @@ def _load(hook, state: Dict[str, Any]) -> None:
 
 def _device(hook):
     return next(hook.backbone.parameters()).device
+
+
+def _keep_begun_windows(hook, runner, begun: Dict[Given, Window]) -> None:
+    """In a training that has become longer, only later windows move."""
+    windows = hook.journal.windows
+    before = dict(zip(windows.given, windows.spans))
+    windows.begun = begun
+    resolve_windows(windows, runner)
+    for given, span in zip(windows.given, windows.spans):
+        if before[given] != span:
+            runner.logger.info(
+                f'window {given} stays {window_name(span, windows.unit)}, as '
+                'it was when this run began it')
+
+
+def _say_what_was_taken_up(hook, runner) -> None:
+    statistics, windows = hook.statistics, hook.journal.windows
+    if statistics.is_empty:
+        return
+    window, count = hook.window_of(hook.count(runner)), hook.count(runner)
+    runner.logger.info(
+        f'{statistics.samples} samples of '
+        f'{window_name((window[0], count - 1), windows.unit)} are taken up: '
+        f'measuring {window_name(window, windows.unit)} goes on')
 
 
 def _leave_out_other_windows(hook, runner) -> None:

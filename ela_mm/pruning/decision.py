@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from .by_loss import Network
+from .criteria import why_none
 from .kl import REDUNDANCY
 from .stability import Decider
 from .statistics import LayerKL
@@ -244,7 +245,7 @@ def decide(layers: Sequence,
             or _why_unknown(ranked, redundancy))
     skipped, scores, stability, unstable = [], {}, {}, []
     if note is None:
-        skipped, scores, note = _apply(decider, ranked)
+        skipped, scores, note = _apply(decider, ranked, config)
         stability = {} if asks else stability_of(criterion, ranked)
     if skipped and rules.uninformative == 'wait' and any(doubts.values()):
         skipped, note = [], f"{in_short(**doubts)} (uninformative='wait')"
@@ -313,17 +314,18 @@ def _why_unknown(ranked: Dict[str, LayerKL],
 
 
 def _apply(
-    criterion: Decider, measured: Dict[str, LayerKL]
+    criterion: Decider, measured: Dict[str, LayerKL], config: Dict[str, Any]
 ) -> Tuple[List[str], Dict[str, Optional[float]], Optional[str]]:
     """Names to skip, scores by name, and why nothing is skipped."""
+    means = [kl.mean for kl in measured.values()]
     try:
-        skip, scores = criterion([kl.mean for kl in measured.values()])
+        skip, scores = criterion(means)
     except ValueError as error:
         return [], {}, str(error)
     except Exception as error:  # a failing fit must not end a training
         return [], {}, f'{type(error).__name__}: {error}'
     skipped = [name for name, gone in zip(measured, skip) if gone]
-    note = None if skipped else 'the criterion found no layer redundant'
+    note = None if skipped else why_none(config, means, scores)
     return skipped, dict(zip(measured, map(_finite, scores))), note
 
 

@@ -50,8 +50,8 @@ def test_what_tells_runs_apart(runs):
         assert [x for x, _ in run.losses] == [1, 2]
         assert run.metric == 'energy' and len(run.metrics) == 2
     said = ' '.join(summarize_comparison(found))
-    assert f'1 of 8 attention layers are skipped in all runs that have them, {2}' \
-        ' in some' in said
+    assert ('1 of 8 attention layers are skipped in all runs that have them, 2 in '
+            'some, 5 in none') in said
 
 
 def test_parameters_are_those_of_the_network(runs):
@@ -152,3 +152,29 @@ def test_what_is_no_run_is_said(runs, tmp_path):
     found = compare_runs([str(broken), str(runs / 'many')])
     assert found.parameters[0] is None and found.parameters[1] is not None
     assert "parameters of" in found.notes[0] and 'Gone' in found.notes[0]
+
+
+def test_configs_and_checkpoints_of_one_s_own(runs, tmp_path):
+    """Of a work dir that was moved, and of a run before it pruned."""
+    import torch
+    (config, ) = (runs / 'few').glob('*/vis_data/config.py')
+    shutil.copy(config, tmp_path / 'moved.py')
+    broken = shutil.copytree(runs / 'few', tmp_path / 'broken')
+    for path in broken.rglob('config.py'):
+        path.write_text("model = dict(type='Gone')\n")
+    checkpoint = torch.load(runs / 'many' / 'epoch_2.pth')
+    checkpoint['ela_prune_hook']['decisions'] = []
+    torch.save(checkpoint, tmp_path / 'early.pth')
+    folders = [str(broken), str(runs / 'many')]
+    found = compare_runs(
+        folders, configs=[str(tmp_path / 'moved.py')],
+        checkpoints=[str(broken / 'epoch_2.pth'), str(tmp_path / 'early.pth')])
+    assert not found.notes
+    assert found.parameters == [
+        *compare_runs([str(runs / n) for n in ('few', 'plain')]).parameters[:1],
+        (found.parameters[0].total, 0)]
+    assert [len(run.record['active']) for run in found.runs] == [7, 8]
+    for option, paths in (('configs', ['a', 'b', 'c']), ('checkpoints', ['a'])):
+        with pytest.raises(UsageError, match=f'--{option[:-1]}: {len(paths)} '
+                           'for 2 runs: expected .*one each'):
+            compare_runs(folders, **{option: paths})

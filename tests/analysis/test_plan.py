@@ -275,5 +275,23 @@ def test_the_tools_say_it(tmp_path):
     assert 'error: training would be refused: ' in process.stderr
     assert not (tmp_path / 'work').exists()
     process = tool('analyze.py', 'layers', DIGITS)
-    assert '6 of 6 attention layers active, 3 of them prunable' in ' '.join(
+    assert '6 of 6 attention layers active: 3 prunable, 3 the first' in ' '.join(
         process.stdout.split())
+
+
+def test_windows_that_cannot_be_placed_yet_are_left_open():
+    """Where the config does not say how long an epoch is."""
+    cfg = Config(dict(
+        train_cfg=dict(by_epoch=True, max_epochs=10),
+        param_scheduler=[dict(type='LinearLR', by_epoch=False, end=50)],
+        custom_hooks=[dict(type='ELAPruneHook',
+                           windows=[('after_warmup', 1), (.5, .6)])]))
+    assert read_schedule(cfg).windows == []
+    assert [w[1:] for w in read_schedule(cfg, 20).windows] == [(60, 80),
+                                                               (100, 120)]
+    cfg.custom_hooks[0].windows = [(.5, .6)]
+    assert [w[1:] for w in read_schedule(cfg).windows] == [(5, 6)]
+    cfg.custom_hooks[0].update(windows=[(.5, .6)], by_epoch=False)
+    assert read_schedule(cfg).windows == []
+    assert read_schedule(cfg, 20).windows[0][:] == (
+        'window iterations 101 to 120 (0.5, 0.6)', 100, 120)

@@ -79,6 +79,9 @@ class Fault(Hook):
         if (self.kind, self.where) == ('iteration', str(runner.iter + 1)):
             die()
 
+        if (self.kind, self.where) == ('interrupt', str(runner.iter + 1)):
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does
+
     def after_train_epoch(self, runner):
         if (self.kind, self.where) == ('epoch', str(runner.epoch + 1)):
             die()

@@ -1,6 +1,7 @@
 """Going on: with other windows, in the same process, or from any checkpoint."""
 import copy
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -11,9 +12,9 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from support import toy
 from support.toy import validation
-from support.training import log_of
+from support.training import TIMES, log_of
 
-from ela_mm.engine import ValidateResumedHook
+from ela_mm.engine import ValidateResumedHook, validations
 from ela_mm.engine.journal.record import decisions_of, read_record
 
 
@@ -171,7 +172,8 @@ def test_an_epoch_that_is_started_over_counts_once(tmp_path, point, at, error):
     assert first.window == (1, 2) and second.window == (3, 3)
     assert (first.samples, second.samples) == (16, 8)
     assert first.skipped
-    assert 'the training ended before window' in log_of(tmp_path)
+    assert ('interrupted' if error is KeyboardInterrupt else
+            'was ended by a RuntimeError') in log_of(tmp_path)
 
 
 @pytest.mark.parametrize('point, at', [
@@ -236,12 +238,14 @@ def test_what_ended_a_window_early_is_said(tmp_path):
     runner.register_hook(Trip('forward', 6, RuntimeError))
     with pytest.raises(RuntimeError):
         runner.train()
-    said = 'the training ended before window {} did: nothing was decided in it'
-    assert said.format((1, 3)) in log_of(tmp_path / 'a')
-    assert f'{said.format((2, 3))}, nor in 1 later ones' in log_of(
-        tmp_path / 'b')
+    assert ('nothing was decided on epochs 1 to 3: the training was stopped '
+            'after epoch 2 of 4, by EarlyStoppingHook or another') in log_of(
+                tmp_path / 'a')
+    assert ('nothing was decided on epochs 2 to 3 and epoch 4: the training '
+            'was ended by a RuntimeError in epoch 2 of 4') in log_of(
+                tmp_path / 'b')
     toy_runner(tmp_path / 'c').train()
-    assert 'the training ended before' not in log_of(tmp_path / 'c')
+    assert 'nothing was decided' not in log_of(tmp_path / 'c')
 
 
 # --- what tools/train.py --resume does beyond the host -----------------------
@@ -336,8 +340,7 @@ def assert_equal(ours, theirs, place=''):
     if isinstance(ours, dict):
         assert ours.keys() == theirs.keys(), place
         for key in ours:
-            if key not in ('step_time_before', 'step_time_after',
-                           'steps_timed'):
+            if key not in TIMES:
                 assert_equal(ours[key], theirs[key], f'{place}.{key}')
     elif isinstance(ours, (list, tuple)):
         assert len(ours) == len(theirs), place
@@ -384,6 +387,52 @@ def test_resuming_counts_as_an_uninterrupted_run(counted, tmp_path, at):
                         if isinstance(h, EarlyStoppingHook))
         assert (stopping.wait_count, stopping.best_score,
                 runner.train_loop.stop_training) == expected['stopping']
+
+
+def test_a_validation_that_was_completed_is_not_repeated(counted, tmp_path):
+    """What came out of it is given to all who count."""
+    _, epochs, schedulers, expected, last = counted
+    runner = counting_runner(tmp_path, epochs, schedulers)
+    runner.register_hook(Trip('before_iter', 14, RuntimeError))
+    with pytest.raises(RuntimeError):
+        runner.train()
+    runner = counting_runner(
+        tmp_path, epochs, schedulers, resume=True,
+        load_from=str(tmp_path / ('epoch_3.pth' if epochs else 'iter_12.pth')))
+    runner.train()
+    log = log_of(tmp_path)
+    assert 'the resumed checkpoint was validated before' in log
+    assert 'validating the resumed checkpoint' not in log
+    assert_equal(what_counts(runner, tmp_path / last), expected)
+
+
+@pytest.mark.slow
+def test_a_validation_of_another_run_is_not_taken(tmp_path):
+    """Which has left its file in the work dir."""
+    counting_runner(tmp_path).train()
+    runner = counting_runner(tmp_path)
+    with pytest.raises(RuntimeError):
+        runner.register_hook(Trip('val', 3, RuntimeError))
+        runner.train()
+    counting_runner(tmp_path, resume=True,
+                    load_from=str(tmp_path / 'epoch_3.pth')).train()
+    assert log_of(tmp_path).count('validating the resumed checkpoint') == 1
+
+
+@pytest.mark.parametrize('content', [
+    None, '', '[1]', '{"a": 3}', '{"a": {}}', '{"a": {"score": "high"}}',
+    '{"a": {"score": [1]}}'])
+def test_what_is_not_known_is_validated_again(tmp_path, content):
+    if content is not None:
+        (tmp_path / validations.FILE_NAME).write_text(content)
+    assert validations.recall(str(tmp_path), 'a') is None
+    validations.remember(str(tmp_path), 'b', dict(
+        score=np.float32(.1), whole=torch.tensor(2), nan=float('nan')))
+    found = validations.recall(str(tmp_path), 'b')
+    assert found['score'] == np.float32(.1) and found['whole'] == 2
+    assert found['nan'] != found['nan']
+    validations.remember(str(tmp_path), 'c', dict(score=1., each=[1., 2.]))
+    assert validations.recall(str(tmp_path), 'c') is None
 
 
 def test_a_run_that_was_to_stop_stops(tmp_path):

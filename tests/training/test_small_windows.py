@@ -29,7 +29,7 @@ def test_a_second_layer_has_no_conditional_part(run):
         ranked = [x for x in decision.layers if x.kl is not None]
         assert [x.conditional for x in ranked] == [0.] * 4
         assert all(x.kl > 0 for x in ranked)
-    assert 'nothing pruned on iterations 1 to 1: no stage' in log_of(folder)
+    assert 'nothing pruned on iteration 1: no stage' in log_of(folder)
     assert 'no picture of the redundancy' not in log_of(folder)
 
 

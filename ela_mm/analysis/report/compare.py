@@ -54,12 +54,13 @@ def summarize_comparison(found: Compared) -> List[str]:
         name for name in found.layers
         if all(not f[name].active for f in found.fates if name in f)
     ]
+    nowhere = len(found.layers) - len(everywhere) - len(found.differing)
     lines = []
     if found.layers:
         lines.append(
             f'{len(everywhere)} of {len(found.layers)} attention layers are '
             f'skipped in all runs that have them, {len(found.differing)} in '
-            'some.')
+            f'some, {nowhere} in none.')
     ends = [(run.metrics[-1][1], name) for name, run in
             zip(found.names, found.runs) if run.metrics]
     metrics = {run.metric for run in found.runs if run.metrics}

@@ -21,16 +21,21 @@ def layers_section(layers: Sequence[PlannedLayer]) -> Section:
     Returns:
         Section: A table of stages.
     """
-    active = sum(layer.active for layer in layers)
-    prunable = [layer for layer in layers if layer.prunable]
-    text = [f'{active} of {len(layers)} attention layers active, '
-            f'{len(prunable)} of them prunable: each stage\'s first active '
-            'layer has none before it to repeat, and stays.']
+    active = [layer for layer in layers if layer.active]
+    kinds = [(sum(x.prunable for x in active), 'prunable'),
+             (sum(x.inert for x in active), 'inert'),
+             (sum(x.first for x in active), 'the first of their stage, with '
+              'none before them to repeat, which stay')]
+    text = [f'{len(active)} of {len(layers)} attention layers active: ' +
+            ', '.join(f'{count} {kind}' for count, kind in kinds if count) +
+            '.' if active else f'None of {len(layers)} attention layers is '
+            'active.']
     inert = [layer.name for layer in layers if layer.inert]
     if inert:
-        text.append(f'{len(inert)} are inert ({", ".join(inert)}): fresh, in '
-                    'frozen stages, they add exactly 0 and cannot learn; '
-                    'training skips them before its first step.')
+        text.append(f'Inert are {", ".join(inert)}: fresh, in frozen stages, '
+                    'they add exactly 0 and cannot learn; training skips them '
+                    f'before its first step, with {len(active) - len(inert)} '
+                    'left.')
     rows = []
     for stage in dict.fromkeys(layer.stage for layer in layers):
         own = [layer for layer in layers if layer.stage == stage]

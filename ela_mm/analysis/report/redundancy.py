@@ -5,6 +5,7 @@ import numpy as np
 from mmengine.registry import FUNCTIONS
 
 from ...engine.journal.picture import decision_picture
+from ...engine.journal.sentences import dashes_sentence
 from ...plotting import (
     KEPT,
     SKIPPED,
@@ -45,9 +46,11 @@ def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
             _why(run),
         ]
         by_hand = sum(len(e.skipped) - len(e.restored) for e in run.edits)
-        if len(run.record['active']) + len(skipped) + by_hand < total:
-            lines[0] += (' The others were skipped before, since they could '
-                         'not learn or the training started without them.')
+        others = total - len(run.record['active']) - len(skipped) - by_hand
+        if others > 0:
+            lines[0] += (f' The other {others} were skipped before, since they '
+                         'could not learn or the training started without '
+                         'them.')
     elif run.decisions:
         lines = [
             'Nothing was pruned: ' + '; '.join(
@@ -153,6 +156,7 @@ def window_section(run: Run, decision: Decision) -> Section:
     criterion = dict(decision.criterion)
     name = criterion.pop('type')
     parameters = ', '.join(f'{k} = {v}' for k, v in criterion.items())
+    before = decision.total - decision.active - len(decision.skipped)
     text = [
         f'{decision.samples} samples were measured in {_span(run, decision)}. '
         f'A small KL divergence (in nats) says that a layer\'s attention '
@@ -162,13 +166,18 @@ def window_section(run: Run, decision: Decision) -> Section:
          'loss added) and ' if _by_loss(decision) else
          '' if decision.redundancy == 'paper' else
          f'ranked by the {MEASURES[decision.redundancy]} and ') +
-        (f'skipped {", ".join(decision.skipped)}; {decision.active} of '
-         f'{decision.total} layers remain.' if decision.skipped else
+        (f'skipped {len(decision.skipped)} ({", ".join(decision.skipped)}); '
+         f'{decision.active} of {decision.total} layers are active' +
+         (f', {before} were skipped before.' if before else '.')
+         if decision.skipped else
          f'skipped nothing: {decision.note}.')
     ]
     doubt = doubt_of(decision)
     if doubt:
         text.append(f'{doubt[0].upper()}{doubt[1:]}.')
+    dashes = dashes_sentence(decision)
+    if dashes:
+        text.append(f'{dashes[0].upper()}{dashes[1:]}.')
     if any(layer.excess is not None for layer in decision.layers):
         text.append(
             'Excess is the KL divergence less log(m / n), what uniform weights '

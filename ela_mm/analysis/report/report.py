@@ -11,7 +11,7 @@ from torch import nn
 
 from ...apis.data import annotated_batches, dataset_batches, set_of
 from ...apis.loading import load_model, read_config
-from ...engine.journal.record import write_whole
+from ...engine.journal.record import windows_of, write_whole
 from ...engine.trial import loss_of
 from ...errors import UsageError
 from ...models.backbones.layer_attention_mixin import find_backbone
@@ -176,7 +176,7 @@ def _schedule(run: Run, config: Optional[str]) -> Section:
     return schedule_section(
         read_schedule(
             read_config(config), epochs[0] if epochs else None,
-            [(first, last) for first, last in run.record['windows']]),
+            windows_of(run.record)),
         line=False)
 
 

@@ -133,7 +133,7 @@ class CKARegularizationHook(Hook):
             f'{self.variant} compares the blocks of {described}' +
             (f'; left out, with a single block: {", ".join(single)}'
              if single else ''))
-        when_over(runner.train_loop, self._remove)
+        when_over(runner.train_loop, lambda error: self._remove())
 
     def _check_batches(self, loader) -> None:
         sampler = getattr(loader, 'batch_sampler', None)

@@ -30,6 +30,7 @@ from ..gain import PruningGain
 from ..held_out import HeldOut
 from ..in_turns import LEAST_ROUNDS, time_pruning
 from ..journal.journal import Journal
+from ..journal.scalars import logs_after_step
 from ..lifetime import when_over
 from ..ranks import check_agreement, check_weights, from_main_rank
 from ..resumption import STATE_KEY, hook_state, restore, state_to_resume
@@ -110,8 +111,8 @@ class ELAPruneHook(Hook):
         self._windows = Windows(windows, by_epoch)
         self.criterion = build_criterion(criterion)
         self._own_criteria = {
-            window: build_criterion(config)
-            for window, config in self._windows.criteria.items()
+            given: build_criterion(config)
+            for given, config in self._windows.criteria.items()
         }
         if skip not in SKIP_MODES:
             raise UsageError(f'skip={skip!r}: expected one of {SKIP_MODES}')
@@ -171,11 +172,13 @@ class ELAPruneHook(Hook):
 
     @property
     def _criteria(self) -> List[Criterion]:
-        return [self.criterion_of(window) for window in self.windows]
+        return [self._own_criteria.get(given, self.criterion)
+                for given in self._windows.given]
 
     def criterion_of(self, window: Window) -> Criterion:
         """Find the criterion of a window, its own or the run's."""
-        return self._own_criteria.get(window, self.criterion)
+        return self._own_criteria.get(
+            self._windows.given_of(window), self.criterion)
 
     # --- before training -----------------------------------------------------
 
@@ -192,7 +195,7 @@ class ELAPruneHook(Hook):
                 f'{self.images} pictures of the training set are held out of '
                 'it: the criterion tries the network on them')
         ensure_reseeding(runner)
-        when_over(runner.train_loop, lambda: self._end(runner))
+        when_over(runner.train_loop, lambda error: self._end(runner, error))
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep the state for before_train; the weights are not loaded yet."""
@@ -209,7 +212,7 @@ class ELAPruneHook(Hook):
             criteria=[criterion.config for criterion in self._criteria],
             redundancy=self.redundancy)
         surgery.prepare(runner)
-        self.journal.write(runner, self.backbone.attention_layers)
+        self.journal.begin(runner, self.backbone)
 
     # --- within a window -----------------------------------------------------
 
@@ -237,10 +240,12 @@ class ELAPruneHook(Hook):
             observers.append(self._first_step.update)
         if observers:
             self.backbone.observe(partial(self._observe, observers))
+        starts = window is not None and window[0] == count and (
+            batch_idx == 0 or not self.by_epoch)
+        if starts:
+            self.journal.tell_begin(runner, window, len(self._active()))
         self._gain.begin_step(
-            measuring=window is not None,
-            window_starts=window is not None and window[0] == count
-            and (batch_idx == 0 or not self.by_epoch))
+            measuring=window is not None, window_starts=starts)
 
     def _observe(self, observers: List[Observer], name: str, prev: Tensor,
                  curr: Tensor) -> None:
@@ -271,8 +276,20 @@ class ELAPruneHook(Hook):
                                                runner.max_iters):
                 self.journal.write(runner, self.backbone.attention_layers)
             self._decide_if_over(runner, runner.iter + 1)
+        if logs_after_step(runner, batch_idx):
+            self._tell_so_far(runner, batch_idx)
         if saves_after_step(runner):
             self._move_to_rank_0(runner)
+
+    def _tell_so_far(self, runner, batch_idx: int) -> None:
+        """Where the window goes on; its end has a decision to tell of."""
+        last = self.by_epoch and self.end_of_epoch(runner.train_dataloader,
+                                                   batch_idx)
+        count = self.count(runner)
+        window = self.window_of(count)
+        if window is not None and not (last and window[1] == count):
+            self.journal.tell_so_far(
+                runner, lambda: self.statistics.so_far(self._active()))
 
     def after_train_epoch(self, runner) -> None:
         """Decide if an epoch window ends here."""
@@ -358,12 +375,12 @@ class ELAPruneHook(Hook):
             self.journal.tell_gain(runner, self.backbone.attention_layers,
                                    decision)
 
-    def _end(self, runner) -> None:
+    def _end(self, runner, error: Optional[BaseException]) -> None:
         """Leave the model alone; an exception may have ended the training."""
         self.backbone.observe(None)
         self._last_batch = None
         self._tell_gain(runner, self._gain.conclude(least=1))
-        self.journal.tell_end(runner, self.count(runner))
+        self.journal.tell_end(runner, self.count(runner), error)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Add what a resumed run needs: statistics and decisions."""

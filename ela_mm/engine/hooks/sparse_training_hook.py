@@ -113,7 +113,7 @@ class SparseTrainingHook(Hook):
                 'MMDistributedDataParallel')
         self._weights, self._dense = sparse_layers(_model_of(runner),
                                                    self.leave_out)
-        when_over(runner.train_loop, self._remove)
+        when_over(runner.train_loop, lambda error: self._remove())
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep the state for before_train; the weights are not loaded yet."""

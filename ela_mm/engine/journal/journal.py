@@ -1,16 +1,28 @@
 """Tells of decisions: log, scalars, picture, and the record in the work dir."""
-from typing import Any, Dict, List, Sequence
+import math
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from mmengine.dist import is_main_process
-from mmengine.visualization import LocalVisBackend, Visualizer
 
+from ...models.backbones.layer_attention_mixin import LayerAttentionMixin
+from ...pruning import LayerKL
 from ...pruning.decision import Decision
 from ...pruning.doubt import doubt_of
 from ...pruning.edit import MaskEdit
 from ...pruning.kl import REDUNDANCY
 from ...pruning.step_times import LEAST_STEPS
-from ...pruning.windows import Windows
+from ...pruning.windows import Window, Windows, window_name
+from ..interruption import tell_interrupted
 from .record import FORMAT, decision_to_json, edit_to_json, write_record
+from .scalars import drawing, send
+from .sentences import (
+    dashes_sentence,
+    early_end,
+    gone_before,
+    how_it_ended,
+    skipped_sentence,
+    within,
+)
 from .table import prune_table
 
 _AGAINST_SATURATION = ('train with a warm-up, a lower learning rate or '
@@ -36,6 +48,7 @@ class Journal:
         decisions (List[Decision]): One per window that has ended.
         edits (List[MaskEdit]): What was changed by hand in a checkpoint that
             the run has gone on from.
+        frozen (Sequence[str]): Names of the layers in frozen stages.
         step_times (Sequence): Epoch (or iteration), first quartile, median
             and third quartile of the seconds of its steps.
     """
@@ -52,7 +65,50 @@ class Journal:
         self.redundancy = redundancy
         self.decisions: List[Decision] = []
         self.edits: List[MaskEdit] = []
+        self.frozen: Sequence[str] = ()
         self.step_times: Sequence[Sequence[float]] = ()
+
+    def begin(self, runner, backbone: LayerAttentionMixin) -> None:
+        """Say when the windows are, before the first step, and write.
+
+        Args:
+            runner (Runner): About to train, or to go on.
+            backbone (LayerAttentionMixin): With its weights and mask.
+        """
+        layers, windows = backbone.attention_layers, self.windows
+        self.frozen = [x.name for x in layers if backbone.is_frozen(x)]
+        length = (f'{runner.max_epochs} epochs' if windows.by_epoch else
+                  f'{runner.max_iters} iterations')
+        names = ', '.join(map(windows.name, windows.spans))
+        runner.logger.info(f'windows of ELAPruneHook: {names}, of {length}')
+        self.write(runner, layers)
+
+    def tell_begin(self, runner, window: Window, layers: int) -> None:
+        """Say that a window begins, and how many layers are active."""
+        runner.logger.info(
+            f'measuring {self._span(window)}: how redundant {layers} attention '
+            'layers are')
+
+    def tell_so_far(self, runner, measured: Callable[[], Dict[str, LayerKL]]
+                    ) -> None:
+        """Send the means of a window that goes on.
+
+        Args:
+            runner (Runner): After a step that LoggerHook tells of.
+            measured (Callable): Gives the means so far. Called, on all ranks,
+                where there is anybody who draws curves.
+        """
+        if not drawing(runner.visualizer):
+            return
+        measure = REDUNDANCY[self.redundancy]
+        scalars = {
+            f'ela/{name}/{layer}': value
+            for layer, kl in measured().items()
+            for name, value in {
+                'kl': kl.mean, measure: kl.by(self.redundancy).mean}.items()
+        }
+        finite = {k: v for k, v in scalars.items() if math.isfinite(v)}
+        send(runner.visualizer, finite, runner.iter + 1)
 
     def tell(self, runner, layers: List, decision: Decision) -> None:
         """Add a decision and tell of it.
@@ -63,20 +119,21 @@ class Journal:
             decision (Decision): Taken and applied.
         """
         self.decisions.append(decision)
-        first, last = decision.window
-        span = f'{self.windows.unit}s {first} to {last}'
+        span = self._span(decision.window)
         measure = REDUNDANCY[decision.redundancy]
         on = '' if decision.redundancy == 'paper' else f' on {measure}'
+        dashes = dashes_sentence(decision)
         runner.logger.info(f'redundancy of the attention layers, {span}, '
                            f'criterion {decision.criterion}{on}:\n'
-                           f'{prune_table(decision.layers)}')
+                           f'{prune_table(decision.layers)}' +
+                           (f'{dashes}\n' if dashes else ''))
         doubt = doubt_of(decision)
         if doubt and self.warns:
             advice = _AGAINST_SATURATION if decision.saturated else _AGAINST_RUSH
             runner.logger.warning(f'{span}: {doubt}; {advice}')
         if decision.skipped:
-            runner.logger.info(
-                f'{_pruned(decision)}: {", ".join(decision.skipped)}')
+            runner.logger.info(f'{self._skipped(decision)}: '
+                               f'{", ".join(decision.skipped)}')
         else:
             # With the window in it: mmengine drops a warning that it repeats.
             runner.logger.warning(f'nothing pruned on {span}: {decision.note}')
@@ -86,7 +143,7 @@ class Journal:
             for layer in decision.layers if getattr(layer, name) is not None
         }
         scalars['ela/active'] = decision.active
-        _send(runner.visualizer, scalars, decision.iter)
+        send(runner.visualizer, scalars, decision.iter)
         if self.picture and is_main_process():
             self._show(runner, decision)
         self.write(runner, layers)
@@ -95,28 +152,43 @@ class Journal:
         """Say what a pruning bought, once its steps are timed."""
         times = decision.times
         runner.logger.info(
-            f'{_pruned(decision)}; ' +
+            f'{self._skipped(decision)}; ' +
             (f'step {times.medians()}' if times.are_enough else
              f'steps are not compared: {times.steps[0]} before and '
              f'{times.steps[1]} after it were timed, fewer than '
              f'{LEAST_STEPS}'))
         self.write(runner, layers)
 
-    def tell_end(self, runner, count: int) -> None:
+    def tell_end(self, runner, count: int,
+                 error: Optional[BaseException] = None) -> None:
         """Say which windows a training did not reach, or not end.
 
         Args:
-            runner (Runner): That has ended, well or by an exception.
+            runner (Runner): That has ended.
             count (int): The epoch or iteration that would have been next.
+            error (BaseException, optional): That has ended it.
         """
+        if isinstance(error, KeyboardInterrupt):
+            window = self.windows.containing(count)
+            tell_interrupted(runner, error, within(self.windows, window))
+            return
         decided = [decision.window for decision in self.decisions]
         left = [window for window in self.windows.spans
                 if window not in decided and window[1] >= count]
         if left:
             runner.logger.warning(
-                f'the training ended before window {left[0]} did: nothing was '
-                'decided in it' +
-                (f', nor in {len(left) - 1} later ones' if left[1:] else ''))
+                early_end(self.windows, left, how_it_ended(runner, error)))
+
+    def _span(self, window: Window) -> str:
+        return window_name(window, self.windows.unit)
+
+    def _skipped(self, decision: Decision) -> str:
+        """How many layers a decision skips, and which were out before it."""
+        earlier = [name for d in self.decisions if d.iter < decision.iter
+                   for name in d.skipped]
+        by_hand = [name for edit in self.edits for name in edit.skipped]
+        return skipped_sentence(
+            decision, gone_before(decision, earlier, by_hand, self.frozen))
 
     def write(self, runner, layers: List) -> None:
         """Replace the record; a full disk is no reason to end a training."""
@@ -132,6 +204,8 @@ class Journal:
             layers=[layer.name for layer in layers],
             active=[layer.name for layer in layers if layer.active],
             decisions=[decision_to_json(d) for d in self.decisions])
+        if self.windows.are_relative:
+            record['windows_given'] = [list(g) for g in self.windows.given]
         if self.edits:
             record['edits'] = [edit_to_json(e) for e in self.edits]
         if self.step_times:
@@ -156,22 +230,3 @@ class Journal:
         except Exception as error:
             runner.logger.warning('no picture of the redundancy: '
                                   f'{type(error).__name__}: {error}')
-
-
-
-def _send(visualizer: Visualizer, scalars: Dict[str, float], step: int) -> None:
-    """Send scalars to TensorBoard, WandB and the like.
-
-    Not to the local ``scalars.json``: the record has these numbers, and hosts'
-    tools take every line that is none of training for one of validation.
-    """
-    if not is_main_process():
-        return
-    for backend in visualizer._vis_backends.values():
-        if not isinstance(backend, LocalVisBackend):
-            backend.add_scalars(scalars, step)
-
-
-def _pruned(decision: Decision) -> str:
-    return (f'pruned {len(decision.skipped)} of {decision.total} attention '
-            f'layers, {decision.active} active')

@@ -15,6 +15,7 @@ from ...pruning.criteria import CRITERIA
 from ...pruning.decision import Decision, LayerDecision, Outcome, StepTimes
 from ...pruning.edit import MaskEdit
 from ...pruning.kl import check_redundancy
+from ...pruning.windows import Course, Windows
 
 FILE_NAME = 'ela_decisions.json'
 FORMAT = 1
@@ -121,6 +122,23 @@ def decisions_of(record: Dict[str, Any]) -> List[Decision]:
     return [decision_from_json(d) for d in record['decisions']]
 
 
+def windows_of(record: Dict[str, Any]) -> Windows:
+    """Read the windows of a record, as they were given and resolved.
+
+    Args:
+        record (Dict[str, Any]): From :func:`read_record`.
+
+    Returns:
+        Windows: Resolved.
+    """
+    spans = [(first, last) for first, last in record['windows']]
+    given = record.get('windows_given') or spans
+    windows = Windows(given, record['by_epoch'])
+    windows.begun = dict(zip(map(tuple, given), spans))
+    windows.resolve(Course(spans[-1][1]))
+    return windows
+
+
 def edits_of(record: Dict[str, Any]) -> List[MaskEdit]:
     """Read what was changed by hand, from :func:`read_record`."""
     return [edit_from_json(e) for e in record.get('edits') or []]
@@ -155,6 +173,7 @@ _NUMBER_OR_NONE = (int, float, type(None))
 _RECORD = {
     'by_epoch': (bool, ),
     'windows': [[_INT, _INT]],
+    'windows_given?': [[(str, int, float), _NUMBER]],
     'criterion': {'type': _TEXT},
     'redundancy?': _TEXT,
     'skip': _TEXT,
