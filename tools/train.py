@@ -4,6 +4,7 @@ One GPU or the CPU: python tools/train.py CONFIG
 Several GPUs: torchrun --nproc_per_node=8 tools/train.py CONFIG --launcher pytorch
 """
 import argparse
+import sys
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,6 +70,8 @@ from ela_mm.apis.launch import (
 from ela_mm.engine import ValidateResumedHook
 from ela_mm.engine.checkpoints import resume_latest, warn_of_single_checkpoint
 from ela_mm.engine.hooks.reseed_hook import ensure_reseeding
+from ela_mm.engine.interruption import tell_interrupted
+from ela_mm.errors import INTERRUPTED
 
 
 def say_plan(cfg: Config) -> None:
@@ -112,10 +115,13 @@ def main() -> None:
     set_up_distributed(cfg)
     runner = build_runner(cfg)
     ensure_reseeding(runner)
-    if args.resume is not None:
-        runner.register_hook(ValidateResumedHook())
-    with downloads_explained(cfg):
-        runner.train()
+    runner.register_hook(ValidateResumedHook())
+    try:
+        with downloads_explained(cfg):
+            runner.train()
+    except KeyboardInterrupt as error:
+        tell_interrupted(runner, error)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == '__main__':
