@@ -6,8 +6,6 @@ loads, and the missing keys are the attention's alone. The mixin also holds
 the decision which layers are active, as buffers, so that a plain checkpoint
 carries it.
 """
-import logging
-import re
 from copy import deepcopy
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Type
 
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import UsageError
 from ..layers import LayerAttention
+from .loaded_state import complete_masks, warn_of_other_attention
 from .stages import (
     ATTENTION,
     AttentionLayerInfo,
@@ -25,11 +24,7 @@ from .stages import (
     attention_kind,
 )
 
-# What attention's state may have or lack, and be the same attention.
-_OPTIONAL = {'scale.weight', 'norm.num_batches_tracked'}
 SKIP_MODES = ('layer', 'retrieval')
-# How the published code of MRLA and DLA names its attention.
-_PUBLISHED = re.compile(r'(^|\.)(W[qkv]|bn_mrla|bn_layer_attention)\.')
 
 
 class LayerAttentionMixin:
@@ -45,8 +40,8 @@ class LayerAttentionMixin:
         attention (str | None): ``'base'`` for MRLA-base, which ELA prunes,
             ``'light'`` for MRLA-light, None for the plain host network, or
             another name of
-            :data:`~ela_mm.models.backbones.stages.ATTENTION`. Defaults to
-            ``'base'``.
+            :data:`~ela_mm.models.backbones.stages.kinds.ATTENTION`. Defaults
+            to ``'base'``.
         head_dim (int, optional): d, channels per head. Defaults to the
             largest of 16, 8 and 4 that divides the channels of every stage,
             and for ``'light'`` of 32, 16, 8 and 4. The paper has the first of
@@ -309,14 +304,14 @@ class LayerAttentionMixin:
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:
         """Load, with the mask of the checkpoint if it says anything of it."""
-        self._warn_of_other_attention(state_dict, prefix)
+        warn_of_other_attention(self, state_dict, prefix)
         if any(f'{prefix}{layer.prefix}.query.weight' in state_dict
                for layer in self.attention_layers):
             self.fresh_attention = False
         concerned = self._prunable_stages and any(
             key.startswith(prefix) for key in state_dict)
         if concerned:
-            self._complete_masks(state_dict, prefix)
+            complete_masks(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if not concerned:
             return
@@ -330,68 +325,6 @@ class LayerAttentionMixin:
                 state_dict.update((prefix + name, own[name])
                                   for name in names)
 
-    def _complete_masks(self, state_dict: Dict[str, Tensor],
-                        prefix: str) -> None:
-        """Say in a checkpoint what it means by having no mask, or half of it.
-
-        Attention without a mask is of a time before masks: it is active. What
-        a checkpoint lacks is no decision: there the mask stays.
-        """
-        names = [f'{prefix}{name}' for name in ('active', 'visible')]
-        for name in names:
-            if name in state_dict and state_dict[name].shape != (
-                    self.active.shape):
-                raise UsageError(
-                    f'the checkpoint has a mask of {state_dict[name].numel()} '
-                    f'attention layers ({name}), this {type(self).__name__} '
-                    f'has {self.active.numel()}: build the backbone with the '
-                    'depth that the checkpoint was trained with')
-        active, visible = names
-        if active in state_dict:
-            state_dict.setdefault(visible, state_dict[active].clone())
-            return
-        own = {
-            f'{prefix}{layer.prefix}.{name}': i
-            for i, layer in enumerate(self.attention_layers)
-            for name, _ in layer.module.named_parameters()
-        }
-        held = sorted({own[key] for key in state_dict if key in own})
-        for name, mask in zip(names, (self.active, self.visible)):
-            state_dict[name] = mask.clone()
-            state_dict[name][held] = True
-
-    def _warn_of_other_attention(self, state_dict: Dict[str, Tensor],
-                                 prefix: str) -> None:
-        """Say that a checkpoint's attention is not this network's."""
-        own, found = set(), set()
-        for stage in self.attention_stages:
-            start = f'{prefix}{stage.name}.attention.'
-            own |= {name.split('.', 1)[1]
-                    for name in stage.attention.state_dict()}
-            found |= {key[len(start):].split('.', 1)[-1]
-                      for key in state_dict if key.startswith(start)}
-        theirs = next((key for key in state_dict if key.startswith(prefix)
-                       and _PUBLISHED.search(key)), None)
-        foreign, lacking = found - own - _OPTIONAL, own - found - _OPTIONAL
-        if not own:
-            return
-        if theirs is not None:
-            print_log(
-                'the checkpoint names attention as the published MRLA or DLA '
-                f'code does ({theirs!r}): none of it is loaded, and the '
-                'attention of this network stays as it is. Convert it first: '
-                'python tools/convert_weights.py IN OUT' +
-                (' --source dla' if 'layer_attention' in theirs else ''),
-                'current', logging.WARNING)
-        elif found and (foreign or lacking):
-            print_log(
-                f"the checkpoint's attention is not that of attention="
-                f'{self.attention!r}: it has {_some(foreign)} that this '
-                f'network lacks, and lacks {_some(lacking)} that this network '
-                'has, which stays as it is. Build the network with the '
-                'attention and norm that the checkpoint was trained with',
-                'current', logging.WARNING)
-
     # --- measuring -----------------------------------------------------------
 
     def observe(self, observer: Optional[Observer]) -> None:
@@ -404,10 +337,6 @@ class LayerAttentionMixin:
         """
         for stage in self._prunable_stages:
             stage.observer = observer
-
-
-def _some(names: Iterable[str]) -> str:
-    return ', '.join(map(repr, sorted(names)[:3])) or 'nothing'
 
 
 def ela_backbones(model: nn.Module) -> Dict[str, LayerAttentionMixin]:

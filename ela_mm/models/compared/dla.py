@@ -100,9 +100,9 @@ class DynamicLayerAttention(LayerAttention):
 class DLAStage(AttentionStage):
     """A stage with DLA-base: MRLA-base over keys and values that change.
 
-    As :class:`~ela_mm.models.backbones.stages.AttentionStage`, but before layer
-    t attends, the stage's cell (DSU) takes a step and rewrites what the earlier
-    layers i < t have left, with m(.) the mean over the positions:
+    As :class:`~ela_mm.models.backbones.stages.base.AttentionStage`, but before
+    layer t attends, the stage's cell (DSU) takes a step and rewrites what the
+    earlier layers i < t have left, with m(.) the mean over the positions:
 
         h, c = cell(m(x_t), h, c)
         k_i = k_i * cell(k_i, h, c),  v_i = v_i * cell(m(v_i), h, c)
@@ -160,9 +160,9 @@ class DLAStage(AttentionStage):
 class DLALightStage(LightAttentionStage):
     """A stage with DLA-light: MRLA-light whose shortcut a cell weighs.
 
-    As :class:`~ela_mm.models.backbones.stages.LightAttentionStage`, but the
-    shortcut s_t (B, C, H, W) that a layer mixes in is weighed by the stage's
-    cell, with m(.) the mean over the positions:
+    As :class:`~ela_mm.models.backbones.stages.light.LightAttentionStage`, but
+    the shortcut s_t (B, C, H, W) that a layer mixes in is weighed by the
+    stage's cell, with m(.) the mean over the positions:
 
         h, c = cell(m(x_t), h, c)
         s_t = s_t * cell(m(s_t), h, c)
