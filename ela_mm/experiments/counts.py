@@ -43,6 +43,19 @@ class Operations(TorchDispatchMode):
         return result
 
 
+class Beyond(NamedTuple):
+    """What a step does more of an operation than another step.
+
+    Attributes:
+        name (str): Of the operation.
+        kernels (Tuple[int, int]): Forward and backward.
+        bytes (Tuple[int, int]): Forward and backward.
+    """
+    name: str
+    kernels: Tuple[int, int]
+    bytes: Tuple[int, int]
+
+
 class Counts(NamedTuple):
     """What a step counts to.
 
@@ -63,8 +76,7 @@ class Counts(NamedTuple):
         """Bytes of both."""
         return sum(sum(part.bytes.values()) for part in self)
 
-    def beyond(self, plain: 'Counts',
-               top: int = 20) -> List[Tuple[str, int, int]]:
+    def beyond(self, plain: 'Counts', top: int = 20) -> List[Beyond]:
         """Compare the operations with those of another step.
 
         Args:
@@ -72,15 +84,19 @@ class Counts(NamedTuple):
             top (int): Operations at most. Defaults to 20.
 
         Returns:
-            list: Name, kernels and bytes more than there; most bytes first.
+            List[Beyond]: Those that differ, most bytes first.
         """
-        ours, theirs = (
-            [sum((getattr(part, what) for part in counts), Counter())
-             for what in ('kernels', 'bytes')] for counts in (self, plain))
-        rows = [(name, *(a[name] - b[name] for a, b in zip(ours, theirs)))
-                for name in ours[0].keys() | theirs[0].keys()]
-        rows = [row for row in rows if row[1] or row[2]]
-        return sorted(rows, key=lambda row: (-row[2], -row[1], row[0]))[:top]
+        rows = []
+        for name in set().union(*(part.kernels for part in self + plain)):
+            kernels, sizes = (
+                tuple(getattr(a, what)[name] - getattr(b, what)[name]
+                      for a, b in zip(self, plain))
+                for what in ('kernels', 'bytes'))
+            if any(kernels + sizes):
+                rows.append(Beyond(name, kernels, sizes))
+        return sorted(
+            rows, key=lambda row: (-sum(row.bytes), -sum(row.kernels), row.name)
+        )[:top]
 
 
 def count(backbone: nn.Module, conditions: Conditions) -> Counts:
@@ -112,21 +128,24 @@ def table(found: Dict[str, Counts]) -> str:
         found (Dict[str, Counts]): By variant, ``'plain'`` among them.
 
     Returns:
-        str: Kernels and bytes, forward, backward and as ratios to plain.
+        str: Kernels and bytes of a step, and of forward and backward apart,
+        with their ratios to plain.
     """
     plain = found['plain']
     lines = [
-        '| variant | kernels | forward, backward | bytes | MB forward, '
-        'backward |', '| --- | --- | --- | --- | --- |'
+        '| variant | kernels | forward | backward | bytes | MB forward | '
+        'MB backward |', '| --- | --- | --- | --- | --- | --- | --- |'
     ]
     for variant, counts in found.items():
-        kernels = [sum(part.kernels.values()) for part in counts]
-        megabytes = [sum(part.bytes.values()) / 1e6 for part in counts]
-        lines.append(
-            f'| {variant} | {counts.kernels / plain.kernels:.2f}x | '
-            f'{kernels[0]}, {kernels[1]} | '
-            f'{counts.bytes / plain.bytes:.2f}x | '
-            f'{megabytes[0]:.0f}, {megabytes[1]:.0f} |')
+        cells = [variant]
+        for what, unit in (('kernels', 1), ('bytes', 1e6)):
+            cells.append(f'{getattr(counts, what) / getattr(plain, what):.2f}x')
+            for ours, theirs in zip(counts, plain):
+                ours, theirs = (sum(getattr(part, what).values())
+                                for part in (ours, theirs))
+                cells.append(f'{ours / unit:.0f}' + (
+                    f' ({ours / theirs:.2f}x)' if theirs else ''))
+        lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
 
 
@@ -139,11 +158,15 @@ def table_of_operations(found: Dict[str, Counts]) -> str:
     Returns:
         str: Markdown.
     """
-    lines = ['| variant | operation | kernels | MB |', '| --- | --- | --- | --- |']
+    lines = ['| variant | operation | kernels | forward, backward | MB | '
+             'forward, backward |', '| --- | --- | --- | --- | --- | --- |']
     for variant, counts in found.items():
-        for name, kernels, size in counts.beyond(found['plain']):
+        for name, kernels, sizes in counts.beyond(found['plain']):
+            megabytes = [size / 1e6 for size in sizes]
             lines.append(
-                f'| {variant} | `{name}` | {kernels:+d} | {size / 1e6:+.0f} |')
+                f'| {variant} | `{name}` | {sum(kernels):+d} | '
+                f'{kernels[0]:+d}, {kernels[1]:+d} | {sum(megabytes):+.0f} | '
+                f'{megabytes[0]:+.0f}, {megabytes[1]:+.0f} |')
     return '\n'.join(lines) + '\n'
 
 

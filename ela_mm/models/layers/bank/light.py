@@ -12,17 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .batch_norm import Statistics
+from .gated import gated_value, gated_value_backward
 from .keys import at_least_float32, without_autocast
-from .layer import (
-    Plan,
-    add_up,
-    along_channels,
-    finish,
-    finish_backward,
-    geometry,
-    value_backward,
-)
-from .values import Layout
+from .layer import Plan, add_up, along_channels, finish, finish_backward
 
 
 class Mix(torch.autograd.Function):
@@ -38,35 +30,37 @@ class Mix(torch.autograd.Function):
     def forward(ctx, x, identity, key, query, kernel, mix, gamma, beta, scale,
                 plan: Plan):
         ctx.plan = plan
-        value = torch.conv2d(x.detach(), kernel.detach(), None,
-                             *geometry(plan.value))  # (B, C, H, W)
         with without_autocast(x.device):
-            ctx.layout = Layout.of(value, plan.head_dim)
             pooled = x.mean((2, 3), dtype=at_least_float32(x.dtype))  # (B, C)
             # In the order of forward, and from the second on of backward.
             kernels = torch.cat([query, key, query]).unsqueeze(1).to(
                 pooled.dtype)  # (3, 1, 1, k)
             projected = _project(pooled, kernels[:2]).view(
                 2, -1, plan.head_dim)  # (2, B h, d)
-            gate = torch.sigmoid(
-                _scaled_dots(projected[0], projected[1], plan.head_dim)).view(
-                    len(x), ctx.layout.heads)  # (B, h)
+            gate = torch.sigmoid(torch.baddbmm(  # (B h, 1, d) @ (B h, d, 1)
+                pooled.new_empty(()), projected[0].unsqueeze(1),
+                projected[1].unsqueeze(2), beta=0,
+                alpha=1 / math.sqrt(plan.head_dim))).view(len(x), -1)  # (B, h)
+        # Without its history, lest autocast (of some torch versions) remembers
+        # a cast that has none.
+        value, kept = gated_value(plan.value, x.detach(), kernel.detach(),
+                                  gate)  # (B, C, H, W)
+        with without_autocast(x.device):
             identity = identity.to(value.dtype)
-            mixed = torch.addcmul(
-                _times(gate, value), along_channels(mix, value), identity)
+            mixed = value.addcmul_(along_channels(mix, value), identity)
             out, statistics = finish(plan, x, mixed, gamma, beta, scale)
         ctx.rest = statistics[3:]
         ctx.save_for_backward(x, identity, kernel, mix, gamma, beta, scale,
-                              value, mixed, pooled, kernels, projected, gate,
+                              mixed, pooled, kernels, projected, gate, kept,
                               *statistics[:3])
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (x, identity, kernel, mix, *affine, value, mixed, pooled, kernels,
-         projected, gate, mean, spread, invstd) = ctx.saved_tensors
-        plan, layout, needs = ctx.plan, ctx.layout, ctx.needs_input_grad
+        (x, identity, kernel, mix, *affine, mixed, pooled, kernels, projected,
+         gate, kept, mean, spread, invstd) = ctx.saved_tensors
+        plan, needs = ctx.plan, ctx.needs_input_grad
         with without_autocast(x.device):
             of_mixed, *of_affine = finish_backward(
                 plan, grad.to(mixed.dtype), mixed, *affine,
@@ -76,37 +70,20 @@ class Mix(torch.autograd.Function):
                 identity.reshape(-1, x.shape[2:].numel(), 1)).view(
                     x.shape[:2]).sum(0).to(mix.dtype)  # (C)
             of_identity = of_mixed * along_channels(mix, of_mixed)
-            of_gate = _scaled_dots(
-                layout.flat(of_mixed).flatten(0, 1),
-                layout.flat(value).flatten(0, 1),
-                plan.head_dim).to(gate.dtype)  # (B h, 1, 1)
-            of_logits = torch.ops.aten.sigmoid_backward(
-                of_gate, gate.view(-1, 1, 1))
+            of_x, of_kernel, of_gate = gated_value_backward(
+                plan.value, of_mixed, x, kernel, gate, kept, needs[0],
+                1 / math.sqrt(plan.head_dim))
+            of_logits = torch.ops.aten.sigmoid_backward(of_gate, gate)  # (B, h)
             # Key's and query's: each has the other one for a factor.
             of_pooled, of_kernels = _project_backward(
-                (of_logits.view(1, -1, 1) * projected).view(
-                    2, *pooled.shape), pooled, kernels[1:])
-            of_x, of_kernel = value_backward(
-                plan.value, _times(gate, of_mixed), x, kernel, needs[0],
-                needs[4])
+                (projected.view(2, *gate.shape, -1) *
+                 of_logits[..., None]).view(2, *pooled.shape), pooled,
+                kernels[1:])
             if needs[0]:
                 of_x = add_up(of_x, grad if plan.adds else None, of_pooled, x)
         of_key, of_query = of_kernels.squeeze(1).to(kernel.dtype).split(1)
         return (of_x, of_identity, of_key, of_query, of_kernel, of_mix,
                 *of_affine, None)
-
-
-def _times(gate: Tensor, maps: Tensor) -> Tensor:
-    """A factor per head: (B, h), (B, C, H, W) -> (B, C, H, W)."""
-    heads = maps.unflatten(1, (gate.shape[1], -1))  # (B, h, d, H, W)
-    return (heads * gate.to(maps.dtype)[..., None, None, None]).flatten(1, 2)
-
-
-def _scaled_dots(a: Tensor, b: Tensor, head_dim: int) -> Tensor:
-    """Inner products of rows (m, L), over sqrt(d): (m, 1, 1)."""
-    return torch.baddbmm(
-        a.new_empty(()), a.unsqueeze(1), b.unsqueeze(2), beta=0,
-        alpha=1 / math.sqrt(head_dim))
 
 
 def _project(pooled: Tensor, kernels: Tensor) -> Tensor:

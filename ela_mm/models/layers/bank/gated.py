@@ -1,0 +1,94 @@
+"""A value times a gate, with the gate in the kernels of its convolution.
+
+A map is neither multiplied by its gate nor kept for the gate's gradient: each
+channel of each sample is convolved by a kernel of its own, gate times weight,
+and the gradient of these small kernels is that of both factors. It takes maps
+in one piece; in channels last the map itself is multiplied, and kept.
+"""
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from .layer import geometry, value_backward
+from .values import Layout
+
+
+def gated_value(conv: nn.Conv2d, x: Tensor, kernel: Tensor,
+                gate: Tensor) -> Tuple[Tensor, Tensor]:
+    """Convolve x, and multiply by a factor per head.
+
+    Args:
+        conv (nn.Conv2d): Whose strides and the like hold for ``kernel``.
+        x (Tensor): (B, C, H, W).
+        kernel (Tensor): (C, 1, k, k).
+        gate (Tensor): (B, h).
+
+    Returns:
+        tuple: (B, C, H, W), and what backward needs beside the arguments: the
+        kernels (B C, 1, k, k), or in channels last the map before the gate.
+    """
+    stride, padding, dilation, groups = geometry(conv)
+    if not x.is_contiguous():
+        value = torch.conv2d(x, kernel, None, *geometry(conv))
+        return _times(gate, value), value
+    heads = kernel.unflatten(0, (gate.shape[1], -1))  # (h, d, 1, k, k)
+    kernels = (gate.to(kernel.dtype)[..., None, None, None, None] *
+               heads).flatten(0, 2)  # (B C, 1, k, k)
+    value = torch.conv2d(_as_one(x), kernels, None, stride, padding, dilation,
+                         len(x) * groups)  # (1, B C, H, W)
+    return value.reshape(len(x), -1, *value.shape[2:]), kernels
+
+
+def gated_value_backward(
+        conv: nn.Conv2d, grad: Tensor, x: Tensor, kernel: Tensor, gate: Tensor,
+        kept: Tensor, of_x: bool,
+        share: float) -> Tuple[Optional[Tensor], Tensor, Tensor]:
+    """Form the gradients of what :func:`gated_value` takes.
+
+    Args:
+        conv (nn.Conv2d): As for :func:`gated_value`.
+        grad (Tensor): (B, C, H, W), of the result.
+        x (Tensor): (B, C, H, W).
+        kernel (Tensor): (C, 1, k, k).
+        gate (Tensor): (B, h).
+        kept (Tensor): The second result of :func:`gated_value`.
+        of_x (bool): Whether the gradient of x is wanted.
+        share (float): A factor of the gate's gradient.
+
+    Returns:
+        tuple: (B, C, H, W) or None, (C, 1, k, k) and (B, h).
+    """
+    if not x.is_contiguous():
+        layout = Layout.of(kept, kept.shape[1] // gate.shape[1])
+        of_gate = torch.baddbmm(  # (B h, 1, L) @ (B h, L, 1)
+            grad.new_empty(()), layout.flat(grad).flatten(0, 1).unsqueeze(1),
+            layout.flat(kept).flatten(0, 1).unsqueeze(2), beta=0, alpha=share)
+        grad_x, grad_kernel = value_backward(conv, _times(gate, grad), x,
+                                             kernel, of_x, True)
+        return grad_x, grad_kernel, of_gate.view(gate.shape).to(gate.dtype)
+    stride, padding, dilation, groups = geometry(conv)
+    grad_x, grad_kernels, _ = torch.ops.aten.convolution_backward(
+        _as_one(grad), _as_one(x).to(grad.dtype), kept.to(grad.dtype), None,
+        stride, padding, dilation, False, (0, 0), len(x) * groups,
+        (of_x, True, False))
+    rows = grad_kernels.to(gate.dtype).reshape(
+        *gate.shape, -1).transpose(0, 1)  # (h, B, d k k)
+    of_gate = torch.baddbmm(  # (h, B, d k k) @ (h, d k k, 1)
+        rows.new_empty(()), rows,
+        kernel.to(gate.dtype).reshape(len(rows), -1, 1), beta=0, alpha=share)
+    of_kernel = torch.bmm(gate.t().unsqueeze(1), rows)  # (h, 1, d k k)
+    return (None if grad_x is None else grad_x.reshape(x.shape),
+            of_kernel.view(kernel.shape).to(kernel.dtype),
+            of_gate.squeeze(2).t())
+
+
+def _as_one(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (1, B C, H, W)."""
+    return x.reshape(1, -1, *x.shape[2:])
+
+
+def _times(gate: Tensor, maps: Tensor) -> Tensor:
+    """A factor per head: (B, h), (B, C, H, W) -> (B, C, H, W)."""
+    heads = maps.unflatten(1, (gate.shape[1], -1))  # (B, h, d, H, W)
+    return (heads * gate.to(maps.dtype)[..., None, None, None]).flatten(1, 2)
