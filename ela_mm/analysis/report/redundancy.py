@@ -262,7 +262,7 @@ def timeline_picture(run: Run) -> Picture:
                     if highest:
                         ax.fill_between(*zip(*run.step_quartiles), color=KEPT,
                                         alpha=.2, linewidth=0)
-                    ax.set_ylim(0, 1.15 * max(*y, *highest))
+                    ax.set_ylim(0, 1.15 * max([*y, *highest]))
             ax.set_title(printable(label))
             for decision in run.decisions:
                 if decision.skipped:
