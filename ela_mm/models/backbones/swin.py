@@ -1,5 +1,8 @@
 """Swin: ``stages[i].blocks`` work on tokens; what FPN sees has attention."""
-from typing import List
+from functools import partial
+from typing import Any, List, Optional
+
+from torch import Tensor
 
 from .placed import PlacedAttentionMixin
 from .stages import AttentionLayerInfo, StageSpec
@@ -17,6 +20,15 @@ class SwinAttentionMixin(PlacedAttentionMixin):
     norm_cfg_by_default = dict(type='LN')
     frozen_from = 1
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for module in self.modules():
+            # The hosts' finds the batch by a division of floats, which
+            # torch.export takes for the number that it was at the time.
+            if hasattr(module, 'window_reverse'):
+                module.window_reverse = partial(
+                    _merge_windows, window_size=module.window_size)
+
     def stage_specs(self) -> List[StageSpec]:
         """Take every stage."""
         return [
@@ -29,3 +41,25 @@ class SwinAttentionMixin(PlacedAttentionMixin):
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
         """Tell whether ``frozen_stages`` freezes a layer."""
         return layer.stage <= self.frozen_stages - self.frozen_from + 1
+
+
+def _merge_windows(windows: Tensor, height: int, width: int,
+                   size: Optional[int] = None, *,
+                   window_size: int) -> Tensor:
+    """Put windows together to a map, with any batch.
+
+    Args:
+        windows (Tensor): (B * number of windows, size, size, C).
+        height (int): Of the map.
+        width (int): Of the map.
+        size (int, optional): Of a window, where the host hands it on.
+        window_size (int): Otherwise.
+
+    Returns:
+        Tensor: (B, height, width, C).
+    """
+    size = size or window_size
+    x = windows.view(-1, height // size, width // size, size, size,
+                     windows.shape[-1])
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(
+        -1, height, width, windows.shape[-1])
