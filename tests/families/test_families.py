@@ -1,5 +1,6 @@
 """Layer attention in every family of backbones."""
 import copy
+import warnings
 
 import pytest
 import torch
@@ -7,9 +8,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
+from mmpretrain.models import ImageClassifier
 from support.families import (
     FAMILIES,
+    TWINS,
     as_map,
+    each_family,
     flat,
     formula,
     loss_of,
@@ -20,7 +24,7 @@ from support.families import (
 
 from ela_mm.errors import UsageError
 
-each_family = pytest.mark.parametrize('name', FAMILIES)
+each_family = each_family()
 _NETWORKS = {}
 
 
@@ -40,19 +44,19 @@ def assert_same(outs, others):
         assert torch.equal(out, other)
 
 
-@settings(max_examples=3 * len(FAMILIES), deadline=None,
+@settings(max_examples=3 * (len(FAMILIES) - len(TWINS)), deadline=None,
           phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(st.data())
 def test_every_layer_adds_what_the_equations_say(data):
     """With any mask, by either way of skipping, on maps of any shape."""
-    name = data.draw(st.sampled_from(sorted(FAMILIES)))
+    name = data.draw(st.sampled_from(sorted(set(FAMILIES) - set(TWINS))))
     net, family = network(name), FAMILIES[name]
     names = [layer.name for layer in net.attention_layers]
     net.skip_layers(data.draw(st.sets(st.sampled_from(names))),
                     data.draw(st.sampled_from(['layer', 'retrieval'])))
-    size = [data.draw(st.sampled_from([32, 40, 64])) for _ in range(2)]
-    if name == 'beit':  # whose relative positions are of one size
-        size = family.size
+    size = family.size
+    if family.sides:
+        size = [data.draw(st.sampled_from(family.sides)) for _ in range(2)]
     with torch.no_grad():
         seen = run_and_see(net, pictures(family, size, 1).double())
     attended = 0
@@ -114,6 +118,7 @@ def test_gradients_are_the_slopes_of_the_loss(name):
 
 @each_family
 def test_kl_is_seen_within_stages_and_masks_travel_in_checkpoints(name):
+    """In whole checkpoints, and in those that lack what nobody reads."""
     net = network(name)
     x = pictures(FAMILIES[name]).double()
     seen = []
@@ -131,11 +136,17 @@ def test_kl_is_seen_within_stages_and_masks_travel_in_checkpoints(name):
     assert_same(other(x), net(x))
     # What skipped layers keep is used by nobody, and comes back.
     state = other.state_dict()
-    for names in other.unused_state().values():
-        for key in names:
-            if state[key].is_floating_point():
-                state[key].fill_(float('nan'))
+    unused = {key for names in other.unused_state().values() for key in names}
+    assert len(unused) >= len(skipped)
+    for key in unused:
+        if state[key].is_floating_point():
+            state[key].fill_(float('nan'))
     assert_same(other(x), net(x))
+    deployed = FAMILIES[name].build(zero_init_attention=True).double().eval()
+    deployed.load_state_dict(
+        {key: value for key, value in net.state_dict().items()
+         if key not in unused}, strict=True)
+    assert_same(deployed(x), net(x))
     net.observe(None)
     net.restore_layers()
     assert_same(net(x), out)
@@ -147,7 +158,8 @@ def test_frozen_stages_freeze_their_attention_as_the_host_counts(name):
     plain = family.build_plain()
     if not hasattr(plain, 'frozen_stages'):
         pytest.skip('the host freezes no stages')
-    net = family.build(frozen_stages=1, zero_init_attention=True)
+    net = family.build(frozen_stages=family.frozen_stages,
+                       zero_init_attention=True)
     net.train()
     frozen = {layer.name for layer in net.attention_layers
               if net.is_frozen(layer)}
@@ -241,41 +253,48 @@ def test_groups_of_a_plain_transformer():
             family.build(attention_groups=wrong)
 
 
-@pytest.mark.parametrize('name', [
-    'convnext', 'swin', 'vit', 'distilled', 'beit', 'res2net'])
-def test_attention_learns_at_the_rate_of_its_block(name):
-    """By mmpretrain's get_layer_depth."""
-    net = FAMILIES[name].build()
-    names = {id(p): n for n, p in net.named_parameters()}
-    for layer in net.attention_layers:
-        stage = net.attention_stages[layer.stage - 1]
-        depths = {
-            net.get_layer_depth(f'backbone.{names[id(p)]}', 'backbone.')
-            for module in (layer.module, stage.block(layer.index))
-            for p in module.parameters()
-        }
-        assert len(depths) == 1, layer.name
+BY_NAME = 'LearningRateDecayOptimizerConstructor'
+# Host, family, constructor and its options.
+RATES = [
+    ('mmdet', 'convnext', BY_NAME, dict(decay_rate=.5, num_layers=6)),
+    ('mmseg', 'convnext', BY_NAME, dict(decay_rate=.5, num_layers=6)),
+    ('mmseg', 'convnext', BY_NAME, dict(
+        decay_rate=.5, num_layers=6, decay_type='stage_wise')),
+    ('mmseg', 'beit_seg', BY_NAME, dict(
+        decay_rate=.5, num_layers=7, decay_type='layer_wise_vit')),
+    ('mmseg', 'mae_seg', 'LayerDecayOptimizerConstructor', dict(
+        layer_decay_rate=.5, num_layers=7)),
+    *(('mmpretrain', name, 'LearningRateDecayOptimWrapperConstructor',
+       dict(layer_decay_rate=.5)) for name in (
+        'convnext', 'swin', 'vit', 'distilled', 'beit', 'vit_sam', 'res2net')),
+]
 
 
-def test_layerwise_rates_of_mmdet_know_attention():
-    """Built as its ConvNeXt configs do, by the constructor's own name."""
-    model = torch.nn.Module()
-    model.backbone = FAMILIES['convnext'].build()
-    config = dict(
-        constructor='LearningRateDecayOptimizerConstructor',
-        paramwise_cfg=dict(decay_rate=.5, num_layers=6),
-        optimizer=dict(type='AdamW', lr=1., weight_decay=.05))
-    with DefaultScope.overwrite_default_scope('mmdet'):
+@pytest.mark.parametrize('host, name, constructor, options', RATES)
+def test_attention_learns_at_the_rate_of_its_block(
+        host, name, constructor, options):
+    """By the hosts' constructors, under the names that configs give."""
+    if host == 'mmpretrain':
+        model = ImageClassifier(FAMILIES[name].config)
+    else:
+        model = torch.nn.Module()
+        model.backbone = FAMILIES[name].build()
+    config = dict(constructor=constructor, paramwise_cfg=dict(options),
+                  optimizer=dict(type='AdamW', lr=1., weight_decay=.05))
+    with DefaultScope.overwrite_default_scope(host), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that mmseg will rename its own
         optimizer = build_optim_wrapper(model, config).optimizer
     rate = {id(p): group['lr'] for group in optimizer.param_groups
             for p in group['params']}
     assert len(rate) == len(list(model.parameters()))
+    rates = set()
     for layer in model.backbone.attention_layers:
         stage = model.backbone.attention_stages[layer.stage - 1]
-        assert len({
-            rate[id(p)] for module in (layer.module, stage.block(layer.index))
-            for p in module.parameters()
-        }) == 1, layer.name
+        own, block = ({rate[id(p)] for p in module.parameters()}
+                      for module in (layer.module, stage.block(layer.index)))
+        assert own == block and len(own) == 1, layer.name
+        rates |= own
+    assert len(rates) > 2
 
 
 def test_weights_of_earlier_versions_of_swin_load():

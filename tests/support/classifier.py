@@ -33,15 +33,20 @@ custom_hooks = [dict(type='ELAPruneHook', windows=[(1, 1)],
 """
 
 
-def train_classifier(folder, *options):
-    """Config, work dir and output of a run on folders of pictures (data)."""
+def write_pictures(root):
+    """Six pictures each of two digits, in a folder each."""
     digits = load_digits()
     for label in (0, 1):
-        pictures = folder / 'data' / str(label)
+        pictures = root / str(label)
         pictures.mkdir(parents=True)
         for i, image in enumerate(digits.images[digits.target == label][:6]):
             cv2.imwrite(str(pictures / f'{i}.png'),
                         cv2.resize(image, (32, 32)).astype('uint8') * 15)
+
+
+def train_classifier(folder, *options):
+    """Config, work dir and output of a run on folders of pictures (data)."""
+    write_pictures(folder / 'data')
     config = folder / 'classifier.py'
     config.write_text(CONFIG.replace('{root}', str(folder / 'data')))
     process = tool('train.py', config, '--work-dir', folder / 'work', *options)

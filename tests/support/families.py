@@ -131,6 +131,7 @@ FAMILIES: Dict[str, Family] = {
     'xcit': Family(dict(
         type='mmpretrain.ELAXCiT', img_size=32, patch_size=8, embed_dims=32,
         depth=5, cls_attn_layers=1, num_heads=2, mlp_ratio=1.,
+        use_pos_embed=False,  # which is in float32 alone
         attention_groups=3), frozen_stages=2),
     'vit_sam': Family(dict(
         type='mmpretrain.ELAViTSAM', img_size=32, patch_size=8, window_size=3,

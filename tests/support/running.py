@@ -67,3 +67,11 @@ def tool(name, *arguments, cwd=ROOT, output=None, **environment):
         return subprocess.CompletedProcess(
             [name, *arguments], process.exitcode,
             *(Path(path).read_text() for path in streams))
+
+
+def in_a_fresh_process(function, *arguments):
+    """Call a function of ``support`` where no test has left anything."""
+    process = _context().Process(target=function, args=arguments)
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0

@@ -2,8 +2,10 @@
 import pytest
 import torch
 from mmdet.models.backbones import ResNet as MMDetResNet
+from mmengine.registry import MODELS
 from torch import nn
 
+from ela_mm.errors import UsageError
 from ela_mm.hosts import mmdet, mmpretrain
 
 SE = dict(cfg=dict(type='SEAttention'), position='after_conv3')
@@ -103,3 +105,54 @@ def test_wrong_options_are_explained(host, depth, plugins, message):
     module = dict(mmdet=mmdet, mmpretrain=mmpretrain)[host]
     with pytest.raises(ValueError, match=message):
         module.ELAResNet(depth, plugins=plugins)
+
+
+REGNET = dict(w0=16, wa=10., wm=1.75, group_w=8, depth=8, bot_mul=1.0)
+R50 = dict(depth=50, base_channels=16, stem_channels=16)
+ALL = ('after_conv1', 'after_conv2', 'after_conv3')
+# Where a plugin may stand in the blocks of other families.
+FAMILIES = [
+    ('mmdet.ELARegNet', dict(arch=REGNET), ALL),
+    ('mmdet.ELARes2Net', R50, ALL),
+    ('mmdet.ELAResNeSt', R50, ALL),
+    ('mmdet.ELADetectoRS_ResNet', R50, ALL),
+    ('mmpretrain.ELARegNet', dict(arch=REGNET), ALL),
+    ('mmpretrain.ELARes2Net', R50, ('after_conv2', )),
+    ('mmpretrain.ELAResNeSt', R50, ('after_conv1', 'after_conv2')),
+]
+
+
+@pytest.mark.parametrize('kind, options, positions', FAMILIES,
+                         ids=[kind for kind, *_ in FAMILIES])
+def test_other_families_run_plugins_or_refuse_their_place(
+        kind, options, positions):
+    x = torch.randn(2, 3, 32, 32)
+    for position in ALL:
+        config = dict(type=kind, **options, norm_eval=False, plugins=[
+            dict(cfg=dict(type='SEAttention', reduction=4), position=position,
+                 blocks=(0, ))])
+        if position not in positions:
+            with pytest.raises(UsageError, match=position):
+                MODELS.build(config)
+            continue
+        net = MODELS.build(config)
+        sum(out.square().mean() for out in net(x)).backward()
+        learned = [p.grad is not None and bool(p.grad.any())
+                   for n, p in net.named_parameters() if 'se_attention' in n]
+        assert len(learned) == 2 * 4 and all(learned), position
+
+
+def test_trident_leaves_plugins_to_the_host():
+    config = dict(
+        type='mmdet.ELATridentResNet', **R50, num_branch=3, num_stages=3,
+        test_branch_idx=1, trident_dilations=(1, 2, 3), strides=(1, 2, 2),
+        dilations=(1, 1, 1), out_indices=(2, ))
+    net = MODELS.build(dict(config, plugins=[SE]))
+    (out, ) = net(torch.randn(2, 3, 32, 32))
+    out.square().mean().backward()
+    learned = [p.grad.any() for n, p in net.named_parameters()
+               if 'se_attention' in n]
+    assert len(learned) == 2 * 13 and all(learned)
+    for own in (dict(blocks=(0, )), dict(position='conv2')):
+        with pytest.raises(UsageError, match='ELATridentResNet takes none'):
+            MODELS.build(dict(config, plugins=[{**SE, **own}]))
