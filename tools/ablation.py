@@ -18,6 +18,7 @@ import csv
 import glob
 import io
 import json
+import numbers
 import os
 import os.path as osp
 import statistics
@@ -134,7 +135,7 @@ def train_cell(folder: str) -> None:
         skipped = [n for n in record['layers'] if n not in record['active']]
     result = dict(
         {short_name(name): float(score) for name, score in scores.items()
-         if isinstance(score, (int, float))},
+         if isinstance(score, numbers.Real)},  # float32 in MMSegmentation
         variant=cell.variant,
         network=cell.network,
         depth=cell.depth,
@@ -220,7 +221,9 @@ def run_grid(runs: List[Cell], out: str, metric: str) -> int:
             failures += 1
             print(f'{label}: failed, see {log}: {last_line(log)}', flush=True)
         else:
-            print(f'{label}: {title(metric)} {score(result, metric):.2f}, '
+            value = score(result, metric)
+            print(f'{label}: {title(metric)} '
+                  f'{"not evaluated" if value is None else f"{value:.2f}"}, '
                   f'{result["skipped"]} layers skipped', flush=True)
     return failures
 
