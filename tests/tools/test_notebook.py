@@ -4,8 +4,10 @@ To renew its outputs: ``jupyter execute --inplace demo/ela_in_five_minutes.ipynb
 """
 import json
 import re
+import warnings
 
 import pytest
+import torch
 from support import ROOT
 
 NOTEBOOK = ROOT / 'demo' / 'ela_in_five_minutes.ipynb'
@@ -58,6 +60,22 @@ def test_is_committed_as_it_ran(cells):
 def test_code_compiles(cells):
     for cell in code_of(cells):
         compile(''.join(cell['source']), NOTEBOOK.name, 'exec')
+
+
+def test_what_comes_before_the_training_runs(cells, monkeypatch):
+    plt = pytest.importorskip('matplotlib.pyplot')
+    plt.switch_backend('agg')
+    pytest.importorskip('sklearn')
+    monkeypatch.chdir(ROOT)
+    names = {}
+    with plt.rc_context(), warnings.catch_warnings(), torch.random.fork_rng():
+        for cell in code_of(cells):
+            source = ''.join(cell['source'])
+            if 'Runner.from_cfg' in source:
+                break
+            exec(compile(source, NOTEBOOK.name, 'exec'), names)
+        plt.close('all')
+    assert {'layer1.1', 'layer3.5'} <= names['kl'].keys()
 
 
 def test_is_small_and_knows_no_machine():
