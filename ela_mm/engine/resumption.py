@@ -32,25 +32,10 @@ def hook_state(hook, runner) -> Dict[str, Any]:
     Returns:
         Dict[str, Any]: Plain values and tensors.
     """
-    if hook._within_epoch:
-        # mmengine will start this epoch over: what it has measured so far is
-        # going to be measured again.
-        _, statistics = hook._epoch_start
-    else:
-        statistics = hook.statistics.state_dict()
-        if hook.statistics.is_scattered:
-            runner.logger.warning(
-                'this checkpoint is saved within a window at a point where '
-                'the ranks do not meet: a run that resumes from it lacks the '
-                "other ranks' samples since the last regular checkpoint "
-                f'(iteration {runner.iter + 1})')
-    window = hook.statistics.window
     return dict(
-        statistics=statistics,
-        window=None if window is None else list(window),
+        **hook.measurement.state_dict(runner),
         windows=[[list(given), list(span)] for given, span in zip(
             hook.journal.windows.given, hook.windows)],
-        first_kl={name: list(kl) for name, kl in hook.first_kl.items()},
         decisions=[decision_to_json(d) for d in hook.decisions],
         edits=[edit_to_json(e) for e in hook.journal.edits],
         step_times=[list(point) for point in hook.journal.step_times])
@@ -102,7 +87,8 @@ def restore(hook, runner, state: Optional[Dict[str, Any]]) -> None:
         UsageError: If the state is none that this version can read.
     """
     if state is None:
-        _start_epoch_over(hook, runner)
+        hook.measurement.start_over(runner.epoch,
+                                    hook.window_of(hook.count(runner)))
         return
     if state:
         try:
@@ -116,9 +102,8 @@ def restore(hook, runner, state: Optional[Dict[str, Any]]) -> None:
                 'is of a newer version; resume from another checkpoint, or '
                 'fine-tune from this one with load_from') from None
         _keep_begun_windows(hook, runner, begun)
-        last = hook.decisions[-1] if hook.decisions else None
-        if last is not None and last.times.after is None:
-            hook._gain.wait_for(last)
+        if hook.decisions:
+            hook.clock.go_on(hook.decisions[-1])
     _leave_out_other_windows(hook, runner)
     _warn_of_missed_windows(hook, runner)
     _say_what_was_taken_up(hook, runner)
@@ -140,45 +125,19 @@ def begun_windows(state: Dict[str, Any], done: int) -> Dict[Given, Window]:
     return {given: span for given, span in spans.items() if span[0] <= done}
 
 
-def _start_epoch_over(hook, runner) -> None:
-    """Forget what an epoch measured that an error has cut off.
-
-    In a process that trains once more, it starts over.
-    """
-    hook._within_epoch = False
-    if hook._epoch_start is None or hook._epoch_start[0] != runner.epoch:
-        return
-    hook.statistics.reset()
-    window = hook.window_of(hook.count(runner))
-    if window is not None:
-        hook.statistics.load_state_dict(hook._epoch_start[1], _device(hook),
-                                        window)
-
-
 def _load(hook, state: Dict[str, Any]) -> None:
     hook.journal.decisions = [
         decision_from_json(d) for d in state['decisions']
     ]
-    # Of earlier versions: neither edits, nor the window, nor the first step.
+    # Of earlier versions no edits.
     hook.journal.edits = [edit_from_json(e) for e in state.get('edits', [])]
-    window = state.get('window')
-    hook.statistics.load_state_dict(
-        state['statistics'], _device(hook),
-        None if window is None else tuple(window))
-    hook.first_kl = {
-        name: (float(kl), float(uniform))
-        for name, (kl, uniform) in state.get('first_kl', {}).items()
-    }
+    hook.measurement.load_state_dict(state)
     hook.journal.step_times[:] = [
         Point(*point) for point in state.get('step_times', [])
     ]
     fresh = state.get('fresh_norms')  # of a time before the buffer
     if fresh is not None and hook.backbone.fresh_norms is None:
         hook.backbone.fresh_norms = fresh
-
-
-def _device(hook):
-    return next(hook.backbone.parameters()).device
 
 
 def _keep_begun_windows(hook, runner, begun: Dict[Given, Window]) -> None:

@@ -5,9 +5,28 @@ from mmengine.runner import IterBasedTrainLoop
 from torch import nn
 
 from ..errors import UsageError
+from ..models.backbones.layer_attention_mixin import SKIP_MODES
 from ..pruning.windows import Course, Windows
 from .surgery import check_parallelism
 from .warm_up import warm_up_of
+
+
+def check_options(hook) -> None:
+    """See whether a hook's options go together.
+
+    Args:
+        hook (ELAPruneHook): While it is built.
+
+    Raises:
+        UsageError: If they do not.
+    """
+    if hook.skip not in SKIP_MODES:
+        raise UsageError(f'skip={hook.skip!r}: expected one of {SKIP_MODES}')
+    if hook.rules.min_stability and hook.images:
+        raise UsageError(
+            f'min_stability={hook.rules.min_stability}: expected 0 with a '
+            'criterion that asks the network, since single steps of a window '
+            'do not say what it would have decided on them')
 
 
 def check_run(hook, runner) -> None:

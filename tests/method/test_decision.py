@@ -468,8 +468,11 @@ def told(decision, tmp_path, **kwargs):
         visualizer=SimpleNamespace(_vis_backends=dict(any=SimpleNamespace(
             add_scalars=lambda scalars, step: sent.update(scalars)))),
         work_dir=str(tmp_path))
-    Journal(Windows([(1, 3)]), CONFIG, 'layer', picture=False,
-            **kwargs).tell(runner, network(5), decision)
+    journal = Journal(Windows([(1, 3)]), CONFIG, 'layer', picture=False,
+                      **kwargs)
+    journal.backbone = SimpleNamespace(
+        attention_layers=network(5), is_frozen=lambda layer: False)
+    journal.tell(runner, decision)
     return '\n'.join(said), sent
 
 

@@ -1,40 +1,33 @@
 """When to measure redundancy, to decide on it, and to skip layers for good."""
-import time
-from functools import partial
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
-from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
-from torch import Tensor
 
-from ...errors import UsageError
 from ...models.backbones.layer_attention_mixin import (
-    SKIP_MODES,
     LayerAttentionMixin,
     find_backbone,
 )
-from ...models.backbones.stages import Observer
-from ...pruning import KLStatistics, LayerKL
+from ...pruning import KLStatistics
 from ...pruning.build import build_criterion
 from ...pruning.criteria import Criterion
-from ...pruning.decision import Decision, Moment, decide
+from ...pruning.decision import Decision
 from ...pruning.kl import check_redundancy
-from ...pruning.step_times import LEAST_STEPS
 from ...pruning.trust import FirstKL, Rules
 from ...pruning.windows import Window, Windows
 from .. import surgery
 from ..checkpoints import saves_after_step
-from ..gain import PruningGain
 from ..held_out import HeldOut
-from ..in_turns import LEAST_ROUNDS, time_pruning
 from ..journal.journal import Journal
 from ..journal.scalars import logs_after_step
 from ..lifetime import when_over
-from ..ranks import check_agreement, check_weights, from_main_rank
+from ..measurement import Measurement
+from ..ranks import check_agreement
 from ..resumption import STATE_KEY, hook_state, restore, state_to_resume
-from ..sanity import check_run, first_not_finite, what_has_to_agree
+from ..sanity import check_options, check_run, what_has_to_agree
+from ..step_clock import StepClock
+from ..verdict import verdict_of
 from .reseed_hook import ensure_reseeding
 
 
@@ -52,9 +45,11 @@ class ELAPruneHook(Hook):
 
     Args:
         windows (Sequence): Pairs (first, last) of epochs, inclusive and
-            counted from 1, or ``dict(first=1, last=1, criterion=dict(...))``
-            for a window with a criterion of its own. The paper: [(1, 1),
-            (7, 7)] on COCO, [(1, 3), (51, 53)] on ImageNet, [(1, 3),
+            counted from 1; two shares of the training, (0.0, 0.1); or
+            ('after_warmup', 1), so many epochs after the warm-up of the
+            learning rate; mixed freely. ``dict(window=PAIR,
+            criterion=dict(...))`` has a criterion of its own. The paper:
+            [(1, 1), (7, 7)] on COCO, [(1, 3), (51, 53)] on ImageNet, [(1, 3),
             (45, 48), (91, 93)] on CIFAR.
         criterion (dict, optional): ``type`` and parameters. Defaults to
             dict(type='EBQM'), see :func:`ela_mm.ebqm`. ``'ablation'`` tries
@@ -114,51 +109,43 @@ class ELAPruneHook(Hook):
             given: build_criterion(config)
             for given, config in self._windows.criteria.items()
         }
-        if skip not in SKIP_MODES:
-            raise UsageError(f'skip={skip!r}: expected one of {SKIP_MODES}')
-        if timing_steps < 1:
-            raise UsageError(f'timing_steps={timing_steps}: expected at least '
-                             '1 step')
-        if timing_rounds and timing_rounds < LEAST_ROUNDS:
-            raise UsageError(f'timing_rounds={timing_rounds}: expected 0, or '
-                             f'at least {LEAST_ROUNDS} pairs of steps')
         self.rules = Rules(uninformative, min_stability).check()
-        self.images = max(x.images for x in self._criteria)
-        if min_stability and self.images:
-            raise UsageError(
-                f'min_stability={min_stability}: expected 0 with a criterion '
-                'that asks the network, since single steps of a window do not '
-                'say what it would have decided on them')
         self.redundancy = check_redundancy(redundancy)
         self.by_epoch = by_epoch
         self.skip = skip
-        self.backbone: Optional[LayerAttentionMixin] = None  # until training
+        self.images = max(x.images for x in self._criteria)
+        check_options(self)
         self.held_out: Optional[HeldOut] = None
-        self.statistics = KLStatistics()
-        # Of the run's first step, if its attention was fresh then.
-        self.first_kl: FirstKL = {}
-        self._first_step: Optional[KLStatistics] = None  # while it runs
+        self.measurement = Measurement()
         self.journal = Journal(self._windows, self.criterion.config, skip,
                                picture, uninformative != 'prune', redundancy)
-        self._gain = PruningGain(timing_steps)
-        self.journal.step_times = self._gain.timeline.points
-        self._timing_rounds = timing_rounds
-        self._last_batch: Any = None  # of a window, to time steps on
+        self.clock = StepClock(self.journal, timing_steps, timing_rounds)
         self._resumed: Optional[Dict[str, Any]] = None
-        # The epoch that is running, if windows count epochs, and the
-        # statistics that it started with.
-        self._epoch_start: Optional[Tuple[int, dict]] = None
-        self._within_epoch = False
 
     @property
     def windows(self) -> List[Window]:
-        """Pairs (first, last), in order."""
+        """Pairs (first, last), in order; as they are in this training."""
         return self._windows.spans
 
     @property
     def decisions(self) -> List[Decision]:
         """One per window that has ended."""
         return self.journal.decisions
+
+    @property
+    def backbone(self) -> Optional[LayerAttentionMixin]:
+        """Whose layers are skipped; None before the training."""
+        return self.measurement.backbone
+
+    @property
+    def statistics(self) -> KLStatistics:
+        """Of the window so far."""
+        return self.measurement.statistics
+
+    @property
+    def first_kl(self) -> FirstKL:
+        """Of the run's first step, if its attention was fresh then."""
+        return self.measurement.first_kl
 
     def count(self, runner) -> int:
         """Count the epoch or iteration that is running, from 1."""
@@ -187,7 +174,7 @@ class ELAPruneHook(Hook):
         if not isinstance(runner._train_loop, BaseLoop):
             return  # validation or test only: nothing to prune
         check_run(self, runner)
-        self.backbone = find_backbone(runner.model)
+        self.measurement.backbone = find_backbone(runner.model)
         if self.images and (self.held_out is None or self.held_out.loader
                             is not runner.train_dataloader):
             self.held_out = HeldOut(runner, self.images)
@@ -207,7 +194,7 @@ class ELAPruneHook(Hook):
         self._resumed = None
         check_agreement(
             **what_has_to_agree(runner),
-            active_layers=self._active(),
+            active_layers=self.measurement.active,
             windows=self.windows,
             criteria=[criterion.config for criterion in self._criteria],
             redundancy=self.redundancy)
@@ -219,9 +206,8 @@ class ELAPruneHook(Hook):
     def before_train_epoch(self, runner) -> None:
         """Keep the statistics that the epoch starts with."""
         if self.by_epoch:
-            self._epoch_start = runner.epoch, self.statistics.state_dict()
-            self._within_epoch = True
-            self._gain.timeline.begin()
+            self.measurement.begin_epoch(runner.epoch)
+            self.clock.begin_epoch()
 
     def before_train_iter(self,
                           runner,
@@ -231,28 +217,12 @@ class ELAPruneHook(Hook):
         surgery.take_in_released(runner)
         count = self.count(runner)
         window = self.window_of(count)
-        observers = []
-        if window is not None:
-            self.statistics.begin_step(window, runner.iter)
-            observers.append(self.statistics.observe)
-        if runner.iter == 0 and self.backbone.fresh_attention:
-            self._first_step = KLStatistics()
-            observers.append(self._first_step.update)
-        if observers:
-            self.backbone.observe(partial(self._observe, observers))
         starts = window is not None and window[0] == count and (
             batch_idx == 0 or not self.by_epoch)
         if starts:
-            self.journal.tell_begin(runner, window, len(self._active()))
-        self._gain.begin_step(
-            measuring=window is not None, window_starts=starts)
-
-    def _observe(self, observers: List[Observer], name: str, prev: Tensor,
-                 curr: Tensor) -> None:
-        # An evaluation that others run inside a step is no training.
-        if self.backbone.training:
-            for observer in observers:
-                observer(name, prev, curr)
+            self.journal.tell_begin(runner, window)
+        self.measurement.begin_step(runner.iter, window)
+        self.clock.begin_step(window is not None, starts)
 
     def after_train_iter(self,
                          runner,
@@ -260,126 +230,62 @@ class ELAPruneHook(Hook):
                          data_batch=None,
                          outputs: Optional[dict] = None) -> None:
         """Count the step; decide if an iteration window ends here."""
-        self.backbone.observe(None)
-        self.statistics.end_step()
-        if self._first_step is not None:
-            self.first_kl = {
-                name: (kl.mean, kl.uniform) for name, kl in
-                self._first_step.reduce(self._active()).items()
-            }
-            self._first_step = None
-        self._tell_gain(runner, self._gain.end_step())
-        if self._timing_rounds:
-            self._last_batch = data_batch
+        self.measurement.end_step()
+        self.clock.end_step(runner, data_batch)
         if not self.by_epoch:
-            if self._gain.timeline.end_if_long(runner.iter + 1,
-                                               runner.max_iters):
-                self.journal.write(runner, self.backbone.attention_layers)
-            self._decide_if_over(runner, runner.iter + 1)
+            self._decide_if_over(runner)
         if logs_after_step(runner, batch_idx):
             self._tell_so_far(runner, batch_idx)
         if saves_after_step(runner):
-            self._move_to_rank_0(runner)
+            self.measurement.move_to_rank_0(runner.model)
 
     def _tell_so_far(self, runner, batch_idx: int) -> None:
         """Where the window goes on; its end has a decision to tell of."""
-        last = self.by_epoch and self.end_of_epoch(runner.train_dataloader,
-                                                   batch_idx)
         count = self.count(runner)
         window = self.window_of(count)
-        if window is not None and not (last and window[1] == count):
-            self.journal.tell_so_far(
-                runner, lambda: self.statistics.so_far(self._active()))
+        if window is None or self.by_epoch and window[1] == count and (
+                self.end_of_epoch(runner.train_dataloader, batch_idx)):
+            return
+        self.journal.tell_so_far(runner, self.measurement.so_far)
 
     def after_train_epoch(self, runner) -> None:
         """Decide if an epoch window ends here."""
-        self._tell_gain(runner, self._gain.conclude())
+        self.clock.end_epoch(runner)
         if self.by_epoch:
-            self._gain.timeline.end(runner.epoch + 1)
-            self._decide_if_over(runner, runner.epoch + 1)
-            self.journal.write(runner, self.backbone.attention_layers)
-        self._within_epoch = False
-        self._move_to_rank_0(runner)
+            self._decide_if_over(runner)
+            self.journal.write(runner)
+        self.measurement.end_epoch()
+        self.measurement.move_to_rank_0(runner.model)
 
     def before_val(self, runner) -> None:
         """Collect the sums: a best checkpoint may follow a validation."""
         if self.statistics.is_scattered:
-            self._move_to_rank_0(runner)
-
-    def _active(self) -> List[str]:
-        return [x.name for x in self.backbone.attention_layers if x.active]
-
-    def _move_to_rank_0(self, runner) -> None:
-        """Let the rank that saves have the sums of all, before it saves.
-
-        ``save_checkpoint`` runs on the main rank alone: a collective there
-        would wait for the others for good.
-        """
-        check_weights(runner.model)
-        self.statistics.move_to_rank_0(self._active())
+            self.measurement.move_to_rank_0(runner.model)
 
     # --- at its end ----------------------------------------------------------
 
-    def _decide_if_over(self, runner, count: int) -> None:
+    def _decide_if_over(self, runner) -> None:
+        count = self.count(runner)
         window = self.window_of(count)
         if window is not None and window[1] == count:
-            self._tell_gain(runner, self._gain.conclude(least=1))
-            # No stretch of iterations has steps from before and after.
-            self._gain.timeline.end(count, LEAST_STEPS)
+            self.clock.end_window(runner)
             self._decide(runner, window)
 
     def _decide(self, runner, window: Window) -> None:
         """Decide on a window's statistics, operate, and tell."""
-        check_weights(runner.model)
-        measured = self.statistics.reduce(self._active())
-        self.statistics.reset()
-        # Same statistics, but perhaps another scipy or processor, and norms of
-        # their own.
-        decision = from_main_rank(
-            self._verdict(runner, window, measured)
-            if is_main_process() else None)
+        measured = self.measurement.take(runner.model)
+        decision = verdict_of(self, runner, window, measured)
         if decision.skipped:
             surgery.skip(runner, decision.skipped, self.skip)
-        self._gain.decided(decision)
-        self.journal.tell(runner, self.backbone.attention_layers, decision)
-        if decision.skipped and self._timing_rounds:
-            time_pruning(runner, decision, self._last_batch,
-                         self._timing_rounds)
-            self.journal.write(runner, self.backbone.attention_layers)
-        self._last_batch = None
+        self.clock.decided(decision)
+        self.journal.tell(runner, decision)
+        self.clock.time_in_turns(runner, decision)
         runner.call_hook('after_pruning', decision=decision)
-
-    def _verdict(self, runner, window: Window,
-                 measured: Dict[str, LayerKL]) -> Decision:
-        """Decide, on the main rank."""
-        criterion = self.criterion_of(window)
-        network = self.held_out and self.held_out.trial(
-            runner.model, list(measured), self.skip)
-        start = time.perf_counter()
-        decision = decide(
-            self.backbone.attention_layers, measured, criterion,
-            criterion.config,
-            Moment(window, runner.epoch + 1,
-                   runner.iter + (not self.by_epoch)), self.skip,
-            first_not_finite(runner.model), self.rules, self.redundancy,
-            network, self.first_kl)
-        if network and network.tried:
-            runner.logger.info(
-                f'the network was tried without {network.tried} choices of '
-                f'layers, on {self.images} pictures held out, in '
-                f'{time.perf_counter() - start:.0f} s')
-        return decision
-
-    def _tell_gain(self, runner, decision: Optional[Decision]) -> None:
-        if decision is not None:
-            self.journal.tell_gain(runner, self.backbone.attention_layers,
-                                   decision)
 
     def _end(self, runner, error: Optional[BaseException]) -> None:
         """Leave the model alone; an exception may have ended the training."""
-        self.backbone.observe(None)
-        self._last_batch = None
-        self._tell_gain(runner, self._gain.conclude(least=1))
+        self.measurement.stop()
+        self.clock.end(runner)
         self.journal.tell_end(runner, self.count(runner), error)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:

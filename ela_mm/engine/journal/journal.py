@@ -48,7 +48,7 @@ class Journal:
         decisions (List[Decision]): One per window that has ended.
         edits (List[MaskEdit]): What was changed by hand in a checkpoint that
             the run has gone on from.
-        frozen (Sequence[str]): Names of the layers in frozen stages.
+        backbone (LayerAttentionMixin | None): Of the run, once it begins.
         step_times (Sequence): Epoch (or iteration), first quartile, median
             and third quartile of the seconds of its steps.
     """
@@ -65,7 +65,7 @@ class Journal:
         self.redundancy = redundancy
         self.decisions: List[Decision] = []
         self.edits: List[MaskEdit] = []
-        self.frozen: Sequence[str] = ()
+        self.backbone: Optional[LayerAttentionMixin] = None
         self.step_times: Sequence[Sequence[float]] = ()
 
     def begin(self, runner, backbone: LayerAttentionMixin) -> None:
@@ -75,18 +75,18 @@ class Journal:
             runner (Runner): About to train, or to go on.
             backbone (LayerAttentionMixin): With its weights and mask.
         """
-        layers, windows = backbone.attention_layers, self.windows
-        self.frozen = [x.name for x in layers if backbone.is_frozen(x)]
+        self.backbone, windows = backbone, self.windows
         length = (f'{runner.max_epochs} epochs' if windows.by_epoch else
                   f'{runner.max_iters} iterations')
         names = ', '.join(map(windows.name, windows.spans))
         runner.logger.info(f'windows of ELAPruneHook: {names}, of {length}')
-        self.write(runner, layers)
+        self.write(runner)
 
-    def tell_begin(self, runner, window: Window, layers: int) -> None:
+    def tell_begin(self, runner, window: Window) -> None:
         """Say that a window begins, and how many layers are active."""
+        active = sum(x.active for x in self.backbone.attention_layers)
         runner.logger.info(
-            f'measuring {self._span(window)}: how redundant {layers} attention '
+            f'measuring {self._span(window)}: how redundant {active} attention '
             'layers are')
 
     def tell_so_far(self, runner, measured: Callable[[], Dict[str, LayerKL]]
@@ -110,12 +110,11 @@ class Journal:
         finite = {k: v for k, v in scalars.items() if math.isfinite(v)}
         send(runner.visualizer, finite, runner.iter + 1)
 
-    def tell(self, runner, layers: List, decision: Decision) -> None:
+    def tell(self, runner, decision: Decision) -> None:
         """Add a decision and tell of it.
 
         Args:
             runner (Runner): While it trains.
-            layers (List[AttentionLayerInfo]): As they are after it.
             decision (Decision): Taken and applied.
         """
         self.decisions.append(decision)
@@ -146,9 +145,9 @@ class Journal:
         send(runner.visualizer, scalars, decision.iter)
         if self.picture and is_main_process():
             self._show(runner, decision)
-        self.write(runner, layers)
+        self.write(runner)
 
-    def tell_gain(self, runner, layers: List, decision: Decision) -> None:
+    def tell_gain(self, runner, decision: Decision) -> None:
         """Say what a pruning bought, once its steps are timed."""
         times = decision.times
         runner.logger.info(
@@ -157,7 +156,7 @@ class Journal:
              f'steps are not compared: {times.steps[0]} before and '
              f'{times.steps[1]} after it were timed, fewer than '
              f'{LEAST_STEPS}'))
-        self.write(runner, layers)
+        self.write(runner)
 
     def tell_end(self, runner, count: int,
                  error: Optional[BaseException] = None) -> None:
@@ -187,13 +186,16 @@ class Journal:
         earlier = [name for d in self.decisions if d.iter < decision.iter
                    for name in d.skipped]
         by_hand = [name for edit in self.edits for name in edit.skipped]
+        frozen = [x.name for x in self.backbone.attention_layers
+                  if self.backbone.is_frozen(x)]
         return skipped_sentence(
-            decision, gone_before(decision, earlier, by_hand, self.frozen))
+            decision, gone_before(decision, earlier, by_hand, frozen))
 
-    def write(self, runner, layers: List) -> None:
+    def write(self, runner) -> None:
         """Replace the record; a full disk is no reason to end a training."""
         if not is_main_process():
             return
+        layers = self.backbone.attention_layers
         record = dict(
             format=FORMAT,
             windows=[list(window) for window in self.windows.spans],
