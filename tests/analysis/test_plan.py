@@ -266,7 +266,7 @@ def test_the_tools_say_it(tmp_path):
     process = tool('analyze.py', 'plan', DIGITS, '--rounds', 0, '--out',
                    tmp_path)
     assert process.returncode == 0, process.stderr[-2000:]
-    assert 'iterations 67 to 88 (22), epochs 4 to 4' in process.stdout
+    assert 'iterations 67 to 88 (22), epoch 4' in process.stdout
     assert (tmp_path / 'plan.png').stat().st_size > 5_000
     process = tool('train.py', DIGITS, '--dry-run', '--work-dir',
                    tmp_path / 'work', '--cfg-options',

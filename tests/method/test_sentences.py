@@ -76,7 +76,7 @@ def test_dashes_are_explained_where_there_are_any():
     for layer, mapped in zip(taken.layers[1:], (.1, None)):
         layer.kl, layer.mapped, layer.stability = .5, mapped, 1.
     said = dashes_sentence(taken)
-    assert "KL: there is none of a stage's first active layer" in said
+    assert "KL: a stage's first active layer has none before it" in said
     assert 'above the 0.75-quantile' in said and 'stability' not in said
     taken.layers[1].stability = None
     assert 'there are no two steps to resample' in dashes_sentence(taken)

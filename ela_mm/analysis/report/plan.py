@@ -1,7 +1,9 @@
 """A training before it runs: its layers, and when things happen."""
+import math
 from typing import List, Optional, Sequence, Tuple
 
 from ...plotting import KEPT, OUT, SKIPPED, WIDTH, Picture, new_figure, style
+from ...pruning.windows import window_name
 from ..plan import Plan, PlannedLayer, StepTime
 from ..schedule import Schedule, Span
 from .page import Section, Table
@@ -132,13 +134,18 @@ def _tracks(schedule: Schedule) -> List[Tuple[str, str]]:
 def _range(span: Span, schedule: Schedule) -> str:
     clock = schedule.clock
     if not clock.in_iterations:
-        return f'epochs {int(span.begin) + 1} to {int(span.end)}'
+        return _epochs(span.begin, span.end)
     text = (f'iterations {int(span.begin) + 1} to {int(span.end)} '
             f'({int(span.end - span.begin)})')
     if clock.per_epoch:
-        text += (f', epochs {span.begin / clock.per_epoch + 1:.3g} to '
-                 f'{span.end / clock.per_epoch:.3g}')
+        bounds = span.begin / clock.per_epoch, span.end / clock.per_epoch
+        text += ', ' + ('' if all(map(float.is_integer, bounds)) else
+                        'within ') + _epochs(*bounds)
     return text
+
+
+def _epochs(begin: float, end: float) -> str:
+    return window_name((math.floor(begin) + 1, math.ceil(end)), 'epoch')
 
 
 def _positions(positions: Sequence[float], schedule: Schedule) -> str:

@@ -69,8 +69,8 @@ def dashes_sentence(decision: Decision) -> Optional[str]:
     mapped = [layer for layer in ranked if layer.mapped is not None]
     said = []
     if len(ranked) < len(decision.layers):
-        said.append("KL: there is none of a stage's first active layer, which "
-                    'has none before it, nor of a skipped one')
+        said.append("KL: a stage's first active layer has none before it, and "
+                    'skipped ones are not measured')
     if not mapped and ranked:
         said.append('mapped: nothing was ranked')
     elif len(mapped) < len(ranked):
