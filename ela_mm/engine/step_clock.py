@@ -3,6 +3,7 @@ from typing import Any, Optional
 
 from ..errors import UsageError
 from ..pruning.decision import Decision
+from ..pruning.step_times import LEAST_STEPS
 from .gain import PruningGain
 from .in_turns import LEAST_ROUNDS, time_pruning
 from .journal.journal import Journal
@@ -63,6 +64,9 @@ class StepClock:
     def end_window(self, runner) -> None:
         """Tell of the pruning before, whose last step this was."""
         self._tell(runner, self._gain.conclude(least=1))
+        # No stretch of iterations has steps from before and after a pruning.
+        if not self._by_epoch:
+            self._gain.timeline.end(runner.iter + 1, LEAST_STEPS)
 
     def decided(self, decision: Decision) -> None:
         """Note the steps before a decision; time those after a pruning."""
@@ -83,7 +87,7 @@ class StepClock:
     def end(self, runner) -> None:
         """Tell of the last pruning; the training has ended."""
         self._last_batch = None
-        self.end_window(runner)
+        self._tell(runner, self._gain.conclude(least=1))
 
     def _tell(self, runner, decision: Optional[Decision]) -> None:
         if decision is not None:

@@ -14,7 +14,7 @@ from support.training import log_of
 
 from ela_mm.analysis.history import read_run
 from ela_mm.engine import gain as gain_module
-from ela_mm.engine import in_turns
+from ela_mm.engine import in_turns, step_clock
 from ela_mm.engine.gain import (
     STRETCH,
     WARM_UP_STEPS,
@@ -352,11 +352,15 @@ def test_the_run_records_the_median_of_every_epoch(tmp_path):
     assert again[:2] == points[:2] and again[2][0] == 3
 
 
-def test_and_of_stretches_where_iterations_count(tmp_path, monkeypatch):
+@pytest.mark.parametrize('least, ends', [(3, [3, 6]), (2, [2, 5])])
+def test_and_of_stretches_where_iterations_count(tmp_path, monkeypatch, least,
+                                                 ends):
+    """A pruning ends one, if it has steps enough."""
     monkeypatch.setattr(gain_module, 'STRETCH', 3)
+    monkeypatch.setattr(step_clock, 'LEAST_STEPS', least)
     toy_runner(
         tmp_path, windows=[(1, 2)], hook=dict(by_epoch=False),
         train_cfg=ConfigDict(
             _delete_=True, type='IterBasedTrainLoop', max_iters=7),
         train_dataloader=dict(sampler=dict(type='InfiniteSampler'))).train()
-    assert [x for x, _ in read_run(str(tmp_path)).step_times] == [3, 6]
+    assert [x for x, _ in read_run(str(tmp_path)).step_times] == ends
