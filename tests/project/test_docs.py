@@ -192,8 +192,10 @@ def test_commands_of_the_first_pages_run(tmp_path):
     lines = []
     for page in TRIED:
         for block in SHELL.findall((ROOT / 'docs' / f'{page}.md').read_text()):
-            lines += [line for line in block.splitlines() if 'python' in line
-                      and 'my_detector' not in line and line not in lines]
+            # What starts with a variable trains the same once more.
+            lines += [line for line in block.splitlines()
+                      if line.startswith('python')
+                      and 'my_detector' not in line]
     assert len(lines) > 10 and 'tools/train.py' in lines[1]
     path = os.pathsep.join(filter(None, [
         str(ROOT), os.environ.get('PYTHONPATH')]))
