@@ -93,7 +93,7 @@ class Measurement:
         if self._first_step is not None:
             self.first_kl = {
                 name: (kl.mean, kl.uniform) for name, kl in
-                self._first_step.reduce(self.active).items()
+                self._first_step.so_far(self.active).items()
             }
             self._first_step = None
 

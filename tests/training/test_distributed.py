@@ -25,6 +25,7 @@ from mmengine.utils import digit_version
 from support import ROOT
 from support.toy import toy_config, toy_runner, validation
 from support.training import log_of
+from tensorboard.backend.event_processing import event_accumulator
 from torch.nn import BatchNorm2d, SyncBatchNorm
 
 from ela_mm.apis.launch import set_up_distributed
@@ -90,7 +91,8 @@ def what_was_decided(run):
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp('ddp') / 'two'
-    return folder, launch(folder, 2)
+    return folder, launch(folder, 2, visualizer=dict(
+        type='Visualizer', vis_backends=[dict(type='TensorboardVisBackend')]))
 
 
 @pytest.fixture(scope='module')
@@ -142,8 +144,10 @@ def test_what_is_exchanged(two):
     expected = [['all_gather_object', None]]  # before training
     for epoch in (1, 2, 3, 4):
         ends = epoch in (2, 3, 4)  # the last of a window
-        expected += [['epoch', epoch], *(decision if ends else []), weights,
-                     *sums]
+        # Of the run's first step; of the window so far, which is drawn.
+        small = [] if ends else 2 * sums
+        expected += [['epoch', epoch], *small, *(decision if ends else []),
+                     weights, *sums]
     expected.append(['end', None])
     assert [[name, count if name == 'epoch' else None]
             for name, count in calls] == expected
@@ -151,9 +155,24 @@ def test_what_is_exchanged(two):
                                                       'broadcast')]
     # Per active layer 9 numbers, and of 1,000 iterations two values and the
     # batch size.
-    assert sizes[0] == 8 * 3009 * 16
+    assert sizes[:4] == 4 * [8 * 9 * 16]
+    assert sizes[4] == 8 * 3009 * 16
     left = two[1][0]['decisions'][-1]['active']
     assert sizes[-1] == 8 * 3009 * left
+
+
+def test_a_curve_is_of_all_ranks(two):
+    """After the first of two epochs, of 3 steps each."""
+    (events, ) = two[0].glob('**/events.out.tfevents.*')
+    reader = event_accumulator.EventAccumulator(str(events.parent))
+    reader.Reload()
+    decision = two[1][0]['decisions'][0]
+    for layer in decision['layers']:
+        if layer['kl'] is not None:
+            points = reader.Scalars(f'ela/kl/{layer["name"]}')[:2]
+            assert [point.step for point in points] == [3, 6]
+            assert [point.value for point in points] == pytest.approx(
+                [sum(layer['kl_iterations'][:3]) / 3, layer['kl']], rel=1e-4)
 
 
 @pytest.mark.slow
