@@ -12,8 +12,7 @@ import os
 import os.path as osp
 import sys
 
-# Tells spawned workers, whose command line is this module's, which script it is.
-_SCRIPT = 'ELA_MM_SCRIPT'
+from ela_mm.compat.spawned import SCRIPT
 
 
 def find_script(name: str) -> str:
@@ -47,12 +46,12 @@ if __name__ == '__main__':
     if not sys.argv or sys.argv[0] in ('-h', '--help'):
         sys.exit(__doc__)
     try:
-        os.environ[_SCRIPT] = find_script(sys.argv[0])
+        os.environ[SCRIPT] = find_script(sys.argv[0])
     except FileNotFoundError as error:
         sys.exit(f'error: {error}')
 
 if __name__ in ('__main__', '__mp_main__'):  # the latter in spawned workers
-    __file__ = sys.argv[0] = os.environ[_SCRIPT]
+    __file__ = sys.argv[0] = os.environ[SCRIPT]
     sys.path.insert(0, osp.dirname(osp.abspath(__file__)))
     with open(__file__, encoding='utf-8') as _file:
         exec(compile(_file.read(), __file__, 'exec'))

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 from types import ModuleType
 from typing import Any, Callable, Optional
@@ -78,6 +79,14 @@ def install() -> None:
     if not any(isinstance(finder, _ExtFinder) for finder in sys.meta_path):
         sys.meta_path.append(_ExtFinder())
     _complete(sys.modules.get('mmcv.cnn.bricks.transformer'))
+
+
+def is_stand_in() -> bool:
+    """Tell whether the ops are these, since no compiled mmcv is installed."""
+    with contextlib.suppress(ImportError):  # no mmcv at all
+        spec = importlib.util.find_spec(_NAME)
+        return spec is not None and isinstance(spec.loader, _ExtFinder)
+    return False
 
 
 def _complete(transformer: Optional[ModuleType]) -> None:
