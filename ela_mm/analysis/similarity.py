@@ -150,6 +150,8 @@ def _backbone(model: nn.Module) -> Tuple[str, nn.Module]:
 def _keep(seen: Dict[str, Tensor], name: str, max_features: int):
 
     def hook(block, args, output) -> None:
+        if isinstance(output, (list, tuple)) and len(output) == 1:
+            output = output[0]  # the only branch of a TridentNet
         if not isinstance(output, Tensor):
             raise UsageError(f'block {name} returns a {type(output).__name__}: '
                              'expected a tensor')
@@ -167,11 +169,14 @@ def _normalised(hsic: Tensor) -> np.ndarray:
 
 def _kl(backbone: LayerAttentionMixin,
         statistics: KLStatistics) -> Dict[Tuple[str, str], float]:
-    """KL divergence by the names of a layer and its predecessor."""
+    """KL divergence by the blocks of a layer and its predecessor."""
     active = [layer for layer in backbone.attention_layers if layer.active]
     measured = statistics.reduce([layer.name for layer in active])
+    stages = backbone.attention_stages
+    block = {layer.name: stages[layer.stage - 1].block_name(layer.index)
+             for layer in active}
     return {
-        (layer.name, previous.name): measured[layer.name].mean
+        (block[layer.name], block[previous.name]): measured[layer.name].mean
         for previous, layer in zip(active, active[1:])
         if layer.stage == previous.stage and layer.name in measured
     }

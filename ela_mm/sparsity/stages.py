@@ -14,11 +14,12 @@ def find_stages(model: nn.Module,
                 names: Optional[Sequence[str]] = None) -> Stages:
     """Find the stages of a model's backbone.
 
-    Known are ``res_layers`` (the hosts' ResNet families, with or without layer
-    attention), ``layer1``, ``layer2``, ... (torchvision's and timm's), and
-    ``stages`` or ``layers``, a list of stages or, as in plain vision
-    transformers, of the blocks of the only one. A stage's blocks are its
-    ``blocks``, if it has such, else what it iterates over.
+    A backbone with layer attention says where its blocks are. Else known are
+    ``res_layers`` (the hosts' ResNet families), ``layer1``, ``layer2``, ...
+    (torchvision's and timm's), and ``stages`` or ``layers``, a list of stages
+    or, as in plain vision transformers, of the blocks of the only one. A
+    stage's blocks are its ``blocks``, if it has such, else what it iterates
+    over.
 
     Args:
         model (nn.Module): A detector, a classifier or a backbone. Its
@@ -38,6 +39,16 @@ def find_stages(model: nn.Module,
     prefix = next((name for name, _ in model.named_modules()
                    if name.split('.')[-1] == 'backbone'), '')
     backbone = model.get_submodule(prefix)
+    attended = getattr(backbone, 'attention_stages', None)
+    if attended:
+        dot = f'{prefix}.' if prefix else ''
+        return {
+            dot + stage.name: {
+                dot + stage.block_name(i): stage.block(i)
+                for i in range(len(stage))
+            }
+            for stage in attended
+        }
     for name, module in [('', backbone), *backbone.named_children()]:
         sequences = _sequences(module)
         if sequences:

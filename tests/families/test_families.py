@@ -23,6 +23,7 @@ from support.families import (
 )
 
 from ela_mm.errors import UsageError
+from ela_mm.sparsity.stages import find_stages
 
 each_family = each_family()
 _NETWORKS = {}
@@ -128,6 +129,11 @@ def test_kl_is_seen_within_stages_and_masks_travel_in_checkpoints(name):
     layers = net.attention_layers
     assert seen == [(layer.name, layer.index, layer.index + 1)
                     for layer in layers if layer.index]
+    found = find_stages(net)  # for CKA
+    assert [len(x) for x in found.values()] == list(
+        map(len, net.attention_stages))
+    assert all(net.get_submodule(name) is block
+               for blocks in found.values() for name, block in blocks.items())
     skipped = [layer.name for layer in layers if layer.index == 1]
     net.skip_layers(skipped)
     other = FAMILIES[name].build(zero_init_attention=True).double().eval()
