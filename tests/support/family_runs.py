@@ -11,6 +11,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import Runner, load_checkpoint
 
+from ela_mm.apis.launch import set_up_distributed
 from support import ddp_toy  # noqa: F401  registers what watches the ranks
 from support.families import FAMILIES, flat
 from support.toy import ToyDataset, toy_config
@@ -77,7 +78,12 @@ def write_answers(path: Path, target: Path) -> None:
 
 if __name__ == '__main__':
     for family in sys.argv[2:]:
-        Runner.from_cfg(config(
+        cfg = config(
             family, Path(sys.argv[1]) / family, launcher='pytorch',
             hooks=[dict(type='Witness')],
-            **{'train_dataloader.dataset.size': 12})).train()
+            **{'train_dataloader.dataset.size': 12})
+        if not torch.distributed.is_initialized():
+            set_up_distributed(cfg)
+            wrapper = cfg.model_wrapper_cfg
+        cfg.model_wrapper_cfg = wrapper
+        Runner.from_cfg(cfg).train()
