@@ -9,7 +9,8 @@ from torch import nn
 
 # What a training step is tried with, in turn, until the plain network takes it.
 _DETECTOR_INPUTS = ((64, 1), (64, 8), (128, 1), (256, 1))
-_CLASSIFIER_VIEWS = (1, 2, 8)
+# Views, and pixels of a side: transformers with positions take one size alone.
+_CLASSIFIER_INPUTS = ((1, 64), (2, 64), (8, 64), (1, 224), (1, 256), (1, 384))
 _SEGMENTOR_SIZES = (64, 128, 256)
 
 
@@ -112,10 +113,12 @@ def _segmentor_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
 
 def _classifier_inputs() -> Iterator[Tuple[str, Any]]:
     from mmpretrain.structures import DataSample
-    for views in _CLASSIFIER_VIEWS:
-        samples = [DataSample().set_gt_label(i % 2) for i in range(4)]
-        pictures = [torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-                    for _ in range(views)]
-        yield (f'4 pictures, 64 px, {views} view' + 's' * (views > 1),
+    for views, size in _CLASSIFIER_INPUTS:
+        number = 4 if size == 64 else 2
+        samples = [DataSample().set_gt_label(i % 2) for i in range(number)]
+        pictures = [torch.randint(0, 256, (number, 3, size, size),
+                                  dtype=torch.uint8) for _ in range(views)]
+        yield (f'{number} pictures, {size} px, {views} view'
+               + 's' * (views > 1),
                dict(inputs=pictures if views > 1 else pictures[0],
                     data_samples=samples))
