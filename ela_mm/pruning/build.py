@@ -30,6 +30,9 @@ def build_criterion(config: Optional[dict] = None) -> Criterion:
     Raises:
         UsageError: On an unknown type or wrong parameters.
     """
+    if config is not None and not isinstance(config, dict):
+        raise UsageError(f'criterion={config!r}: expected a dict with a type, '
+                         "such as dict(type='EBQM', mu=0.2)")
     config = dict(config or dict(type='EBQM'))
     for key, value in config.items():
         if isinstance(value, ConfigDict):  # plain, for records and checkpoints

@@ -355,6 +355,7 @@ def test_windows_contain_their_bounds():
 @pytest.mark.parametrize('criterion, message', [
     (dict(type='EBMQ'), "unknown criterion 'EBMQ'.*EBQM"),
     (dict(mu=0.3), 'unknown criterion None'),
+    ('EBQM', "criterion='EBQM': expected a dict with a type"),
     (dict(type='EBQM', mu=3), 'criterion EBQM: mu=3'),
     (dict(type='EBQM', nu=3), "criterion EBQM.*'nu'.*gamma, alpha, beta, mu"),
 ])

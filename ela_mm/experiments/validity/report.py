@@ -24,6 +24,8 @@ from .summary import (
 NAMES = dict(kl='KL, equation 11', excess='excess', conditional='conditional',
              own_share='own share', position='position alone',
              halves='split halves of that loss')
+# Selectors that the others are compared with, seed by seed.
+_COMPARED = ('random', 'position', 'paper')
 _COLOURS = (KEPT, SKIPPED, OUT)
 _MARKERS = 'osD'
 
@@ -119,13 +121,14 @@ def _of_depth(study: Study, depth: int, cells: List[NetworkCell]) -> List[str]:
               'are paired by seed.', '']
     rows = []
     for run, x in accuracies(cells).items():
-        to_random = None if run == 'random' or run not in SELECTORS else (
-            paired_with(cells, run, 'random'))
+        others = (paired_with(cells, run, other) if run in SELECTORS
+                  and run != other else None for other in _COMPARED)
         rows.append([run, show(x.at_once, sign=True),
                      show(x.end, spread='std'), show(x.added, sign=True),
-                     show(to_random, sign=True), str(len(x.seeds))])
+                     *(show(other, sign=True) for other in others),
+                     str(len(x.seeds))])
     return lines + _table(['run', 'at once', 'at the end', 'to MRLA-base',
-                           'to random', 'seeds'], rows)
+                           *(f'to {x}' for x in _COMPARED), 'seeds'], rows)
 
 
 def _starts(study: Study, out: str) -> List[str]:
