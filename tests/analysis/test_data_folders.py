@@ -108,6 +108,8 @@ CASES = [
     coco(data_prefix=dict(img='pictures', seg='gone')),
     coco(data_prefix=dict(img='pictures', seg='gone'), steps=[dict(
         type='mmdet.LoadAnnotations', with_seg=True)]),
+    coco(data_prefix=dict(img='pictures', seg='gone'), steps=[dict(
+        type='mmdet.LoadAnnotations', with_bbox=True)]),
     coco(type='OwnDataset', data_prefix=dict(img='gone')),
     coco(type='NamedDataset', data_prefix=dict(img='gone')),
     coco(type='NamedDataset'),
