@@ -11,7 +11,7 @@ import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
+from mmengine.dataset import Compose, default_collate, pseudo_collate
 from mmengine.registry import FUNCTIONS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -124,7 +124,18 @@ def _without_workers(options: dict, batch_size: Optional[int]) -> dict:
     if batch_size:
         options.pop('batch_sampler', None)  # which brings a size of its own
         options['batch_size'] = batch_size
+    collate = options.get('collate_fn')
+    if collate is not None and type_name(collate) == 'default_collate':
+        options['collate_fn'] = _stack_or_list
     return options
+
+
+def _stack_or_list(samples: Sequence[dict]) -> dict:
+    """Collate, as lists where pictures of several sizes cannot be stacked."""
+    pictures = [sample.get('inputs') for sample in samples]
+    if len({getattr(picture, 'shape', None) for picture in pictures}) > 1:
+        return pseudo_collate(samples)
+    return default_collate(samples)
 
 
 def annotated_batches(cfg: Config,

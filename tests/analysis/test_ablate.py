@@ -3,10 +3,13 @@ import math
 from copy import deepcopy
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from scipy import stats
+from support import ROOT
 from support.detector import small_config
 from support.toy import ToyClassifier
 
@@ -14,7 +17,7 @@ import ela_mm  # noqa: F401
 from ela_mm.analysis.ablate import Ablated, Cost, Redundancy, ablate
 from ela_mm.analysis.report.ablate import ablation_section
 from ela_mm.apis.data import annotated_batches, dataset_batches
-from ela_mm.apis.loading import criterion_of
+from ela_mm.apis.loading import build_model, criterion_of
 from ela_mm.errors import UsageError
 from ela_mm.pruning.build import build_criterion
 
@@ -241,3 +244,31 @@ def test_the_criterion_of_a_config(digits_root):
     assert criterion_of(cfg) == cfg.custom_hooks[0].criterion
     cfg.custom_hooks = []
     assert criterion_of(cfg) is None
+
+
+def test_pictures_of_several_sizes_share_a_batch(tmp_path):
+    """Padded by mmpretrain's preprocessor, which its collate would not reach."""
+    for name, size in (('a', (40, 52)), ('b', (48, 36))):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / '0.png'), np.random.default_rng(
+            0).integers(255, size=(*size, 3), dtype=np.uint8))
+    cfg = Config.fromfile(ROOT / 'configs' / 'ela_resnet20_digits.py')
+    cfg.model.head.num_classes = 2
+    cfg.val_dataloader.dataset = dict(
+        type='CustomDataset', data_root=str(tmp_path), with_label=True,
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')])
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    (batch, ) = annotated_batches(cfg, 2, 2)
+    found = ablate(model, [batch], FIXED)
+    mean, std = cfg.data_preprocessor.mean[0], cfg.data_preprocessor.std[0]
+    inputs = torch.zeros(2, 3, 48, 52)
+    for i, picture in enumerate(batch['inputs']):
+        inputs[i, :, :picture.shape[1], :picture.shape[2]] = (
+            picture.float() - mean) / std
+    with torch.no_grad():
+        logits = model(inputs, mode='tensor')
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
+    assert found.loss == pytest.approx(float(expected), rel=1e-5)
+    assert found.top1 == 50 * float((logits.argmax(1) == torch.tensor(
+        [0, 1])).sum())
