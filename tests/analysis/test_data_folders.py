@@ -59,7 +59,7 @@ class NamedDataset(CocoDataset):
     METAINFO = dict(classes=('person', ))
 
 
-class OwnLoading(LoadImageFromFile):
+class LoadImageFromOwnFile(LoadImageFromFile):
     """Of a user whose pictures lie elsewhere."""
 
     def transform(self, results):
@@ -69,7 +69,7 @@ class OwnLoading(LoadImageFromFile):
 
 DATASETS.register_module(module=OwnDataset)
 DATASETS.register_module(module=NamedDataset)
-TRANSFORMS.register_module(module=OwnLoading)
+TRANSFORMS.register_module(module=LoadImageFromOwnFile)
 
 
 def coco(**options):
@@ -113,7 +113,7 @@ CASES = [
     coco(type='OwnDataset', data_prefix=dict(img='gone')),
     coco(type='NamedDataset', data_prefix=dict(img='gone')),
     coco(type='NamedDataset'),
-    coco(load='OwnLoading', data_prefix=dict(img='gone')),
+    coco(load='LoadImageFromOwnFile', data_prefix=dict(img='gone')),
     folder(),
     folder(data_prefix='gone'),
     folder(data_prefix=dict(img_path='gone')),

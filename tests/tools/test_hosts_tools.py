@@ -9,7 +9,9 @@ from support import ROOT
 from support.classifier import train_classifier
 from support.detector import small_config
 from support.running import tool
+from support.segmentor import small_config as small_segmentor
 
+from ela_mm.datasets.digits import make_digit_maps
 from ela_mm.run import find_script
 
 pytestmark = pytest.mark.slow
@@ -45,6 +47,22 @@ def detector(digits_root, tmp_path_factory):
     run('mmdet/test.py', config, folder / 'work' / 'epoch_3.pth', '--work-dir',
         folder / 'test', '--out', folder / 'predictions.pkl')
     return config, folder / 'work', folder / 'predictions.pkl'
+
+
+@pytest.fixture(scope='module')
+def segmentor(tmp_path_factory):
+    """Config, work dir and predictions, of pictures of 64 px."""
+    pytest.importorskip('mmseg')
+    folder = tmp_path_factory.mktemp('segmentor')
+    make_digit_maps(str(folder / 'data'), num_train=4, num_val=2, size=64)
+    config = folder / 'small.py'
+    cfg = small_segmentor(folder / 'data')
+    cfg.default_hooks.logger.interval = 1
+    cfg.dump(config)
+    run('mmseg/train.py', config, '--work-dir', folder / 'work')
+    run('mmseg/test.py', config, folder / 'work' / 'iter_6.pth', '--work-dir',
+        folder / 'test', '--out', folder / 'maps')
+    return config, folder / 'work', folder / 'maps'
 
 
 def scalars(work_dir) -> Path:
@@ -116,5 +134,27 @@ def test_mmdets_network_and_data(detector, tmp_path):
     assert len(list((tmp_path / 'shown').iterdir())) == 12
     shutil.copy(work_dir / 'epoch_3.pth', tmp_path)
     run('mmdet/model_converters/publish_model.py', tmp_path / 'epoch_3.pth',
+        tmp_path / 'published.pth')
+    assert not published(tmp_path)['state_dict']['backbone.active'].all()
+
+
+def test_mmsegs_results(segmentor, tmp_path):
+    config, work_dir, predictions = segmentor
+    folder = 'mmseg/analysis_tools/'
+    if importlib.util.find_spec('seaborn'):
+        run(folder + 'analyze_logs.py', scalars(work_dir), '--keys', 'loss',
+            '--out', tmp_path / 'curve.png')
+        assert (tmp_path / 'curve.png').stat().st_size
+    run(folder + 'confusion_matrix.py', config, predictions, tmp_path)
+    assert (tmp_path / 'confusion_matrix.png').stat().st_size
+    run(folder + 'benchmark.py', config, work_dir / 'iter_6.pth', '--work-dir',
+        tmp_path, said='fps')
+
+
+def test_mmsegs_network(segmentor, tmp_path):
+    config, work_dir, _ = segmentor
+    run('mmseg/misc/print_config.py', config, said='ELAResNetV1c')
+    shutil.copy(work_dir / 'iter_6.pth', tmp_path)
+    run('mmseg/misc/publish_model.py', tmp_path / 'iter_6.pth',
         tmp_path / 'published.pth')
     assert not published(tmp_path)['state_dict']['backbone.active'].all()
