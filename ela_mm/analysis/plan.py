@@ -260,11 +260,10 @@ def _criteria(cfg: Config, layers: Sequence[PlannedLayer],
         most, total = _most(cfg, layers), sum(x.prunable for x in layers)
         found = [f'{describe_criterion(config)}; at most {most} of {total} '
                  'prunable layers in the first window']
-        for window in hook.get('windows') or []:
-            if isinstance(window, dict) and window.get('criterion'):
-                config = build_criterion(window['criterion']).config
-                found.append(f'({window.get("first")}, {window.get("last")}) '
-                             f'has its own: {describe_criterion(config)}')
+        windows = Windows(hook.get('windows'), hook.get('by_epoch', True))
+        for given, own in windows.criteria.items():
+            config = build_criterion(own).config
+            found.append(f'{given} has its own: {describe_criterion(config)}')
     except UsageError as error:
         refused.append(str(error))
     return found

@@ -189,6 +189,9 @@ def test_a_plan_trains_writes_and_keeps_nothing(tmp_path):
 @pytest.mark.parametrize('change, reason', [
     ({'custom_hooks.0.windows': [(3, 9)]}, 'lies past the last epoch'),
     ({'custom_hooks.0.windows': [(2, 1)]}, 'is reversed'),
+    ({'custom_hooks.0.windows': 1}, 'windows=1: expected a list of pairs'),
+    ({'custom_hooks.0.windows': [(0, .5)]}, 'mixes a count with a share'),
+    ({'custom_hooks.0.windows': [('after_warmup', 1)]}, 'has no warm-up'),
     ({'custom_hooks.0.criterion': dict(type='EBQM', mu=7)}, 'mu=7'),
     ({'custom_hooks.0.skip': 'all'}, "skip='all'"),
     ({'train_dataloader.dataset.type': 'Gone'}, 'Gone'),
