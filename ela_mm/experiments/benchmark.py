@@ -127,7 +127,7 @@ def build_backbone(network: str,
 def offers(network: str, variant: str) -> bool:
     """Tell whether a network is built in a variant: some are of ResNets alone."""
     return network not in FAMILIES or variant not in (
-        *COMPARED, 'light', 'concatenating', 'own value')
+        *COMPARED, 'light', 'separate light', 'concatenating', 'own value')
 
 
 def _family(network: str, variant: str, with_cp: bool,
