@@ -128,6 +128,17 @@ def test_the_timeline_shows_price_and_gain():
     assert alone.get_title(loc='left') == 'active layers'
 
 
+def test_half_of_the_steps_lie_in_the_band():
+    quartiles = [(1, 1.8, 2.3), (2, 1.9, 2.1), (3, 1.4, 1.6)]
+    _, step, _ = timeline_picture(run_of(step_quartiles=quartiles)).figure.axes
+    (band, ) = step.collections
+    corners = {tuple(point) for point in band.get_paths()[0].vertices.tolist()}
+    assert {(x, y) for x, *between in quartiles for y in between} <= corners
+    assert step.get_ylim() == (0., pytest.approx(1.15 * 2.3))
+    _, step, _ = timeline_picture(run_of()).figure.axes  # an older record
+    assert not step.collections
+
+
 def measured():
     layers = [AttentionLayerInfo(f'layer1.{i}', 1, i, i != 1)
               for i in range(3)]

@@ -13,6 +13,7 @@ from support.toy import ToyClassifier, toy_runner
 from support.training import log_of
 
 from ela_mm.analysis.history import read_run
+from ela_mm.analysis.report.redundancy import summarize
 from ela_mm.engine import gain as gain_module
 from ela_mm.engine import in_turns, step_clock
 from ela_mm.engine.gain import (
@@ -90,6 +91,14 @@ def test_too_few_steps_wait_for_the_next_epoch_and_are_not_compared(clock):
     steps(gain, clock, [1.] * (WARM_UP_STEPS + 3))
     assert gain.conclude(least=1) is decision  # the training ends
     assert decision.times.steps == (0, 3) and not decision.times.are_enough
+
+
+def test_a_window_that_starts_over_forgets_what_was_cut_off(clock):
+    gain, decision = PruningGain(50), a_decision()
+    steps(gain, clock, [9.] * 5, measuring=True)
+    steps(gain, clock, [1.] * 12, measuring=True)
+    gain.decided(decision)
+    assert decision.times.before == 1. and decision.times.steps == (12, 0)
 
 
 def test_what_skips_nothing_is_not_timed(clock):
@@ -242,7 +251,11 @@ def test_the_ratio_is_that_of_a_network_with_what_went(tmp_path, monkeypatch):
         assert decision['step_ratio'] == pytest.approx([expected] * 3)
         assert decision['step_ratio_rounds'] == 4
     assert 'a step takes 0.812 times as long' in log_of(tmp_path)
-    assert len(read_run(str(tmp_path)).decisions) == 2
+    said = ' '.join(summarize(read_run(str(tmp_path))))
+    assert 'After epoch 1 a step took 0.812 times as long' in said
+    assert 'After epoch 2 a step took 0.769 times as long' in said
+    # Of the medians there is nothing to say: an epoch has four steps.
+    assert 'The median training step' not in said
 
 
 @pytest.mark.parametrize('name, said', [
