@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from support import ROOT
-from support.running import tool
 
 from ela_mm.config_types import type_name
 
@@ -122,7 +121,9 @@ def test_commands_are_understood():
     for (script, *command), options in used.items():
         if not script.startswith('tools/'):
             continue
-        process = tool(Path(script).name, *command, '--help')
+        process = subprocess.run(
+            [sys.executable, ROOT / script, *command, '--help'],
+            capture_output=True, text=True)
         assert process.returncode == 0, process.stderr
         unknown = {option for option in options
                    if not re.search(option + r'\b', process.stdout)}

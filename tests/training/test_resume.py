@@ -12,6 +12,7 @@ from support import ROOT
 from support.detector import small_config
 from support.running import tool
 from support.toy import toy_config
+from support.training import without_times
 
 from ela_mm.apis.launch import check_checkpoint
 from ela_mm.engine.checkpoints import (
@@ -24,7 +25,6 @@ from ela_mm.engine.journal.record import read_record
 from ela_mm.engine.randomness import SeededBatches
 
 KILLED = -9
-TIMES = ('step_time_before', 'step_time_after', 'steps_timed')
 
 
 def train(config, work_dir, *arguments, fault='') -> int:
@@ -108,11 +108,8 @@ def assert_same_run(resumed, whole, last):
     loss, losses = (x['message_hub']['log_scalars']['train/loss'].data[0]
                     for x in (a, b))
     assert loss.tolist() == losses.tolist()
-    records = [read_record(folder) for folder in (resumed, whole)]
-    for record in records:
-        for decision in record['decisions']:
-            for name in TIMES:
-                decision.pop(name)
+    records = [without_times(read_record(folder))
+               for folder in (resumed, whole)]
     assert records[0] == records[1] and records[0]['decisions']
     assert metrics_of(resumed) == metrics_of(whole) != {}
     assert all(len(values) == 1 for values in metrics_of(whole).values())
