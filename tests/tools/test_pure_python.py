@@ -2,13 +2,17 @@
 from typing import List, NamedTuple
 
 import pytest
+import torch
 import yaml
 from support import ROOT
 from support.detector import FUSED_ON_CPUS
 from support.running import tool
 
 from ela_mm.analysis.history import read_run
+from ela_mm.apis.loading import config_from_file
 from ela_mm.datasets.digits import make_digit_maps
+from ela_mm.experiments.validity.study import Pictures
+from ela_mm.experiments.validity.training import load_pictures
 
 FOLDER = ROOT / 'configs' / 'pure_python'
 LOADERS = ('train', 'val', 'test')
@@ -109,6 +113,14 @@ def test_pictures_are_drawn_and_flips_averaged(classifier, tmp_path):
 def test_the_report_reads_the_config_that_the_run_has_dumped(classifier):
     run('analyze.py', 'report', classifier.work_dir, '--without', 'features',
         'cost', 'similarity', said='report: ')
+
+
+def test_studies_read_their_pictures():
+    cfg = config_from_file(str(FOLDER / 'ela_resnet20_digits.py'))
+    read = load_pictures(cfg, Pictures(range(4), range(4, 6), range(3)))
+    assert [len(pictures.samples) for pictures in read] == [4, 2, 3]
+    again = load_pictures(cfg, Pictures(range(2, 4), range(4, 6), range(3)))
+    assert torch.equal(read[0].inputs[2:], again[0].inputs)
 
 
 @pytest.fixture(params=['classifier', 'detector', 'segmentor'])
