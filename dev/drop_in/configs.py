@@ -81,7 +81,8 @@ def load_model(host: str, config: str) -> dict:
 
 def _loads(node: Any) -> bool:
     """Whether it is an ``init_cfg`` that loads a checkpoint."""
-    return isinstance(node, dict) and node.get('type') == 'Pretrained'
+    return isinstance(node, dict) and (
+        node.get('type') == 'Pretrained' or set(node) == {'checkpoint'})
 
 
 def _without_weights(node: Any) -> Any:
