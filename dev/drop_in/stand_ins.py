@@ -39,7 +39,7 @@ def _picture_info(folder: str, i: int, arrays: bool) -> dict:
         sample_idx=i, width=width, height=height, instances=[box],
         gt_label=[0, 1][i % 2],
         seg_map_path=f'{folder}/map.png', depth_map_path=f'{folder}/map.png',
-        seg_fields=[], label_map=None, reduce_zero_label=False, frame_id=i,
+        seg_fields=[], label_map=None, frame_id=i,
         segments_info=[dict(id=0, category=0, is_thing=True)],
         text='a cat', caption_prompt='a cat', custom_entities=False,
         tokens_positive=-1, dataset_mode='VG', gt_caption='a cat',
@@ -60,20 +60,23 @@ class StandIn(BaseDataset):
         lists (Sequence[str]): Keys that hold several of a sample's values.
         proposals (bool): Whether pictures have proposals.
         panoptic (bool): Whether maps tell things from stuff.
+        reduce_zero_label (bool): Whether the label 0 of maps is none.
     """
 
     METAINFO = dict(classes=('a', 'b'))
 
     def __init__(self, folder: str, arrays: bool, lists=(),
                  proposals: bool = False, panoptic: bool = False,
-                 **kwargs) -> None:
+                 reduce_zero_label: bool = False, **kwargs) -> None:
         self.folder, self.arrays, self.lists = folder, arrays, lists
         self.proposals, self.panoptic = proposals, panoptic
+        self.reduce_zero_label = reduce_zero_label
         super().__init__(**kwargs)
 
     def load_data_list(self) -> List[dict]:
         infos = [_picture_info(self.folder, i, self.arrays) for i in range(4)]
         for info in infos:
+            info['reduce_zero_label'] = self.reduce_zero_label
             if self.panoptic:
                 info['seg_map_path'] = f'{self.folder}/panoptic.png'
             for key in self.lists:
@@ -137,6 +140,8 @@ def stand_in(cfg: Config, folder: Path) -> Config:
             pipeline=steps, test_mode=True)
         if any(type_name(x) == 'LoadProposals' for x in within):
             dataset.proposals = True
+        if any(x.get('reduce_zero_label') for x in within):
+            dataset.reduce_zero_label = True
         if any('Panoptic' in type_name(x) for x in within):
             dataset.panoptic = True
     for other in ('val_dataloader', 'test_dataloader', 'train_dataloader'):
