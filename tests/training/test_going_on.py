@@ -317,7 +317,9 @@ def what_counts(runner, checkpoint) -> dict:
     (stopping, ) = (h for h in runner.hooks
                     if isinstance(h, EarlyStoppingHook))
     info = dict(hub['runtime_info'])
-    for name in ('cfg', 'experiment_name', 'last_ckpt', 'best_ckpt'):
+    # The version has the commit in it of the folder that one is in.
+    for name in ('cfg', 'experiment_name', 'last_ckpt', 'best_ckpt',
+                 'mmengine_version'):
         info.pop(name, None)
     return dict(
         state=saved['state_dict'],
