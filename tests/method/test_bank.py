@@ -571,41 +571,21 @@ def test_hooks_of_a_norm_are_called():
 
 @pytest.mark.skipif(not traced.CAN_TRACE, reason='torch < 2.4 has no operators')
 @pytest.mark.parametrize('channels_last', [False, True])
-def test_the_bank_for_compilers_is_the_plain_sum(channels_last):
-    """Values and gradients; a layer may leave its value to the next one."""
-    *maps, a, b, c = torch.randn(7, 2, 6, 5, 4, dtype=torch.float64)
+def test_the_traced_sum_is_the_plain_one(channels_last):
+    """Values, gradients and what torch asks of an operator."""
+    weights = torch.rand(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    maps = [torch.randn(2, 6, 5, 4, dtype=torch.float64) for _ in range(5)]
     if channels_last:
         maps = [x.to(memory_format=torch.channels_last) for x in maps]
-    seen = [torch.rand(2, 3, n, dtype=torch.float64) for n in (1, 3, 4)]
-    inputs = [x.requires_grad_() for x in (*maps, *seen)]
-    bank, found, expected = traced.TracedBank(4, 3), [], []
-    for n, x in enumerate(maps, start=1):
-        bank.add(x, 3)
-        for weights in seen:
-            if weights.shape[-1] == n:
-                found.append(bank.retrieve(weights))
-                expected.append(torch.einsum(
-                    'bhn,nbhdyx->bhdyx', weights,
-                    torch.stack(maps[:n]).unflatten(2, (3, 2))).flatten(1, 2))
-    # As in a stage, what a later layer retrieves depends on the earlier one's.
-    for outs in (found, expected):
-        outs[1] = outs[1] * outs[0].mean()
-        outs[2] = outs[2] * outs[1].mean()
+    cotangent, *maps = (x.requires_grad_() for x in maps)
+    expected = torch.einsum(
+        'bhn,nbhdyx->bhdyx', weights,
+        torch.stack(maps).unflatten(2, (3, 2))).flatten(1, 2)
+    found = traced.TracedSum.apply(weights, *maps)
     torch.testing.assert_close(found, expected)
     for ours, theirs in zip(*(
-            torch.autograd.grad(outs, inputs, [a, b, c])
-            for outs in (found, expected))):
+            torch.autograd.grad(out, [weights, *maps], cotangent.detach())
+            for out in (found, expected))):
         torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.skipif(not traced.CAN_TRACE, reason='torch < 2.4 has no operators')
-def test_operators_are_what_compilers_take_them_for():
-    state, x = torch.randn(4, 2, 3, 40), torch.randn(2, 6, 5, 4)
-    weights, column = torch.rand(2, 3, 3), torch.rand(4, 2, 3, 3)
-    for name, args in dict(
-            write_map=(state, x, 1),
-            write_weights=(column, weights, 2),
-            retrieve=(weights, [x], state, column, state[:3].clone(), 2, 1),
-            weights_gradient=(x, state, 3),
-            value_gradient=(x, column, state[:3].clone(), 2, 1)).items():
-        torch.library.opcheck(getattr(torch.ops.ela_mm, name).default, args)
+    torch.library.opcheck(traced.head_products, (
+        cotangent.detach(), [x.detach() for x in maps], 3))

@@ -3,17 +3,14 @@ import copy
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
 from support.toy import small_network
 from torch import nn
-from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from ela_mm import LayerAttention
 from ela_mm.hosts.mmdet import ELAResNet
 from ela_mm.models.backbones.stages import AttentionStage
-from ela_mm.models.layers.traced import CAN_TRACE
 from ela_mm.pruning import KLStatistics
 
 pytestmark = pytest.mark.skipif(
@@ -131,33 +128,27 @@ def test_autocast_compiles():
     assert counter.frame_count == 2
 
 
-def maps_in_the_graphs(layers):
-    """Operations that write a map, in both graphs of a stage of identities."""
+class Breaking(nn.Identity):
+
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return x
+
+
+def test_a_block_may_break_the_graph_of_its_stage():
+    """What layers leave for later ones crosses from a graph to the next."""
     stage = AttentionStage(
-        'layer1', nn.Sequential(*(nn.Identity() for _ in range(layers))),
-        [LayerAttention(8, 4) for _ in range(layers)]).double()
-    written = []
-
-    def keep(graph, inputs):
-        written.append(sum(
-            isinstance(node.meta.get('val'), torch.Tensor)
-            and node.meta['val'].shape == (2, 8, 5, 5)
-            for node in graph.graph.nodes if node.op == 'call_function'))
-        return make_boxed_func(graph.forward)
-
-    compiled = torch.compile(stage, fullgraph=True, backend=aot_autograd(
-        fw_compiler=keep, bw_compiler=keep))
+        'layer1', nn.Sequential(nn.Identity(), Breaking(), nn.Identity()),
+        [LayerAttention(8, 4) for _ in range(3)]).double()
     x = torch.randn(2, 8, 5, 5, dtype=torch.float64, requires_grad=True)
-    compiled(x).sum().backward()
-    return written
-
-
-@pytest.mark.skipif(not CAN_TRACE, reason='torch < 2.4 has no operators')
-def test_graphs_grow_with_the_layers_and_not_with_their_pairs():
-    two, four, eight = map(maps_in_the_graphs, (2, 4, 8))
-    for part in (0, 1):  # forward, backward
-        assert four[part] > two[part]
-        assert eight[part] - four[part] == 2 * (four[part] - two[part])
+    results = []
+    for run in (stage, torch.compile(stage, backend='aot_eager')):
+        out = run(x)
+        results.append([out, *torch.autograd.grad(
+            out.square().sum(), [x, *stage.parameters()], allow_unused=True,
+            materialize_grads=True)])
+    assert sum(counters['graph_break'].values())
+    torch.testing.assert_close(*results)
 
 
 # --- windows -----------------------------------------------------------------

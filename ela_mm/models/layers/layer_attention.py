@@ -20,6 +20,7 @@ from .bank.keys import average_pool, without_autocast
 from .bank.layer import Plan, attend
 from .memory import LayerMemory
 from .scaled import ScaledAttention
+from .traced import TracedSum, is_traced
 from .trained_norm import build_trained_norm
 from .watched import is_watched
 
@@ -78,6 +79,8 @@ class WeightedSum(nn.Module):
 
     def forward(self, weights: Tensor, values: Sequence[Tensor]) -> Tensor:
         """Sum n values (B, C, H, W) by weights (B, h, n)."""
+        if is_traced(weights):
+            return TracedSum.apply(weights, *values)
         return retrieve(weights, values)
 
 
@@ -308,16 +311,10 @@ class LayerAttention(ScaledAttention):
     # --- equation 5: the weighted sum, and what follows it --------------------
 
     def _keep_value(self, x: Tensor, memory: LayerMemory) -> None:
-        value = self.value(x)  # (B, C, H, W)
-        if memory.traced is not None:
-            memory.traced.add(value, self.num_heads)
-        else:
-            memory.values.append(value)
+        memory.values.append(self.value(x))  # (B, C, H, W)
 
     def _retrieve(self, weights: Tensor, memory: LayerMemory) -> Tensor:
         """o = sum_i P_i v_i: (B, C, H, W)."""
-        if memory.traced is not None:
-            return memory.traced.retrieve(weights)
         return self.retrieval(weights, memory.values)
 
     def _finish(self, retrieved: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from .bank.keys import KeyBank
 from .bank.values import ValueBank
-from .traced import TracedBank
 
 
 class LayerMemory:
@@ -19,14 +18,12 @@ class LayerMemory:
             attention fast and its backward small; see
             :func:`~ela_mm.models.layers.bank.can_bank` for when they may.
             Defaults to None: lists, for anybody to read.
-        traced (TracedBank, optional): Where values lie while a compiler traces
-            the stage. Defaults to None.
 
     Attributes:
         keys (List[Tensor]): n tensors (B, h, d), in the order of the layers;
             none where ``key_bank`` holds them.
         values (List[Tensor]): n tensors (B, C, H, W); none where
-            ``value_bank`` or ``traced`` holds them.
+            ``value_bank`` holds them.
         weights (Tensor | None): (B, h, n) float32, the attention weights P of
             the last layer that was called with this memory; None before the
             first. A stage does not read it: ``attend`` returns the weights.
@@ -34,15 +31,11 @@ class LayerMemory:
             are given tokens instead.
         key_bank (KeyBank | None): The buffer of keys; None without capacity.
         value_bank (ValueBank | None): The buffer of values, like the keys'.
-        traced (TracedBank | None): The values as compilers see them.
     """
 
-    def __init__(self,
-                 capacity: Optional[int] = None,
-                 traced: Optional[TracedBank] = None) -> None:
+    def __init__(self, capacity: Optional[int] = None) -> None:
         self.key_bank = KeyBank(capacity) if capacity else None
         self.value_bank = ValueBank(capacity) if capacity else None
-        self.traced = traced
         self.keys: List[Tensor] = []
         self.values: List[Tensor] = []
         self.weights: Optional[Tensor] = None

@@ -8,7 +8,6 @@ from torch import Tensor, fx, nn
 from ....compat.compiling import disable, is_compiling
 from ...layers import LayerAttention, LayerMemory
 from ...layers.bank import can_bank
-from ...layers.traced import TracedBank, is_traced
 from ...layers.watched import has_hooks, is_watched
 from .kinds import register_attention
 from .stage import Stage, StageSpec
@@ -103,8 +102,6 @@ class AttentionStage(Stage):
             layer for layer, visible in zip(self.attention, self.visible)
             if visible
         ]
-        if is_traced(x, seen):
-            return LayerMemory(traced=TracedBank(len(seen), sum(self.active)))
         if not is_compiling():
             self._warn_of_idle_hooks()
         return LayerMemory(len(seen) if can_bank(seen, x) else None)
