@@ -223,7 +223,7 @@ def test_loading_them_as_they_are_names_the_command(monkeypatch):
     """Nothing is loaded in silence."""
     said = []
     monkeypatch.setattr(
-        'ela_mm.models.backbones.layer_attention_mixin.print_log',
+        'ela_mm.models.backbones.loaded_state.print_log',
         lambda text, *args, **kwargs: said.append(text))
     mmpretrain.ELAResNet(50).load_state_dict(
         Published().state_dict(), strict=False)
