@@ -19,12 +19,14 @@ class Family(NamedTuple):
         size (Tuple[int, int]): Height and width of its pictures.
         sides (Sequence[int]): Of other pictures that it takes.
         frozen_stages (int): The first value that freezes blocks, if any does.
+        strict (bool): Whether the host loads all that it saves.
         plain (str): The host's own class.
     """
     config: dict
     size: Tuple[int, int] = (32, 48)
     sides: Sequence[int] = (32, 40, 64)
     frozen_stages: int = 1
+    strict: bool = True
 
     @property
     def plain(self) -> str:
@@ -119,7 +121,7 @@ FAMILIES: Dict[str, Family] = {
         type='mmpretrain.ELASwinTransformerV2', img_size=32, window_size=4,
         arch=dict(embed_dims=16, depths=[1, 2, 3, 2], num_heads=[1, 2, 4, 8],
                   extra_norm_every_n_blocks=0),
-        out_indices=(1, 3), pad_small_map=True)),
+        out_indices=(1, 3), pad_small_map=True), strict=False),
     'pvt': Family(dict(
         type='mmdet.ELAPyramidVisionTransformer', embed_dims=8,
         pretrain_img_size=32, num_layers=[1, 2, 3, 2])),
