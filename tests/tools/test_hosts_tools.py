@@ -17,9 +17,9 @@ from ela_mm.run import find_script
 pytestmark = pytest.mark.slow
 
 
-def run(name, *arguments, said=''):
+def run(name, *arguments, said='', cwd=ROOT):
     """As ``python -m ela_mm.run`` does, without waiting for imports."""
-    process = tool(find_script(name), *arguments, MPLBACKEND='Agg')
+    process = tool(find_script(name), *arguments, cwd=cwd, MPLBACKEND='Agg')
     output = process.stdout + process.stderr
     assert process.returncode == 0, output[-2000:]
     assert said in output
@@ -153,7 +153,8 @@ def test_mmsegs_results(segmentor, tmp_path):
 
 def test_mmsegs_network(segmentor, tmp_path):
     config, work_dir, _ = segmentor
-    run('mmseg/misc/print_config.py', config, said='ELAResNetV1c')
+    # It also writes an example.py where it is.
+    run('mmseg/misc/print_config.py', config, said='ELAResNetV1c', cwd=tmp_path)
     shutil.copy(work_dir / 'iter_6.pth', tmp_path)
     run('mmseg/misc/publish_model.py', tmp_path / 'iter_6.pth',
         tmp_path / 'published.pth')
