@@ -58,7 +58,7 @@ def detector(digits_root, tmp_path_factory):
     config = folder / 'small.py'
     cfg = small_config(digits_root)
     cfg.train_cfg.update(max_epochs=2, val_interval=2)
-    cfg.custom_hooks[0].windows = [(1, 1)]
+    cfg.custom_hooks[0].update(windows=[(1, 1)], timing_rounds=3)
     cfg.dump(config)
     process = tool('train.py', config, '--work-dir', folder / 'work')
     assert process.returncode == 0, process.stderr[-2000:]
@@ -92,7 +92,8 @@ def test_redundancy(detector):
         for key in ('kl', 'kl_std', 'mapped'):
             assert row[key] == ('' if layer[key] is None else str(layer[key]))
     assert 'kept (out of reach)' in output
-    assert f'skipped {", ".join(skipped(work_dir))}'[:40] in ' '.join(
+    gone = skipped(work_dir)
+    assert f'skipped {len(gone)} ({", ".join(gone)}'[:40] in ' '.join(
         output.split())
 
 
@@ -412,7 +413,9 @@ def test_report(detector, tmp_path):
     gone = skipped(work_dir)
     assert (f'{len(gone)} of 16 attention layers were pruned while training '
             f'({", ".join(gone)})') in text
-    assert 'The median training step went from' in text
+    assert 'After epoch 1 a step took' in text
+    # Of a few steps around the pruning there is nothing to compare.
+    assert 'The median training step' not in text
     assert 'coco/bbox_mAP is' in text
 
 
