@@ -78,6 +78,8 @@ def test_dashes_are_explained_where_there_are_any():
     said = dashes_sentence(taken)
     assert "KL: a stage's first active layer has none before it" in said
     assert 'above the 0.75-quantile' in said and 'stability' not in said
+    taken.criterion = dict(type='own', gamma=[1, 2])  # of any kind
+    assert 'mapped: out of reach, and kept' in dashes_sentence(taken)
     taken.layers[1].stability = None
     assert 'there are no two steps to resample' in dashes_sentence(taken)
     taken.layers[1].mapped = None

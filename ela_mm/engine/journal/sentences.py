@@ -74,9 +74,10 @@ def dashes_sentence(decision: Decision) -> Optional[str]:
     if not mapped and ranked:
         said.append('mapped: nothing was ranked')
     elif len(mapped) < len(ranked):
-        gamma = criterion.get('gamma')
+        gamma = criterion.get('gamma')  # of a user's criterion it may be any
         said.append('mapped: out of reach' + (
-            '' if gamma is None else f', above the {gamma:g}-quantile') +
+            f', above the {gamma:g}-quantile'
+            if isinstance(gamma, (int, float)) else '') +
             ', and kept whatever mu is')
     if mapped and all(layer.stability is None for layer in mapped):
         said.append('stability: ' + (
