@@ -73,7 +73,7 @@ def test_attends_in_groups_of_blocks(registries):
     OPTIM_WRAPPER_CONSTRUCTORS.register_module(
         module=LayerDecayOptimizerConstructor)
     importlib.import_module(NAME)
-    net = MODELS.build(dict(type='ELAViT', attention_groups=3,
+    net = MODELS.build(dict(type='mmdet.ELAViT', attention_groups=3,
                             zero_init_attention=True))
     assert [layer.name for layer in net.attention_layers] == [
         'blocks.group1.0', 'blocks.group1.1', 'blocks.group1.2',
