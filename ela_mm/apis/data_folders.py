@@ -74,7 +74,8 @@ def folders_of(dataset: Mapping, annotations: Sequence[str],
     root = dataset.get('data_root') or ''
     return [(option, osp.join(root, osp.expanduser(prefix)))
             for option, prefix in prefixes_of(dataset).items()
-            if _is_read(option.rpartition('.')[2], steps)]
+            if (root or prefix)  # else pictures lie where the run starts
+            and _is_read(option.rpartition('.')[2], steps)]
 
 
 def _is_read(key: str, steps: Sequence[dict]) -> bool:

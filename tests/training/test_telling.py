@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from ela_mm.engine.interruption import tell_interrupted
 from ela_mm.engine.journal.record import decisions_of, read_record
-from ela_mm.pruning import KLStatistics
+from ela_mm.engine.measurement import Measurement
 
 SMALL = {'model.backbone.depth': 18}
 DRAWN = {
@@ -80,10 +80,10 @@ def test_a_window_of_iterations_is_one_too(tmp_path):
 
 def test_where_nobody_draws_nothing_is_averaged(tmp_path, monkeypatch):
 
-    def refused(self, layers):
+    def refused(self):
         raise AssertionError('nobody asked')
 
-    monkeypatch.setattr(KLStatistics, 'so_far', refused)
+    monkeypatch.setattr(Measurement, 'so_far', refused)
     runner_of(tmp_path, max_epochs=1).train()
 
 
