@@ -95,8 +95,9 @@ def _kl_panel(axes, decision: Decision,
     axes.set_yticks(
         range(len(layers)), [layer.name for layer in layers], fontsize=7)
     axes.set_ylim(len(layers) - .4, -.6)
-    axes.set_xlabel(f'{MEASURES[decision.redundancy]}, nats')
-    axes.set_title('Redundancy (bars: between iterations)')
+    axes.set_xlabel(f'{MEASURES[decision.redundancy]}, nats\n'
+                    '(bars: standard deviation between iterations)')
+    axes.set_title('Redundancy')
     _legend(axes)
 
 
