@@ -31,6 +31,8 @@ myst_heading_anchors = 3
 # The docstrings say the types; in signatures they would hide the names.
 autodoc_typehints = 'none'
 autodoc_member_order = 'bysource'
+# torch's forward and backward refer to pages that are not here.
+autodoc_inherit_docstrings = False
 # Hosts that the tried stack leaves out.
 autodoc_mock_imports = [name for name in ('mmpose', ) if not find_spec(name)]
 napoleon_numpy_docstring = False

@@ -190,8 +190,8 @@ def count(entries: List[Entry],
     """Count models, and the configs that they stand for.
 
     Args:
-        entries (List[Entry]): From :func:`catalogue`.
-        results (Dict[str, Dict[str, Any]]): Of :func:`try_model`, by key.
+        entries (List[Entry]): From :func:`~dev.drop_in.configs.catalogue`.
+        results (Dict[str, Dict[str, Any]]): Of :func:`~dev.drop_in.trial.try_model`, by key.
 
     Returns:
         Dict[str, Tuple[int, int]]: Models and configs, for ``found`` and for

@@ -164,7 +164,7 @@ def try_model(entry: Entry, steps: bool = True) -> Dict[str, Any]:
     """Build a model plain and with ELA, and train one step with each.
 
     Args:
-        entry (Entry): From :func:`catalogue`.
+        entry (Entry): From :func:`~dev.drop_in.configs.catalogue`.
         steps (bool): Whether to train. Defaults to True.
 
     Returns:

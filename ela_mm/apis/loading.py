@@ -217,6 +217,8 @@ def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
     except RuntimeError as error:  # sizes
         line = str(error).splitlines()[-1].strip()
         raise UsageError(_does_not_fit(path, line)) from None
+    # Not what a host's module leaves out of what it loads, to compute it anew.
+    missing = [name for name in missing if name not in state]
     if missing or unexpected:
         what = (f'it lacks {missing[0]!r}' if missing else
                 f'the model has no {unexpected[0]!r}')

@@ -204,7 +204,7 @@ class PruningGain:
         """Take the steps so far for all, if they are enough.
 
         Args:
-            least (int): Steps. Defaults to :data:`LEAST_STEPS`; 1 where no
+            least (int): Steps. Defaults to 10; 1 where no
                 more will follow.
 
         Returns:

@@ -170,6 +170,6 @@ class Measurement:
 
     def load_statistics(self, state: Dict[str, Any],
                         window: Optional[Window]) -> None:
-        """Go on from a state of :attr:`statistics` alone."""
+        """Go on from a state of ``statistics`` alone."""
         device = next(self.backbone.parameters()).device
         self.statistics.load_state_dict(state, device, window)

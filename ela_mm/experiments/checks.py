@@ -47,7 +47,7 @@ def check_cells(runs: Sequence[Cell]) -> None:
     it begins is said before the others have taken their days.
 
     Args:
-        runs (Sequence[Cell]): From :func:`cells`.
+        runs (Sequence[Cell]): From :func:`~ela_mm.experiments.grid.cells`.
 
     Raises:
         UsageError: Naming the run and what is wrong with it.

@@ -3,7 +3,7 @@
 A row of a table is a plain ResNet's config with a few of its keys replaced.
 What the options mean is said where they are defined: plugins in
 :mod:`ela_mm.models.compared.plugins`, kinds of attention in
-:mod:`ela_mm.models.backbones.stages` and :mod:`ela_mm.models.compared`.
+:mod:`ela_mm.models.backbones.stages.kinds` and :mod:`ela_mm.models.compared`.
 """
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 

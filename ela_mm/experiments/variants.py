@@ -106,7 +106,7 @@ def replace_attention(backbone: nn.Module, cls: type) -> None:
         backbone (nn.Module): With the attention that ``cls`` derives from;
             changed in place, the parameters stay the same.
         cls (type): A subclass of :class:`~ela_mm.LayerAttention` or of
-            :class:`~ela_mm.models.layers.LightLayerAttention` without state of
+            :class:`~ela_mm.models.layers.light_attention.LightLayerAttention` without state of
             its own.
     """
     for module in backbone.modules():

@@ -40,7 +40,7 @@ def why_none(config: Dict[str, Any], kl: ArrayLike,
     Args:
         config (Dict[str, Any]): Its ``type`` and every parameter.
         kl (ArrayLike): (L, ), what it decided on.
-        scores (ArrayLike): (L, ), from :meth:`Criterion.__call__`.
+        scores (ArrayLike): (L, ), from ``Criterion.__call__``.
 
     Returns:
         str: A sentence without a full stop.

@@ -11,7 +11,7 @@ from ..errors import UsageError
 # this project's choice, bounds D at -log(eps) = 18.4 nats.
 EPS = 1e-8
 CEILING = -math.log(EPS)
-# What a criterion may rank layers by, and the value of ``Parts`` that it is.
+#: What a criterion may rank layers by, and the value of ``Parts`` that it is.
 REDUNDANCY = dict(paper='kl', excess='excess', conditional='conditional')
 # In words.
 MEASURES = dict(

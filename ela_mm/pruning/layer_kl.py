@@ -206,14 +206,14 @@ class Observed(NamedTuple):
 
     @classmethod
     def of(cls, prev: Tensor, curr: Tensor) -> 'Observed':
-        """Measure; arguments as :meth:`KLStatistics.update`'s."""
+        """Measure; arguments as ``KLStatistics.update``'s."""
         values = torch.stack(kl_and_first_part(prev, curr)) if len(
             curr) else curr.new_zeros(2, dtype=torch.float32)
         return cls(values, len(curr), uniform_kl(prev.shape[2], curr.shape[2]))
 
 
 def is_state(layer: Any) -> bool:
-    """Whether it is what :meth:`LayerSums.state_dict` returns, or once did."""
+    """Whether it is what ``LayerSums.state_dict`` returns, or once did."""
     if not isinstance(layer, dict):
         return False
     values = layer.get('values', torch.zeros(0))

@@ -66,7 +66,7 @@ def plan_sections(plan: Plan) -> List[Section]:
     """Lay out a plan.
 
     Args:
-        plan (Plan): From :func:`ela_mm.analysis.plan.make_plan`.
+        plan (ela_mm.analysis.plan.Plan): From :func:`ela_mm.analysis.plan.make_plan`.
 
     Returns:
         List[Section]: Layers; what happens when; step times; verdict.

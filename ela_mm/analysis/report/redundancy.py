@@ -31,7 +31,7 @@ def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
 
     Args:
         run (Run): From :func:`ela_mm.analysis.history.read_run`.
-        cost (Cost, optional): Of its network.
+        cost (ela_mm.analysis.cost.Cost, optional): Of its network.
 
     Returns:
         List[str]: One sentence or two each.
