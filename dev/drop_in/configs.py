@@ -191,7 +191,8 @@ def count(entries: List[Entry],
 
     Args:
         entries (List[Entry]): From :func:`~dev.drop_in.configs.catalogue`.
-        results (Dict[str, Dict[str, Any]]): Of :func:`~dev.drop_in.trial.try_model`, by key.
+        results (Dict[str, Dict[str, Any]]): Of
+            :func:`~dev.drop_in.trial.try_model`, by key.
 
     Returns:
         Dict[str, Tuple[int, int]]: Models and configs, for ``found`` and for

@@ -105,9 +105,9 @@ def replace_attention(backbone: nn.Module, cls: type) -> None:
     Args:
         backbone (nn.Module): With the attention that ``cls`` derives from;
             changed in place, the parameters stay the same.
-        cls (type): A subclass of :class:`~ela_mm.LayerAttention` or of
-            :class:`~ela_mm.models.layers.light_attention.LightLayerAttention` without state of
-            its own.
+        cls (type): Without state of its own, a subclass of
+            :class:`~ela_mm.LayerAttention` or of
+            :class:`~ela_mm.models.layers.light_attention.LightLayerAttention`.
     """
     for module in backbone.modules():
         if type(module) in cls.__bases__:

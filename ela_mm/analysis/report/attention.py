@@ -16,7 +16,8 @@ def attention_pictures(measured: Measured) -> List[Picture]:
     """Draw every stage that has layer attention.
 
     Args:
-        measured (ela_mm.analysis.attention.Measured): From :func:`ela_mm.analysis.attention.measure`.
+        measured (ela_mm.analysis.attention.Measured): From
+            :func:`ela_mm.analysis.attention.measure`.
 
     Returns:
         List[Picture]: Named ``attention_stage<s>``.
@@ -90,7 +91,8 @@ def attention_section(measured: Measured, source: str) -> Section:
     """Whom every layer attends to.
 
     Args:
-        measured (ela_mm.analysis.attention.Measured): From :func:`ela_mm.analysis.attention.measure`.
+        measured (ela_mm.analysis.attention.Measured): From
+            :func:`ela_mm.analysis.attention.measure`.
         source (str): What the pictures are, in words.
 
     Returns:

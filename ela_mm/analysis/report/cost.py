@@ -11,7 +11,8 @@ def cost_picture(cost: Cost) -> Picture:
     """Draw the time of every stage and of every attention layer.
 
     Args:
-        cost (ela_mm.analysis.cost.Cost): From :func:`ela_mm.analysis.cost.measure_cost`.
+        cost (ela_mm.analysis.cost.Cost): From
+            :func:`ela_mm.analysis.cost.measure_cost`.
 
     Returns:
         Picture: Named ``cost``.
