@@ -5,13 +5,18 @@ from pathlib import Path
 # wait for each other on a busy machine. Processes that tests start inherit it.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from mmengine.dataset import base_dataset
 
 import ela_mm  # noqa: F401  registers, and makes mmcv-lite enough
 from ela_mm.datasets.digits import make_digits
 
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')  # the same run everywhere
+# For every dataset, which takes half a second in a process of this size.
+base_dataset.gc = SimpleNamespace(collect=lambda: None)
 
 
 @pytest.fixture(autouse=True)

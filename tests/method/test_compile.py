@@ -154,6 +154,7 @@ def test_a_block_may_break_the_graph_of_its_stage():
 # --- windows -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_window_counts_what_eager_counts():
     """Many steps and a bounded number of graphs, also after the window."""
     net = small_network().double()

@@ -244,6 +244,7 @@ def test_steps_are_counted_beside_every_ranks_iterations(two):
         assert 'step_samples' not in decision  # equal batches
 
 
+@pytest.mark.slow
 def test_a_backbone_that_is_released_later_learns_alike(tmp_path):
     """Frozen by a hook while a window ends, then all of it released."""
     runs = launch(tmp_path, 2, hooks=[dict(type='FreezeAndWatch')],
