@@ -120,7 +120,7 @@ def gradient_error(runner) -> float:
         if ours.grad is not None:
             pairs.append((ours.grad, theirs.grad))
     # Some are 0 but for rounding, as of a bias that a norm takes out again.
-    least = 1e-4 * max(theirs.abs().max() for _, theirs in pairs)
+    least = 1e-6 * max(theirs.abs().max() for _, theirs in pairs)
     return max(float((ours - theirs).abs().max()
                      / theirs.abs().max().clamp(min=least))
                for ours, theirs in pairs)
