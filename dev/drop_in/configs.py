@@ -26,7 +26,8 @@ class Entry(NamedTuple):
         key (str): Hash of the model's config.
         family (str): Folder of the first config, such as ``'faster_rcnn'``.
         configs (List[str]): Paths below the host's configs with this model.
-        backbones (List[str]): Types that are replaced.
+        backbones (List[str]): Types that are replaced; none where ELA has no
+            variant of any.
     """
     host: str
     key: str
@@ -130,7 +131,7 @@ def replace_backbones(node: Any, host: str,
 
 
 def catalogue(host: str, progress=iter) -> Tuple[List[Entry], Dict[str, str]]:
-    """All models of a host's configs that have a backbone to replace.
+    """All models of a host's configs.
 
     Configs that differ in schedule or data alone share an entry.
 
@@ -140,8 +141,9 @@ def catalogue(host: str, progress=iter) -> Tuple[List[Entry], Dict[str, str]]:
 
     Returns:
         Tuple[List[Entry], Dict[str, str]]: The entries, ordered so that every
-        family comes before any comes twice; and by path why a config does not
-        load or has no such backbone.
+        family comes before any comes twice, and those without a backbone to
+        replace last; and by path why a config does not load or has no such
+        backbone.
     """
     found: Dict[str, Entry] = {}
     others = {}
@@ -157,14 +159,15 @@ def catalogue(host: str, progress=iter) -> Tuple[List[Entry], Dict[str, str]]:
             continue
         if not replaced:
             others[str(path)] = NO_BACKBONE
-            continue
         key = hashlib.sha1(
             json.dumps(model, sort_keys=True,
                        default=str).encode()).hexdigest()[:12]
         entry = found.setdefault(
             key, Entry(host, key, path.parts[0], [], replaced))
         entry.configs.append(str(path))
-    return _interleave(list(found.values())), others
+    entries = list(found.values())
+    return (_interleave([e for e in entries if e.backbones])
+            + [e for e in entries if not e.backbones]), others
 
 
 def _interleave(entries: List[Entry]) -> List[Entry]:

@@ -132,11 +132,15 @@ def report(entries: List[Entry], others: Dict[str, Any],
     """Print the counts, and every failure that the plain network has not."""
     console = Console()
     table = Table('', *(f'{host}: models (configs)' for host in others))
-    counts = [count([e for e in entries if e.host == host], results)
-              for host in others]
+    counts, without = ([
+        count([e for e in entries if e.host == host and bool(e.backbones) == has],
+              results) for host in others] for has in (True, False))
 
     def cell(pair: Tuple[int, int]) -> str:
         return f'{pair[0]} ({pair[1]})'
+
+    def share(some: int, of: int) -> str:
+        return f'{some / of:.1%} ({some} of {of})' if of else '-'
 
     table.add_row('configs without a backbone that has ELA', *(
         f'({sum(v == NO_BACKBONE for v in o.values())})'
@@ -150,6 +154,12 @@ def report(entries: List[Entry], others: Dict[str, Any],
         table.add_row(title, *(
             f'{cell(c[attempt])} of {cell(c[attempt + " tried"])}'
             for c in counts))
+    table.add_row('without one: plain builds', *(
+        f'{cell(c["plain_build"])} of {cell(c["plain_build tried"])}'
+        for c in without))
+    table.add_row('ELA builds, of all configs that build plain', *(
+        share(c['ela_build'][1], c['plain_build'][1] + w['plain_build'][1])
+        for c, w in zip(counts, without)))
     console.print(table)
     groups: Dict[Tuple[str, str], List[str]] = {}
     for entry in entries:
@@ -190,6 +200,7 @@ def main() -> None:
     def wanted(entry: Entry) -> bool:
         known = results.get(entry.key, {})
         done = 'failure' in known or known.get('plain_build', 'ok') != 'ok' or (
+            'plain_build' in known and not entry.backbones) or (
             'ela_build' in known and (args.build_only
                                       or 'plain_step' in known))
         return not done and entry.host in hosts and any(

@@ -170,13 +170,17 @@ def try_model(entry: Entry, steps: bool = True) -> Dict[str, Any]:
     Returns:
         Dict[str, Any]: ``plain_build``, ``ela_build``, ``plain_step`` and
         ``ela_step``, each ``'ok'``, the reason why not, or missing if it was
-        not tried; ``inputs``, what the steps were made with.
+        not tried, as all but the first where ELA has no variant; ``inputs``,
+        what the steps were made with.
     """
     result: Dict[str, Any] = {}
     plain = _without_augments(load_model(entry.host, entry.configs[0]))
     chosen: Optional[Tuple[str, Any]] = None
-    for kind, cfg in (('plain', plain),
-                      ('ela', replace_backbones(plain, entry.host))):
+    replaced: List[str] = []
+    ours = replace_backbones(plain, entry.host, replaced)
+    steps = steps and bool(replaced)
+    kinds = [('plain', plain)] + [('ela', ours)] * bool(replaced)
+    for kind, cfg in kinds:
         torch.manual_seed(0)
         try:
             model = build(cfg, entry.host, weights=steps)
