@@ -98,32 +98,47 @@ def find(runner) -> ELAPruneHook:
 def gradient_error(runner) -> float:
     """DDP's gradients against those of one process on all ranks' pictures.
 
-    Norms are frozen and equal, so that both compute the same thing.
+    Norms are frozen and equal, so that both compute the same thing. DDP is
+    compared with the mean of what the ranks compute without it, and this mean
+    with the whole in double precision: some gradients are 0 but for rounding,
+    which in single precision is all that there is to compare. So is that of a
+    bias before PoolFormer's pooling, which subtracts what it is given.
     """
     ddp, module = runner.model, runner.model.module
     for buffer in module.buffers():
         if buffer.is_floating_point():
             dist.broadcast(buffer, src=0)
     images = runner.train_dataloader.dataset.images[:6]
-    targets = torch.arange(6) % 2
-    alone = copy.deepcopy(module)
-    ddp.eval()
-    alone.eval()
-    ddp.zero_grad()
     part = slice(get_rank(), None, get_world_size())
-    ddp(images[part], targets[part], mode='loss')['loss'].backward()
-    alone.zero_grad()
-    alone(images, targets, mode='loss')['loss'].backward()
-    pairs = []
-    for ours, theirs in zip(module.parameters(), alone.parameters()):
-        assert (ours.grad is None) == (theirs.grad is None)
-        if ours.grad is not None:
-            pairs.append((ours.grad, theirs.grad))
-    # Some are 0 but for rounding, as of a bias that a norm takes out again.
-    least = 1e-6 * max(theirs.abs().max() for _, theirs in pairs)
-    return max(float((ours - theirs).abs().max()
-                     / theirs.abs().max().clamp(min=least))
-               for ours, theirs in pairs)
+    alone, precise = copy.deepcopy(module), copy.deepcopy(module).double()
+    own = gradients(alone, images, part)
+    halves = gradients(precise, images.double(), part)
+    for mean in (own, halves):
+        for gradient in filter(torch.is_tensor, mean):
+            dist.all_reduce(gradient)
+            gradient /= get_world_size()
+    whole = gradients(precise, images.double(), slice(None))
+    return max(relative_error(gradients(ddp, images, part), own),
+               relative_error(halves, whole))
+
+
+def gradients(model, images, part) -> list:
+    """Of every parameter, from some of the pictures; None where it has none."""
+    model.eval()
+    model.zero_grad()
+    targets = torch.arange(len(images)) % 2
+    model(images[part], targets[part], mode='loss')['loss'].backward()
+    return [None if p.grad is None else p.grad.clone()
+            for p in model.parameters()]
+
+
+def relative_error(ours: list, theirs: list) -> float:
+    """The largest, each relative to its parameter's largest gradient."""
+    assert [x is None for x in ours] == [x is None for x in theirs]
+    pairs = [(a, b) for a, b in zip(ours, theirs) if a is not None]
+    least = 1e-6 * max(b.abs().max() for _, b in pairs)
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=least))
+               for a, b in pairs)
 
 
 class Opposite:
