@@ -205,8 +205,7 @@ def _correlation_picture(depth: int, cells: List[NetworkCell],
         axes.set_xticks([-1, -.5, 0, .5, 1])
         axes.set_xlabel("Spearman's rank correlation with the loss added")
         axes.set_title(f'ResNet-{depth}: who knows what skipping costs')
-        figure.legend(*axes.get_legend_handles_labels(),
-                      loc='outside right center', title='window')
+        _legend(axes)
     return Picture(f'validity_correlation_{depth}', figure,
                    'Rank correlations of measures with the loss that skipping '
                    'a layer adds, with 95% intervals over seeds.')
@@ -217,6 +216,12 @@ def _point(axes, value: Interval, y: float, style_: int,
     axes.errorbar(value.mean, y, xerr=value.margin, capsize=2, linewidth=1,
                   marker=_MARKERS[style_ % 3], markersize=5, linestyle='none',
                   color=_COLOURS[style_ % 3], label=label)
+
+
+def _legend(axes) -> None:
+    """To the right of the picture: it hides no point."""
+    axes.legend(loc='center left', bbox_to_anchor=(1.02, .5), borderaxespad=0,
+                title='window')
 
 
 def _name_rows(axes, names: List[str]) -> None:
@@ -242,8 +247,7 @@ def _overlap_picture(study: Study, depth: int, cells: List[NetworkCell],
         axes.set_xlim(-.03, 1.05)
         axes.set_xlabel("Jaccard's index between seeds, mean over pairs")
         axes.set_title(f'ResNet-{depth}: do other seeds skip the same layers?')
-        figure.legend(*axes.get_legend_handles_labels(),
-                      loc='outside right center', title='window')
+        _legend(axes)
     return Picture(f'validity_overlap_{depth}', figure,
                    'Overlap of the skipped sets between seeds, beside that of '
                    'random sets.')
