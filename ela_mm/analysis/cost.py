@@ -216,7 +216,7 @@ def measure_cost(model: nn.Module,
                          for macs in (macs_before, macs_after))
         stages.append(
             StageCost(stage.name,
-                      _block_parameters(stage), sum(attention),
+                      _block_parameters(backbone, stage), sum(attention),
                       macs_before[stage.name] - before, before, after,
                       *seconds, per_pair))
         layers += [
@@ -261,11 +261,16 @@ def _set_mask(stage: AttentionStage, mask: Mask) -> None:
 def _attention_macs(macs: Dict[str, int], stage: AttentionStage) -> int:
     """Of a stage without its blocks: skipped layers may leave keys there."""
     return macs[stage.name] - sum(
-        macs.get(stage.block_name(i), 0) for i in range(len(stage)))
+        macs.get(name, 0) for name in _block_names(stage))
 
 
-def _block_parameters(stage: AttentionStage) -> int:
-    return sum(p.numel() for block in stage[:] for p in block.parameters())
+def _block_parameters(backbone: nn.Module, stage: AttentionStage) -> int:
+    return sum(p.numel() for name in _block_names(stage)
+               for p in backbone.get_submodule(name).parameters())
+
+
+def _block_names(stage: AttentionStage) -> List[str]:
+    return [name for i in range(len(stage)) for name in stage.block_parts(i)]
 
 
 @torch.no_grad()

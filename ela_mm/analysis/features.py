@@ -205,7 +205,8 @@ def _tap(model: nn.Module, name: str):
     stage = backbone.attention_stages[layer.stage - 1]
     tap, following = nn.Identity(), layer.index + 1
     if following < len(stage):
-        handle = stage[following].register_forward_pre_hook(
+        first = backbone.get_submodule(stage.block_parts(following)[0])
+        handle = first.register_forward_pre_hook(
             lambda module, args: (stage.through(tap, *args), *args[1:]))
     else:
         handle = stage.register_forward_hook(

@@ -18,6 +18,7 @@ from .host import Host
 HOSTS = dict(
     mmpretrain=('ela_mm.hosts.mmpretrain', 'ela_mm.hosts.mmpretrain_cifar',
                 'ela_mm.hosts.mmpretrain_families',
+                'ela_mm.hosts.mmpretrain_stages',
                 'ela_mm.datasets.mmpretrain'),
     mmdet=('ela_mm.hosts.mmdet', 'ela_mm.hosts.mmdet_families',
            'ela_mm.datasets.mmdet'),

@@ -139,8 +139,9 @@ def test_kl_is_seen_within_stages_and_masks_travel_in_checkpoints(name):
                for blocks in found.values() for name, block in blocks.items())
     skipped = [layer.name for layer in layers if layer.index == 1]
     net.skip_layers(skipped)
-    other = FAMILIES[name].build(zero_init_attention=True).double().eval()
+    other = FAMILIES[name].build(zero_init_attention=True).double()
     other.load_state_dict(net.state_dict(), strict=FAMILIES[name].strict)
+    other.eval()  # now: TinyViT's host takes what it is to infer with then
     assert other.attention_layers == net.attention_layers
     assert_same(other(x), net(x))
     # What skipped layers keep is used by nobody, and comes back.
@@ -151,11 +152,11 @@ def test_kl_is_seen_within_stages_and_masks_travel_in_checkpoints(name):
         if state[key].is_floating_point():
             state[key].fill_(float('nan'))
     assert_same(other(x), net(x))
-    deployed = FAMILIES[name].build(zero_init_attention=True).double().eval()
+    deployed = FAMILIES[name].build(zero_init_attention=True).double()
     deployed.load_state_dict(
         {key: value for key, value in net.state_dict().items()
          if key not in unused}, strict=FAMILIES[name].strict)
-    assert_same(deployed(x), net(x))
+    assert_same(deployed.eval()(x), net(x))
     net.observe(None)
     net.restore_layers()
     assert_same(net(x), out)
@@ -203,6 +204,33 @@ def test_head_dim_fits_the_channels_of_every_stage():
     arch = dict(depths=[1, 2], channels=[16, 24])  # the second decides
     net = FAMILIES['convnext'].build(arch=arch, out_indices=(1, ))
     assert {layer.module.head_dim for layer in net.attention_layers} == {8}
+
+
+@pytest.mark.parametrize('name, config, depths', [
+    # Table 1 of EfficientNet's paper.
+    ('efficientnet', dict(arch='b0'), [1, 2, 2, 3, 3, 4, 1]),
+    ('mobilenet_v3', dict(arch='large'), [1, 2, 3, 4, 2, 3]),
+    ('vgg', dict(depth=19, num_stages=5, dilations=[1] * 5), [2, 2, 4, 4, 4]),
+])
+def test_runs_of_blocks_of_one_width_and_size(name, config, depths):
+    net = FAMILIES[name].build(**config, out_indices=[0])
+    assert [len(stage) for stage in net.attention_stages] == depths
+    blocks = [stage.block_name(i) for stage in net.attention_stages
+              for i in range(len(stage))]
+    assert blocks == sorted(blocks, key=list(
+        dict(net.named_modules())).index)
+
+
+def test_an_output_within_a_run_has_attention():
+    """And freezing takes a part of a run."""
+    net = network('mobilenet_v3')
+    with torch.no_grad():
+        x = pictures(FAMILIES['mobilenet_v3'], batch=1).double()
+        steps = run_and_see(net, x)
+        assert torch.equal(net(x)[0], steps[2][0].after)  # layer4
+    net = FAMILIES['mobilenet_v3'].build(frozen_stages=5)
+    assert [layer.index for layer in net.attention_layers
+            if layer.stage == 3 and net.is_frozen(layer)] == [0, 1]
 
 
 def test_the_recursive_pass_of_detectors_attends():
@@ -320,12 +348,16 @@ def test_weights_of_earlier_versions_of_swin_load():
     assert torch.equal(net.norm3.weight, plain.norm3.weight)
 
 
-@pytest.mark.parametrize('name', ['convnext', 'swin_det'])
-def test_checkpointed_blocks_give_the_same_gradients(name):
+@pytest.mark.parametrize('name, option', [
+    ('convnext', 'with_cp'), ('swin_det', 'with_cp'), ('hornet', 'with_cp'),
+    ('tinyvit', 'use_checkpoint')])
+def test_checkpointed_blocks_give_the_same_gradients(name, option):
     torch.manual_seed(1)
-    nets = [FAMILIES[name].build(with_cp=with_cp).double().eval()
-            for with_cp in (False, True)]
+    nets = [FAMILIES[name].build(**{option: on}).double()
+            for on in (False, True)]
     nets[1].load_state_dict(randomize(nets[0]).state_dict())
+    for net in nets:
+        net.eval()
     x = pictures(FAMILIES[name]).double().requires_grad_()
     for net in nets:
         loss_of(net(x)).backward()

@@ -8,6 +8,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import ela_mm  # noqa: F401
+from ela_mm.hosts.mmpretrain_stages import ELAEfficientNet
+from ela_mm.models.backbones.detached import DetachedStage
 from ela_mm.models.backbones.vit import BlockGroup, MapBlockGroup
 
 
@@ -63,6 +65,14 @@ _VIT = dict(
               feedforward_channels=32),
     img_size=32, patch_size=8, attention_groups=3)
 
+# Of the hosts', the smallest EfficientNet has 5 million parameters.
+ELAEfficientNet.arch_settings['b-tiny'] = (.25, .5, 32)
+
+_TWINS = dict(
+    embed_dims=[8, 16, 24, 32], depths=[1, 2, 3, 2], num_heads=[1, 2, 2, 2],
+    patch_sizes=[4, 2, 2, 2], strides=[4, 2, 2, 2], mlp_ratios=[1] * 4,
+    sr_ratios=[4, 2, 1, 1])
+
 FAMILIES: Dict[str, Family] = {
     'regnet': Family(dict(type='mmdet.ELARegNet', arch=_REGNET,
                           norm_eval=False)),
@@ -110,6 +120,41 @@ FAMILIES: Dict[str, Family] = {
     'efficientnet_v2': Family(dict(
         type='mmpretrain.ELAEfficientNetV2', arch='b0', out_indices=(3, 6)),
         frozen_stages=2),
+    'mobileone': Family(dict(
+        type='mmpretrain.ELAMobileOne', out_indices=(1, 3), arch=dict(
+            num_blocks=[1, 2, 3, 2], width_factor=[.125, .125, .0625, .0625],
+            num_conv_branches=[1, 2, 1, 1], num_se_blocks=[0, 0, 1, 0]))),
+    'mobilenet_v3': Family(dict(
+        type='mmpretrain.ELAMobileNetV3', arch='small_050',
+        out_indices=(4, 12)), frozen_stages=5),
+    'efficientnet': Family(dict(
+        type='mmpretrain.ELAEfficientNet', arch='b-tiny', out_indices=(3, 6)),
+        frozen_stages=2),
+    'vgg': Family(dict(
+        type='mmpretrain.ELAVGG', depth=13, num_stages=3, dilations=(1, 1, 1),
+        out_indices=(0, 2))),
+    'hornet': Family(dict(
+        type='mmpretrain.ELAHorNet', out_indices=(1, 3), arch=dict(
+            base_dim=8, depths=[1, 2, 3, 2], orders=[2, 3, 2, 3],
+            dw_cfg=[dict(type='DW', kernel_size=3)] * 4)), frozen_stages=0),
+    'edgenext': Family(dict(
+        type='mmpretrain.ELAEdgeNeXt', out_indices=(1, 3), arch=dict(
+            channels=[8, 16, 24, 32], depths=[1, 2, 3, 2],
+            num_heads=[2, 2, 2, 2]),
+        use_pos_embd_csa=[False] * 4)),  # which is in float32 alone
+    'repmlp': Family(dict(
+        type='mmpretrain.ELARepMLPNet', img_size=32, out_indices=(1, 3),
+        arch=dict(channels=[8, 16, 24, 32], depths=[1, 2, 3, 2],
+                  sharesets_nums=[1, 2, 2, 4])), (32, 32), sides=()),
+    'tinyvit': Family(dict(
+        type='mmpretrain.ELATinyViT', img_size=(32, 32), window_size=[2] * 4,
+        arch=dict(channels=[8, 16, 24, 32], num_heads=[1, 2, 2, 2],
+                  depths=[1, 2, 3, 2]), out_indices=[2, 3]), (32, 32),
+        sides=()),
+    'pcpvt': Family(dict(type='mmpretrain.ELAPCPVT', arch=_TWINS,
+                         out_indices=(1, 3), norm_after_stage=True)),
+    'svt': Family(dict(type='mmpretrain.ELASVT', out_indices=(1, 3), arch={
+        **_TWINS, 'window_sizes': [2] * 4})),
     'swin_det': Family(dict(
         type='mmdet.ELASwinTransformer', embed_dims=16, depths=(1, 2, 3, 2),
         num_heads=(1, 2, 4, 8), window_size=2)),
@@ -170,7 +215,7 @@ FAMILIES: Dict[str, Family] = {
 # Of the same mixin as another of the families, in another host.
 TWINS = ('riformer', 'mobilenet', 'mobilenet_det', 'mobilenet_seg',
          'efficientnet_v2', 'swin_seg', 'swin_v2', 'vit_seg', 'beit_seg',
-         'hrnet_cls', 'hrnet_seg')
+         'hrnet_cls', 'hrnet_seg', 'vgg', 'edgenext', 'repmlp', 'svt')
 
 
 def each_family():
@@ -238,30 +283,32 @@ def run_and_see(net: nn.Module, x: Tensor) -> List[List[Seen]]:
 
     def see(s: int, i: int):
         form = as_tokens if isinstance(stages[s], MapBlockGroup) else as_map
+        hw = getattr(stages[s], 'hw_shape', None)  # where no host tells it
 
         def before(module, args):
             if i:
-                after[s][i - 1] = form(*args)
+                after[s][i - 1] = form(*args, hw)
 
         def behind(module, args, output):
-            of_block[s][i] = form(output, *args[1:])
+            of_block[s][i] = form(output, *args[1:], hw)
 
         return before, behind
 
     for s, stage in enumerate(stages):
         for i in range(len(stage)):
             before, behind = see(s, i)
-            block = stage.block(i)
-            handles += [block.register_forward_pre_hook(before),
-                        block.register_forward_hook(behind)]
+            parts = [net.get_submodule(part) for part in stage.block_parts(i)]
+            handles += [parts[0].register_forward_pre_hook(before),
+                        parts[-1].register_forward_hook(behind)]
 
         def end(module, args, output, s=s):
             if isinstance(module, MapBlockGroup):
                 after[s][:] = map(as_tokens, output)
-            elif isinstance(module, BlockGroup):
+            elif isinstance(module, DetachedStage):
                 after[s][:] = output
             else:
-                after[s][-1] = as_map(output, *args[1:])
+                after[s][-1] = as_map(
+                    output, *args[1:], getattr(module, 'hw_shape', None))
 
         handles.append(stage.register_forward_hook(end))
     net(x)

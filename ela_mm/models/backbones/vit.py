@@ -6,6 +6,7 @@ classes (with one extra token or two, relative positions, rotary ones) stay as
 they are: they walk the list of blocks, which hands them one step after the other.
 """
 from contextvars import ContextVar
+from inspect import signature
 from typing import (
     Any,
     Callable,
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 from ...errors import UsageError
 from ..layers import LayerMemory
 from ..layers.token_attention import TokenLayerAttention
+from .detached import DetachedStage, Pass
 from .placed import PlacedAttentionMixin
-from .stages import AttentionLayerInfo, AttentionStage, StageSpec
+from .stages import AttentionLayerInfo, StageSpec
 from .walked import map_to_tokens, tokens_to_map
 
 # H and W of the patches in the running pass. Of this thread alone: hosts do
@@ -37,15 +39,7 @@ def _note_patches(module: nn.Module, args: tuple, output: tuple) -> None:
     _PATCHES.set(output[1])
 
 
-class _Pass(NamedTuple):
-    """What travels from step to step of a group."""
-    x: Tensor
-    blocks: List[nn.Module]
-    args: tuple
-    outs: List[Tensor]
-
-
-class BlockGroup(AttentionStage):
+class BlockGroup(DetachedStage):
     """Attention of neighbouring blocks, which the host's list keeps.
 
     Args:
@@ -68,24 +62,6 @@ class BlockGroup(AttentionStage):
             for _ in spec.drop_path_rates
         ])
 
-    def belong(self, blocks: 'GroupedBlocks', first: int) -> None:
-        """Say whose blocks these are; the group does not own them.
-
-        Args:
-            blocks (GroupedBlocks): All blocks of the backbone.
-            first (int): Number of the first one of the group.
-        """
-        self._home = (blocks, first)  # in a tuple: no child of the group
-
-    def block(self, i: int) -> nn.Module:
-        """The host's block number i of the group."""
-        blocks, first = self._home
-        return blocks[first + i]
-
-    def block_name(self, i: int) -> str:
-        """What block number i of the group is called in the backbone."""
-        return f'{self.name.rpartition(".")[0]}.{self._home[1] + i}'
-
     def alone(self, x: List[Tensor],
               *args: Any) -> Tuple['BlockGroup', Tensor]:
         """Make a group of the same layers, and an input for it."""
@@ -105,39 +81,18 @@ class BlockGroup(AttentionStage):
         patches = tap(tokens_to_map(x[:, extra:], hw_shape))
         return torch.cat((x[:, :extra], map_to_tokens(patches)), 1)
 
-    def forward(self, x: Tensor, *args: Any,
-                blocks: Optional[List[nn.Module]] = None) -> List[Tensor]:
-        """Run the blocks and the active layers.
-
-        Args:
-            x (Tensor): (B, N, C).
-            *args: What the host hands to each block beside x.
-            blocks (List[nn.Module], optional): In place of the group's own,
-                which are those of another device in a replica.
-
-        Returns:
-            List[Tensor]: (B, N, C), what leaves each step.
-        """
-        return super().forward(_Pass(x, blocks or self[:], args, [])).outs
-
-    def new_memory(self, x: _Pass) -> LayerMemory:
+    def new_memory(self, x: Pass) -> LayerMemory:
         """Choose, once a pass, between buffers and plain lists."""
-        memory = super().new_memory(x.x)
+        memory = super().new_memory(x)
         memory.hw_shape = _PATCHES.get()
         return memory
-
-    def step(self, i: int, x: _Pass,
-             memory: LayerMemory) -> Tuple[_Pass, Optional[Tensor]]:
-        """Run a block and its attention on tokens (B, N, C)."""
-        tokens, weights = self.attend(i, x.blocks[i](x.x, *x.args), memory)
-        return x._replace(x=tokens, outs=[*x.outs, tokens]), weights
 
 
 class MapBlockGroup(BlockGroup):
     """The same of blocks that take maps in channels last, (B, H, W, C)."""
 
-    def step(self, i: int, x: _Pass,
-             memory: LayerMemory) -> Tuple[_Pass, Optional[Tensor]]:
+    def step(self, i: int, x: Pass,
+             memory: LayerMemory) -> Tuple[Pass, Optional[Tensor]]:
         """Run a block and its attention on a map (B, H, W, C)."""
         out = x.blocks[i](x.x, *x.args)  # (B, H, W, C)
         memory.hw_shape = tuple(out.shape[1:3])
@@ -161,31 +116,39 @@ class GroupedBlocks(nn.Module):
 
     Args:
         blocks (nn.ModuleList): The host's.
-        groups (List[BlockGroup]): In order, of all blocks.
+        groups (List[BlockGroup]): In order, of all blocks but the first ones.
+        first (int): Number of the first block with attention. Defaults to 0.
     """
 
-    def __init__(self, blocks: nn.ModuleList, groups: List[BlockGroup]) -> None:
+    def __init__(self, blocks: nn.ModuleList, groups: List[BlockGroup],
+                 first: int = 0) -> None:
         super().__init__()
         for name, block in blocks.named_children():
             self.add_module(name, block)
-        first = 0
+        self._first = first
         for number, group in enumerate(groups, start=1):
             self.add_module(f'group{number}', group)
-            group.belong(self, first)
+            group.belong(self, [str(first + i) for i in range(len(group))])
             first += len(group)
         self._sizes = [len(group) for group in groups]
 
     def __len__(self) -> int:
-        return sum(self._sizes)
+        return self._first + sum(self._sizes)
 
     def __getitem__(self, index):
-        return [self._modules[str(i)] for i in range(len(self))][index]
+        if isinstance(index, slice):  # for the host to walk along
+            return list(self)[index]
+        return self._blocks()[index]
 
-    def __iter__(self) -> Iterator['_Step']:
-        steps, first = [], 0
+    def _blocks(self) -> List[nn.Module]:
+        return [self._modules[str(i)] for i in range(len(self))]
+
+    def __iter__(self) -> Iterator[Any]:
+        blocks, first = self._blocks(), self._first
+        steps = blocks[:first]
         for number, size in enumerate(self._sizes, start=1):
             run = _Run(self._modules[f'group{number}'],
-                       self[first:first + size])
+                       blocks[first:first + size])
             steps += [_Step(run, i) for i in range(size)]
             first += size
         return iter(steps)
@@ -200,7 +163,7 @@ class _Run:
 
 
 class _Step(NamedTuple):
-    """What a host calls as it calls a block."""
+    """What a host calls as it calls a block, keywords and all."""
     run: _Run
     i: int
 
@@ -208,17 +171,25 @@ class _Step(NamedTuple):
         """What else hosts want of a block, such as its weights to rescale."""
         return getattr(self.run.blocks[self.i], name)
 
-    def __call__(self, x: Tensor, *args: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         run = self.run
+        if kwargs:
+            block = run.blocks[self.i]
+            args = signature(block.forward).bind(*args, **kwargs).args
         if self.i == 0:
-            run.outs = run.group(x, *args, blocks=run.blocks)
-        elif x is not run.outs[self.i - 1]:
+            run.outs = run.group(*args, blocks=run.blocks)
+        elif args[0] is not _tokens(run.outs[self.i - 1]):
             raise UsageError(
                 'a plain vision transformer changed the tokens between two of '
                 f'its blocks (within {run.group.name}), which layer attention '
                 'does not know: set attention=None, or attention_groups so '
                 'that a group ends there')
         return run.outs[self.i]
+
+
+def _tokens(out: Any) -> Tensor:
+    """Of what a block returns, what the next one takes first."""
+    return out[0] if isinstance(out, tuple) else out
 
 
 class ViTAttentionMixin(PlacedAttentionMixin):
@@ -234,6 +205,9 @@ class ViTAttentionMixin(PlacedAttentionMixin):
 
     Attributes:
         blocks_name (str): Of the host's list of blocks.
+        patches_name (str): Of the module that makes patches of a picture, and
+            says how many; '' where blocks take maps.
+        first_block (int): Number of the first block with attention.
 
     Raises:
         UsageError: On another ``attention_groups``.
@@ -241,6 +215,9 @@ class ViTAttentionMixin(PlacedAttentionMixin):
     kinds = {'base': BlockGroup}
     norm_cfg_by_default = dict(type='LN', eps=1e-6)
     blocks_name = 'layers'
+    patches_name = 'patch_embed'
+    first_block = 0
+    note_patches = staticmethod(_note_patches)
 
     def __init__(self,
                  *args: Any,
@@ -259,7 +236,7 @@ class ViTAttentionMixin(PlacedAttentionMixin):
 
     def stage_specs(self) -> List[StageSpec]:
         """Make groups of all blocks; the last may be a smaller one."""
-        depth = len(getattr(self, self.blocks_name))
+        depth = len(getattr(self, self.blocks_name)) - self.first_block
         size = self._group_size or depth
         return [
             StageSpec(f'{self.blocks_name}.group{number}',
@@ -282,9 +259,11 @@ class ViTAttentionMixin(PlacedAttentionMixin):
             for spec in specs
         ]
         setattr(self, self.blocks_name, GroupedBlocks(
-            getattr(self, self.blocks_name), groups))
+            getattr(self, self.blocks_name), groups, self.first_block))
         self._attention_paths = [spec.name for spec in specs]
-        self.patch_embed.register_forward_hook(_note_patches)
+        if self.patches_name:
+            getattr(self, self.patches_name).register_forward_hook(
+                self.note_patches)
         for layer in self.attention_layers:
             if self.is_frozen(layer):
                 layer.module.eval().requires_grad_(False)
@@ -296,4 +275,4 @@ class ViTAttentionMixin(PlacedAttentionMixin):
 
     def depth_of(self, group: int, index: int) -> int:
         """Number, from 0, of the block with an index in a group from 1."""
-        return (group - 1) * (self._group_size or 0) + index
+        return self.first_block + (group - 1) * (self._group_size or 0) + index

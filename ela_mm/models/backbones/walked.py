@@ -69,6 +69,12 @@ class TokenStage(WalkedStage):
              hw_shape: Tuple[int, int]) -> Tuple[Tensor, Optional[Tensor]]:
         """Run a block on tokens, and its attention on the map they form."""
         x = self.block(i)(x, hw_shape)  # (B, HW, C)
+        return self.attend_tokens(i, x, memory, hw_shape)
+
+    def attend_tokens(self, i: int, x: Tensor, memory: LayerMemory,
+                      hw_shape: Tuple[int, int]
+                      ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Run a layer on the map that its block's output (B, HW, C) forms."""
         if not self.visible[i]:
             return x, None
         x, weights = self.attend(i, tokens_to_map(x, hw_shape), memory)

@@ -133,6 +133,13 @@ class Stage(BaseModule):
         """What block number i is called in the backbone."""
         return f'{self.name}.{i}'
 
+    def block_parts(self, i: int) -> List[str]:
+        """Names in the backbone of the modules that make up block number i.
+
+        They run in this order; attention follows the last.
+        """
+        return [self.block_name(i)]
+
     def norms(self, i: int) -> List[nn.Module]:
         """The norms that attention brought along with block i."""
         return [self.attention[i].norm]

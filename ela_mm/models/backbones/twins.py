@@ -1,0 +1,79 @@
+"""Twins: positions are embedded behind the first block of every stage."""
+from typing import Any, List, Optional, Tuple
+
+from torch import Tensor, nn
+
+from ..layers import LayerMemory
+from .placed import PlacedAttentionMixin
+from .stages import AttentionStage, StageSpec
+from .walked import TokenStage, tokens_to_map
+
+
+class TwinsStage(TokenStage):
+    """A stage of tokens, whose first block ends with an embedding of positions.
+
+    What layers retrieve from then knows its position, whichever layer it is of.
+    """
+
+    def block_parts(self, i: int) -> List[str]:
+        """Names in the backbone of what makes up block number i."""
+        parts = super().block_parts(i)
+        if i == 0:
+            parts.append(self.name.replace('stages', 'position_encodings'))
+        return parts
+
+    def walk(self, i: int, x: Tensor, memory: LayerMemory,
+             hw_shape: Tuple[int, int], embedding: nn.Module
+             ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Run a block on tokens, and its attention on the map they form."""
+        x = self.block(i)(x, hw_shape)  # (B, HW, C)
+        if i == 0:
+            x = embedding(x, hw_shape)  # (B, HW, C)
+        return self.attend_tokens(i, x, memory, hw_shape)
+
+    def alone(self, x: Tensor, hw_shape: Tuple[int, int],
+              *args: Any) -> Tuple[AttentionStage, Tensor]:
+        """Make a stage of maps of the same layers, and an input for it."""
+        return super().alone(x, hw_shape)
+
+    def through(self, tap, x: Tensor, hw_shape: Tuple[int, int],
+                *args: Any) -> Tensor:
+        """Let the map that tokens (B, HW, C) form go through a function."""
+        return super().through(tap, x, hw_shape)
+
+
+class TwinsAttentionMixin(PlacedAttentionMixin):
+    """Adds layer attention to Twins, PCPVT or SVT."""
+    kinds = {'base': TwinsStage}
+    norm_cfg_by_default = dict(type='LN')
+
+    def stage_specs(self) -> List[StageSpec]:
+        """Take every stage."""
+        return [
+            StageSpec(f'stages.{i}', channels, self._attention_norm_cfg,
+                      [0.] * depth)
+            for i, (channels, depth) in enumerate(
+                zip(self.embed_dims, self.depths))
+        ]
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """Do as the host does, whose loop steps in behind the first block.
+
+        Args:
+            x (Tensor): (B, 3, H, W), normalised pictures.
+
+        Returns:
+            Tuple[Tensor, ...]: (B, C, H, W), one per entry of ``out_indices``.
+        """
+        if self.attention_kind is None:
+            return super().forward(x)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x, hw_shape = self.patch_embeds[i](x)
+            x = self.position_encoding_drops[i](x)  # (B, HW, C)
+            x = stage(x, hw_shape, self.position_encodings[i])
+            x = getattr(self, f'norm_after_stage{i}')(x)
+            x = tokens_to_map(x, hw_shape).contiguous()  # as the host's
+            if i in self.out_indices:
+                outs.append(x)  # (B, C, H, W)
+        return tuple(outs)
