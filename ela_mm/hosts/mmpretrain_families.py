@@ -39,7 +39,11 @@ from ..models.backbones.stages import (
     LightAttentionStage,
 )
 from ..models.backbones.swin import SwinAttentionMixin
-from ..models.backbones.vit import MapBlockGroup, ViTAttentionMixin
+from ..models.backbones.vit import (
+    FrozenAgainMixin,
+    MapBlockGroup,
+    ViTAttentionMixin,
+)
 from .mmpretrain import LayerDepthMixin, MMPretrainMixin
 
 
@@ -173,7 +177,8 @@ class ELASwinTransformerV2(FreshNormsMixin, SwinAttentionMixin,
     frozen_from = 0
 
 
-class _ViTMixin(ViTAttentionMixin):
+class ViTDepthMixin:
+    """What attention in groups is to layer-wise learning rates."""
 
     def get_layer_depth(self,
                         param_name: str,
@@ -189,10 +194,15 @@ class _ViTMixin(ViTAttentionMixin):
         Returns:
             Tuple[int, int]: The parameter's depth and the number of depths.
         """
+        name = self.blocks_name
         param_name = re.sub(
-            r'layers\.group(\d+)\.attention\.(\d+)\.', lambda found:
-            f'layers.{self.depth_of(*map(int, found.groups()))}.', param_name)
+            rf'{name}\.group(\d+)\.attention\.(\d+)\.', lambda found:
+            f'{name}.{self.depth_of(*map(int, found.groups()))}.', param_name)
         return super().get_layer_depth(param_name, prefix)
+
+
+class _ViTMixin(ViTDepthMixin, ViTAttentionMixin):
+    """Adds layer attention to a plain vision transformer of mmpretrain."""
 
 
 @MODELS.register_module()
@@ -246,7 +256,7 @@ class ELAViTSAM(_ViTMixin, ViTSAM):
 
 
 @MODELS.register_module()
-class ELAXCiT(ViTAttentionMixin, XCiT):
+class ELAXCiT(FrozenAgainMixin, ViTAttentionMixin, XCiT):
     """mmpretrain's XCiT with layer attention behind its XCA layers.
 
     Those of the class token, which follow, have none. Takes the arguments of
@@ -258,11 +268,3 @@ class ELAXCiT(ViTAttentionMixin, XCiT):
         """Tell whether ``frozen_stages`` freezes a layer; it counts from 2."""
         return self.depth_of(layer.stage, layer.index) < (
             self.frozen_stages - 1)
-
-    def train(self, mode: bool = True) -> 'ELAXCiT':
-        """Set the mode as the host does; frozen layers stay in evaluation."""
-        super().train(mode)
-        for layer in self.attention_layers:
-            if self.is_frozen(layer):
-                layer.module.eval()
-        return self

@@ -19,6 +19,8 @@ HOSTS = dict(
     mmpretrain=('ela_mm.hosts.mmpretrain', 'ela_mm.hosts.mmpretrain_cifar',
                 'ela_mm.hosts.mmpretrain_families',
                 'ela_mm.hosts.mmpretrain_stages',
+                'ela_mm.hosts.mmpretrain_more',
+                'ela_mm.hosts.mmpretrain_masked',
                 'ela_mm.datasets.mmpretrain'),
     mmdet=('ela_mm.hosts.mmdet', 'ela_mm.hosts.mmdet_families',
            'ela_mm.datasets.mmdet'),

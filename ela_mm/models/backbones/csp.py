@@ -1,8 +1,9 @@
-"""CSPNeXt and CSPDarknet: a stage's blocks lie within its CSP layer."""
+"""CSPNeXt, CSPDarknet, CSPNet: a stage's blocks lie within its CSP layer."""
 from typing import List
 
 from .fresh_norms import FreshNormsMixin
 from .placed import PlacedAttentionMixin
+from .sequences import last_channels
 from .stages import AttentionLayerInfo, StageSpec
 
 
@@ -29,3 +30,20 @@ class CSPAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
         """Tell whether ``frozen_stages``, 0 for the stem, freezes a layer."""
         return layer.stage <= self.frozen_stages
+
+
+class CSPNetAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
+    """The same for MMPretrain's CSPDarkNet, CSPResNet and CSPResNeXt."""
+    norm_cfg_by_default = dict(type='BN', eps=1e-5)
+
+    def stage_specs(self) -> List[StageSpec]:
+        """Take the blocks of every stage."""
+        return [
+            StageSpec(f'stages.{i}.blocks', last_channels(stage.blocks[-1]),
+                      self._attention_norm_cfg, [0.] * len(stage.blocks))
+            for i, stage in enumerate(self.stages)
+        ]
+
+    def is_frozen(self, layer: AttentionLayerInfo) -> bool:
+        """Tell whether ``frozen_stages``, from 0 on, freezes a layer."""
+        return layer.stage <= self.frozen_stages + 1

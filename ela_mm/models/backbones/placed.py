@@ -26,12 +26,15 @@ class PlacedAttentionMixin(LayerAttentionMixin):
     Attributes:
         norm_cfg_by_default (dict): What ``norm_cfg`` is in the host where a
             config names none.
+        norm_argument (str): Of the host, for the norm of its blocks; '' where
+            no argument says it.
 
     Raises:
         UsageError: On ``attention_norm_cfg`` without attention.
     """
     kinds = {'base': AttentionStage}
     norm_cfg_by_default = dict(type='BN')
+    norm_argument = 'norm_cfg'
 
     def __init__(self,
                  *args: Any,
@@ -43,7 +46,7 @@ class PlacedAttentionMixin(LayerAttentionMixin):
                 f'{attention_norm_cfg!r}): leave it out')
         # Plain values, which LayerAttentionMixin's __init__ needs.
         self._attention_norm_cfg = norm_for_maps(
-            attention_norm_cfg or kwargs.get('norm_cfg')
+            attention_norm_cfg or kwargs.get(self.norm_argument)
             or self.norm_cfg_by_default)
         self._attention_paths: List[str] = []
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Swin: ``stages[i].blocks`` work on tokens; what FPN sees has attention."""
+"""Swin, DaViT: ``stages[i].blocks`` work on tokens; what FPN sees has attention."""
 from functools import partial
 from typing import Any, List, Optional
 
@@ -41,6 +41,19 @@ class SwinAttentionMixin(PlacedAttentionMixin):
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
         """Tell whether ``frozen_stages`` freezes a layer."""
         return layer.stage <= self.frozen_stages - self.frozen_from + 1
+
+
+class DaViTAttentionMixin(SwinAttentionMixin):
+    """Adds layer attention to a DaViT; a spatial and a channel block are one."""
+    frozen_from = 0
+
+    def stage_specs(self) -> List[StageSpec]:
+        """Take every stage."""
+        return [
+            StageSpec(f'stages.{i}.blocks', stage.embed_dims,
+                      self._attention_norm_cfg, [0.] * len(stage.blocks))
+            for i, stage in enumerate(self.stages)
+        ]
 
 
 def _merge_windows(windows: Tensor, height: int, width: int,

@@ -276,3 +276,18 @@ class ViTAttentionMixin(PlacedAttentionMixin):
     def depth_of(self, group: int, index: int) -> int:
         """Number, from 0, of the block with an index in a group from 1."""
         return self.first_block + (group - 1) * (self._group_size or 0) + index
+
+
+class FrozenAgainMixin:
+    """For a host that freezes its blocks again whenever it is set to train.
+
+    Put it before a :class:`ViTAttentionMixin`.
+    """
+
+    def train(self, mode: bool = True) -> 'FrozenAgainMixin':
+        """Set the mode as the host does; frozen layers stay in evaluation."""
+        super().train(mode)
+        for layer in self.attention_layers:
+            if self.is_frozen(layer):
+                layer.module.eval()
+        return self

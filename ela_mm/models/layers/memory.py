@@ -29,6 +29,8 @@ class LayerMemory:
             first. A stage does not read it: ``attend`` returns the weights.
         hw_shape (Tuple[int, int] | None): H and W of the maps, where layers
             are given tokens instead.
+        kept (Tensor | None): (B, N), where on the map, row by row, the N
+            tokens of each picture lie, if some were left out.
         key_bank (KeyBank | None): The buffer of keys; None without capacity.
         value_bank (ValueBank | None): The buffer of values, like the keys'.
     """
@@ -40,3 +42,4 @@ class LayerMemory:
         self.values: List[Tensor] = []
         self.weights: Optional[Tensor] = None
         self.hw_shape: Optional[Tuple[int, int]] = None
+        self.kept: Optional[Tensor] = None

@@ -75,9 +75,32 @@ class TokenLayerAttention(LayerAttention):
         """
         super().remember(self._split(x, memory)[1], memory)
 
-    def _split(self, x: Tensor, memory: LayerMemory) -> Tuple[Tensor, Tensor]:
-        """Normalise tokens (B, N, C); patches are a map in channels last."""
+    def _keep_value(self, x: Tensor, memory: LayerMemory) -> None:
+        """Convolve the map; that of few patches has zeros between them.
+
+        So do sparse convolutions, with which convolutional networks are
+        trained on masked pictures (ConvNeXt V2, arXiv 2301.00808). What they
+        compute where no patch lies is left out again.
+        """
+        if memory.kept is None:
+            super()._keep_value(x, memory)
+            return
         height, width = memory.hw_shape
+        places = memory.kept.unsqueeze(1).expand(-1, self.channels, -1)
+        whole = x.new_zeros(x.shape[0], self.channels, height * width).scatter(
+            2, places, x.flatten(2))  # (B, C, HW)
+        value = self.value(whole.unflatten(2, (height, width)))
+        memory.values.append(
+            value.flatten(2).gather(2, places).unsqueeze(2))  # (B, C, 1, N)
+
+    def _split(self, x: Tensor, memory: LayerMemory) -> Tuple[Tensor, Tensor]:
+        """Normalise tokens (B, N, C); patches are a map in channels last.
+
+        Where patches are left out, those that are there lie in one row.
+        """
+        height, width = memory.hw_shape
+        if memory.kept is not None:
+            height, width = 1, memory.kept.shape[1]
         extra = x.shape[1] - height * width
         x = self.norm(x)
         patches = x[:, extra:].transpose(1, 2).reshape(
