@@ -1,6 +1,7 @@
 """ELA on families of MMPretrain with a few configs each."""
 from mmpretrain.models.backbones import (
     VAN,
+    ConvMixer,
     CSPDarkNet,
     CSPResNet,
     CSPResNeXt,
@@ -8,9 +9,13 @@ from mmpretrain.models.backbones import (
     DenseNet,
     EfficientFormer,
     LeViT,
+    MlpMixer,
     MobileViT,
+    MViT,
     PyramidVig,
     RepLKNet,
+    T2T_ViT,
+    Vig,
 )
 from mmpretrain.registry import MODELS
 
@@ -18,6 +23,8 @@ from ..models.backbones.csp import CSPNetAttentionMixin
 from ..models.backbones.dense import DenseNetAttentionMixin
 from ..models.backbones.fresh_norms import FreshNormsMixin
 from ..models.backbones.mobilevit import MobileViTAttentionMixin
+from ..models.backbones.mvit import MViTAttentionMixin
+from ..models.backbones.sequences import last_channels
 from ..models.backbones.spans import (
     EfficientFormerAttentionMixin,
     LeViTAttentionMixin,
@@ -26,6 +33,11 @@ from ..models.backbones.spans import (
 )
 from ..models.backbones.swin import DaViTAttentionMixin
 from ..models.backbones.van import VANAttentionMixin
+from ..models.backbones.vit import (
+    FrozenAgainMixin,
+    MapGroupsMixin,
+    ViTAttentionMixin,
+)
 
 
 @MODELS.register_module()
@@ -114,3 +126,57 @@ class ELACSPResNeXt(CSPNetAttentionMixin, CSPResNeXt):
 
     Takes the arguments of the host's class and of the mixin.
     """
+
+
+@MODELS.register_module()
+class ELAMViT(MViTAttentionMixin, MViT):
+    """mmpretrain's MViT (version 2) with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAVig(FrozenAgainMixin, FreshNormsMixin, MapGroupsMixin, Vig):
+    """mmpretrain's Vig with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+    blocks_name = 'blocks'
+
+    def token_channels(self) -> int:
+        """C of the maps."""
+        return last_channels(self.blocks[0])
+
+
+@MODELS.register_module()
+class ELAConvMixer(FrozenAgainMixin, MapGroupsMixin, ConvMixer):
+    """mmpretrain's ConvMixer with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+    blocks_name = 'stages'
+
+
+@MODELS.register_module()
+class ELAMlpMixer(ViTAttentionMixin, MlpMixer):
+    """mmpretrain's MlpMixer with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+    norm_cfg_by_default = dict(type='LN')
+
+
+@MODELS.register_module()
+class ELAT2T_ViT(ViTAttentionMixin, T2T_ViT):
+    """mmpretrain's T2T_ViT with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+    norm_cfg_by_default = dict(type='LN')
+    blocks_name = 'encoder'
+    patches_name = 'tokens_to_token'
+
+    def token_channels(self) -> int:
+        """C of the tokens."""
+        return self.pos_embed.shape[-1]

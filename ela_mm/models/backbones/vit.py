@@ -278,6 +278,21 @@ class ViTAttentionMixin(PlacedAttentionMixin):
         return self.first_block + (group - 1) * (self._group_size or 0) + index
 
 
+class MapGroupsMixin(ViTAttentionMixin):
+    """The same for one list of blocks of maps (B, C, H, W), without tokens.
+
+    Attention is there as in a convolutional network, with its norm behind it.
+    """
+    kinds = {'base': DetachedStage}
+    norm_cfg_by_default = dict(type='BN')
+    patches_name = ''
+
+    def stage_specs(self) -> List[StageSpec]:
+        """Make groups of all blocks; the last may be a smaller one."""
+        return [spec._replace(norm_cfg=self._attention_norm_cfg)
+                for spec in super().stage_specs()]
+
+
 class FrozenAgainMixin:
     """For a host that freezes its blocks again whenever it is set to train.
 
