@@ -98,6 +98,8 @@ def test_plain_weights_load_and_a_zero_start_is_the_plain_network(name):
 @each_family
 def test_gradients_are_the_slopes_of_the_loss(name):
     """Against central differences, along a random direction."""
+    if not FAMILIES[name].smooth:
+        pytest.skip('central differences see its jumps')
     net = network(name)
     x = pictures(FAMILIES[name], batch=1).double()
     loss_of(net(x)).backward()
@@ -166,7 +168,7 @@ def test_kl_is_seen_within_stages_and_masks_travel_in_checkpoints(name):
 def test_frozen_stages_freeze_their_attention_as_the_host_counts(name):
     family = FAMILIES[name]
     plain = family.build_plain()
-    if not hasattr(plain, 'frozen_stages'):
+    if not hasattr(plain, 'frozen_stages') or family.frozen_stages is None:
         pytest.skip('the host freezes no stages')
     net = family.build(frozen_stages=family.frozen_stages,
                        zero_init_attention=True)
@@ -177,7 +179,8 @@ def test_frozen_stages_freeze_their_attention_as_the_host_counts(name):
     for layer in net.attention_layers:
         block = net.attention_stages[layer.stage - 1].block(layer.index)
         for module in (layer.module, block):
-            trained = {p.requires_grad for p in module.parameters()}
+            trained = {p.requires_grad for n, p in module.named_parameters()
+                       if not n.endswith('relative_pos')}  # which is fixed
             assert trained == {layer.name not in frozen}, layer.name
         assert layer.module.training == block.training
     assert set(net.inert_layers) == frozen
@@ -350,7 +353,7 @@ def test_weights_of_earlier_versions_of_swin_load():
 
 @pytest.mark.parametrize('name, option', [
     ('convnext', 'with_cp'), ('swin_det', 'with_cp'), ('hornet', 'with_cp'),
-    ('tinyvit', 'use_checkpoint')])
+    ('tinyvit', 'use_checkpoint'), ('replknet', 'with_cp')])
 def test_checkpointed_blocks_give_the_same_gradients(name, option):
     torch.manual_seed(1)
     nets = [FAMILIES[name].build(**{option: on}).double()

@@ -1,5 +1,5 @@
 """One small network of every family of backbones, and how to look into it."""
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import pytest
 import torch
@@ -8,8 +8,11 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import ela_mm  # noqa: F401
+from ela_mm.hosts.mmpretrain_more import ELALeViT, ELAPyramidVig, ELAVig
 from ela_mm.hosts.mmpretrain_stages import ELAEfficientNet
+from ela_mm.models.backbones.dense import DenseStage
 from ela_mm.models.backbones.detached import DetachedStage
+from ela_mm.models.backbones.spans import SquareStage
 from ela_mm.models.backbones.vit import BlockGroup, MapBlockGroup
 
 
@@ -20,15 +23,18 @@ class Family(NamedTuple):
         config (dict): Of the backbone, with the host as scope.
         size (Tuple[int, int]): Height and width of its pictures.
         sides (Sequence[int]): Of other pictures that it takes.
-        frozen_stages (int): The first value that freezes blocks, if any does.
+        frozen_stages (int, optional): The first value that freezes blocks, if
+            any does; None where the host cannot do what it offers.
         strict (bool): Whether the host loads all that it saves.
+        smooth (bool): Whether what it returns changes without jumps.
         plain (str): The host's own class.
     """
     config: dict
     size: Tuple[int, int] = (32, 48)
     sides: Sequence[int] = (32, 40, 64)
-    frozen_stages: int = 1
+    frozen_stages: Optional[int] = 1
     strict: bool = True
+    smooth: bool = True
 
     @property
     def plain(self) -> str:
@@ -67,6 +73,13 @@ _VIT = dict(
 
 # Of the hosts', the smallest EfficientNet has 5 million parameters.
 ELAEfficientNet.arch_settings['b-tiny'] = (.25, .5, 32)
+# These hosts take no other than their own.
+ELALeViT.arch_zoo['mini'] = dict(
+    embed_dims=[16, 24, 32], num_heads=[1, 2, 2], depths=[2, 3, 2],
+    key_dims=[8, 8, 8])
+ELAPyramidVig.arch_settings['mini'] = dict(
+    blocks=[1, 2, 3, 2], channels=[8, 16, 24, 32])
+ELAVig.arch_settings['mini'] = dict(num_blocks=7, channels=32)
 
 _TWINS = dict(
     embed_dims=[8, 16, 24, 32], depths=[1, 2, 3, 2], num_heads=[1, 2, 2, 2],
@@ -155,6 +168,59 @@ FAMILIES: Dict[str, Family] = {
                          out_indices=(1, 3), norm_after_stage=True)),
     'svt': Family(dict(type='mmpretrain.ELASVT', out_indices=(1, 3), arch={
         **_TWINS, 'window_sizes': [2] * 4})),
+    'levit': Family(dict(
+        type='mmpretrain.ELALeViT', arch='mini', img_size=64,
+        out_indices=(0, 2)), (64, 64), sides=()),
+    'replknet': Family(dict(
+        type='mmpretrain.ELARepLKNet', out_indices=(1, 3), arch=dict(
+            large_kernel_sizes=[5, 5, 3, 3], layers=[1, 2, 3, 2],
+            channels=[8, 16, 24, 32], small_kernel=3, dw_ratio=1))),
+    'van': Family(dict(
+        type='mmpretrain.ELAVAN', out_indices=(1, 3), arch=dict(
+            embed_dims=[8, 16, 24, 32], depths=[1, 2, 3, 2],
+            ffn_ratios=[1] * 4)), frozen_stages=0),
+    'densenet': Family(dict(
+        type='mmpretrain.ELADenseNet', out_indices=(1, 3), arch=dict(
+            growth_rate=8, depths=[2, 3, 4, 2], init_channels=16))),
+    'efficientformer': Family(dict(
+        type='mmpretrain.ELAEfficientFormer', out_indices=(1, 3), arch=dict(
+            layers=[1, 2, 2, 3], embed_dims=[8, 16, 24, 32],
+            downsamples=[False, True, True, True], vit_num=2)), (224, 224),
+        sides=()),
+    'pvig': Family(dict(type='mmpretrain.ELAPyramidVig', arch='mini',
+                        out_indices=[1, 3]), (224, 224), sides=(),
+                   smooth=False),  # patches have the neighbours they have
+    'mobilevit': Family(dict(
+        type='mmpretrain.ELAMobileViT', arch='xx_small',
+        out_indices=(2, 4))),
+    'csp_darknet': Family(dict(type='mmpretrain.ELACSPDarkNet', depth=53,
+                               out_indices=(1, 4)), frozen_stages=0),
+    'csp_resnext': Family(dict(type='mmpretrain.ELACSPResNeXt', depth=50,
+                               out_indices=(1, 3)), frozen_stages=0),
+    'davit': Family(dict(
+        type='mmpretrain.ELADaViT', window_size=2, pad_small_map=True,
+        arch=dict(embed_dims=16, depths=[1, 2, 3, 2], num_heads=[1, 2, 4, 8]),
+        out_indices=(1, 3)), (64, 96), frozen_stages=0),
+    'mvit': Family(dict(
+        type='mmpretrain.ELAMViT', img_size=32, out_scales=[0, 2], arch=dict(
+            embed_dims=16, num_layers=7, num_heads=1,
+            downscale_indices=[1, 4]))),
+    'vig': Family(dict(
+        type='mmpretrain.ELAVig', arch='mini', out_indices=[3, 6],
+        attention_groups=3), (224, 224), sides=(), smooth=False),
+    'convmixer': Family(dict(
+        type='mmpretrain.ELAConvMixer', out_indices=[3, 6], arch=dict(
+            embed_dims=16, depth=7, patch_size=8, kernel_size=3),
+        attention_groups=3)),
+    'mlp_mixer': Family(dict(
+        type='mmpretrain.ELAMlpMixer', img_size=32, patch_size=8, arch=dict(
+            embed_dims=32, num_layers=7, tokens_mlp_dims=16,
+            channels_mlp_dims=32), attention_groups=3), (32, 32), sides=()),
+    'hivit': Family(dict(
+        type='mmpretrain.ELAHiViT', img_size=32, patch_size=8,
+        out_indices=[6], arch=dict(
+            embed_dims=32, depths=[1, 1, 7], num_heads=2),
+        attention_groups=3), (32, 32), sides=(), frozen_stages=None),
     'swin_det': Family(dict(
         type='mmdet.ELASwinTransformer', embed_dims=16, depths=(1, 2, 3, 2),
         num_heads=(1, 2, 4, 8), window_size=2)),
@@ -215,7 +281,9 @@ FAMILIES: Dict[str, Family] = {
 # Of the same mixin as another of the families, in another host.
 TWINS = ('riformer', 'mobilenet', 'mobilenet_det', 'mobilenet_seg',
          'efficientnet_v2', 'swin_seg', 'swin_v2', 'vit_seg', 'beit_seg',
-         'hrnet_cls', 'hrnet_seg', 'vgg', 'edgenext', 'repmlp', 'svt')
+         'hrnet_cls', 'hrnet_seg', 'vgg', 'edgenext', 'repmlp', 'svt',
+         'efficientformer', 'pvig', 'mobilevit', 'csp_darknet',
+         'csp_resnext', 'davit', 'vig', 'mlp_mixer')
 
 
 def each_family():
@@ -255,6 +323,8 @@ def loss_of(outs) -> Tensor:
 
 def as_map(x, *beside) -> Tensor:
     """What blocks pass on, as maps (B, C, H, W)."""
+    if isinstance(x, tuple) and isinstance(x[1], tuple):
+        x, *beside = x  # MViT's, with the size of the map
     if isinstance(x, (list, tuple)):
         return torch.cat(list(x))
     if x.ndim == 4 or not beside or not isinstance(beside[0], tuple):
@@ -274,6 +344,25 @@ def as_tokens(x, *beside) -> Tensor:
     return x.flatten(1, 2)
 
 
+def as_square(x, *beside) -> Tensor:
+    """The same of maps, or of tokens that form a square map."""
+    return x if x.ndim == 4 else x.transpose(1, 2).unflatten(
+        2, (round(x.shape[1]**.5), -1))
+
+
+def as_added(x, *beside) -> Tensor:
+    """The same of all features of a dense block: what the last layer added."""
+    return x[-1] if isinstance(x, list) else x
+
+
+def form_of(stage: nn.Module):
+    """How to see what blocks of a stage pass on."""
+    forms = {MapBlockGroup: as_tokens, SquareStage: as_square,
+             DenseStage: as_added}
+    return next((form for kind, form in forms.items()
+                 if isinstance(stage, kind)), as_map)
+
+
 def run_and_see(net: nn.Module, x: Tensor) -> List[List[Seen]]:
     """Run a network and note, by stage and layer, what attention did."""
     stages = net.attention_stages
@@ -282,7 +371,7 @@ def run_and_see(net: nn.Module, x: Tensor) -> List[List[Seen]]:
     handles = []
 
     def see(s: int, i: int):
-        form = as_tokens if isinstance(stages[s], MapBlockGroup) else as_map
+        form = form_of(stages[s])
         hw = getattr(stages[s], 'hw_shape', None)  # where no host tells it
 
         def before(module, args):
@@ -302,12 +391,13 @@ def run_and_see(net: nn.Module, x: Tensor) -> List[List[Seen]]:
                         parts[-1].register_forward_hook(behind)]
 
         def end(module, args, output, s=s):
-            if isinstance(module, MapBlockGroup):
-                after[s][:] = map(as_tokens, output)
-            elif isinstance(module, DetachedStage):
-                after[s][:] = output
+            form = form_of(module)
+            if isinstance(module, DetachedStage):
+                after[s][:] = map(form, output)
+            elif isinstance(module, DenseStage):
+                after[s][-1] = output[:, -module.attention[-1].channels:]
             else:
-                after[s][-1] = as_map(
+                after[s][-1] = form(
                     output, *args[1:], getattr(module, 'hw_shape', None))
 
         handles.append(stage.register_forward_hook(end))
