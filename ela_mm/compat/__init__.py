@@ -9,7 +9,8 @@ Imported for its effect by :mod:`ela_mm`, before any host package:
 - :mod:`.moved` keeps the earlier names of this package's modules.
 
 They step aside where they are not needed, and may be installed twice.
-:mod:`.compiling` is imported where torch 2.0 lacks a name.
+:mod:`.compiling` is imported where torch 2.0 lacks a name, and
+:mod:`.products` where it adds what lies in memory.
 """
 from . import checkpoints, mmcv_ops, moved, spawned
 

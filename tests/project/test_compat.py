@@ -20,7 +20,7 @@ from support.malicious import RunsCode
 from torchvision.ops import box_iou
 
 from ela_mm import compat
-from ela_mm.compat import checkpoints
+from ela_mm.compat import checkpoints, products
 from ela_mm.compat.checkpoints import restricted_getattr
 
 # Outputs of the compiled ops of mmcv 2.1.0.
@@ -243,3 +243,24 @@ def test_malicious_checkpoints_are_refused(tmp_path):
 def test_restricted_getattr_reaches_nothing_else(obj, name):
     with pytest.raises(ValueError, match='do not trust it'):
         restricted_getattr(obj, name)
+
+
+@pytest.mark.parametrize('leaves_out', [products._LEAVES_OUT, False],
+                         ids=['as it is', 'as torch 2.0'])
+@pytest.mark.parametrize('shape', [(1, 1, 1, 1), (6, 1, 8, 3), (2, 40, 50, 60)])
+def test_products_do_not_add_what_lies_in_memory(shape, leaves_out,
+                                                 monkeypatch):
+    """torch 2.0 multiplies NaN by beta=0 in small products."""
+    monkeypatch.setattr(products, '_LEAVES_OUT', leaves_out)
+    batch, m, k, n = shape
+    left = torch.randn(batch, m, k, dtype=torch.float64)
+    right = torch.randn(batch, k, n, dtype=torch.float64)
+    expected = torch.einsum('bmk,bkn->bmn', left, right) * .3
+    out = torch.full_like(expected, float('nan'))
+    products.scaled_bmm(left, right, .3, out=out)
+    torch.testing.assert_close(out, expected)
+    for _ in range(3):  # in memory that was just given back
+        del out
+        out = products.scaled_bmm(left, right, .3)
+        torch.testing.assert_close(out, expected)
+        out.fill_(float('nan'))

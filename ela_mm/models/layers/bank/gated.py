@@ -10,6 +10,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from ....compat.products import scaled_bmm
 from .layer import geometry, value_backward
 from .values import Layout
 
@@ -61,9 +62,9 @@ def gated_value_backward(
     """
     if not x.is_contiguous():
         layout = Layout.of(kept, kept.shape[1] // gate.shape[1])
-        of_gate = torch.baddbmm(  # (B h, 1, L) @ (B h, L, 1)
-            grad.new_empty(()), layout.flat(grad).flatten(0, 1).unsqueeze(1),
-            layout.flat(kept).flatten(0, 1).unsqueeze(2), beta=0, alpha=share)
+        of_gate = scaled_bmm(  # (B h, 1, L) @ (B h, L, 1)
+            layout.flat(grad).flatten(0, 1).unsqueeze(1),
+            layout.flat(kept).flatten(0, 1).unsqueeze(2), share)
         grad_x, grad_kernel = value_backward(conv, _times(gate, grad), x,
                                              kernel, of_x, True)
         return grad_x, grad_kernel, of_gate.view(gate.shape).to(gate.dtype)
@@ -74,9 +75,8 @@ def gated_value_backward(
         (of_x, True, False))
     rows = grad_kernels.to(gate.dtype).reshape(
         *gate.shape, -1).transpose(0, 1)  # (h, B, d k k)
-    of_gate = torch.baddbmm(  # (h, B, d k k) @ (h, d k k, 1)
-        rows.new_empty(()), rows,
-        kernel.to(gate.dtype).reshape(len(rows), -1, 1), beta=0, alpha=share)
+    of_gate = scaled_bmm(  # (h, B, d k k) @ (h, d k k, 1)
+        rows, kernel.to(gate.dtype).reshape(len(rows), -1, 1), share)
     of_kernel = torch.bmm(gate.t().unsqueeze(1), rows)  # (h, 1, d k k)
     return (None if grad_x is None else grad_x.reshape(x.shape),
             of_kernel.view(kernel.shape).to(kernel.dtype),

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ....compat.products import scaled_bmm
 from ....errors import UsageError
 
 
@@ -105,12 +106,9 @@ def weigh(query: Tensor, keys: Tensor) -> Tensor:
     Returns:
         Tensor: (B, h, n).
     """
-    logits = torch.baddbmm(  # (B h, 1, d) @ (B h, d, n)
-        query.new_empty(()),
+    logits = scaled_bmm(  # (B h, 1, d) @ (B h, d, n)
         query.flatten(0, 1).unsqueeze(1),
-        by_head(keys).transpose(1, 2),
-        beta=0,
-        alpha=1 / math.sqrt(keys.shape[-1]))
+        by_head(keys).transpose(1, 2), 1 / math.sqrt(keys.shape[-1]))
     return torch.softmax(logits, -1).view(*query.shape[:2], -1)
 
 
@@ -130,13 +128,8 @@ def weigh_backward(grad: Tensor, weights: Tensor, query: Tensor, keys: Tensor,
     grad = torch._softmax_backward_data(
         grad, weights, -1, weights.dtype)  # (B, h, n)
     out = grad_query.view(-1, 1, keys.shape[-1])  # (B h, 1, d)
-    torch.baddbmm(  # (B h, 1, n) @ (B h, n, d)
-        out,
-        grad.flatten(0, 1).unsqueeze(1),
-        by_head(keys),
-        beta=0,
-        alpha=scale,
-        out=out)
+    scaled_bmm(  # (B h, 1, n) @ (B h, n, d)
+        grad.flatten(0, 1).unsqueeze(1), by_head(keys), scale, out=out)
     grad_keys.addcmul_(
         grad.permute(2, 0, 1).unsqueeze(-1), query, value=scale)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ....compat.products import scaled_bmm
 from .batch_norm import Statistics
 from .gated import gated_value, gated_value_backward
 from .keys import at_least_float32, without_autocast
@@ -37,10 +38,9 @@ class Mix(torch.autograd.Function):
                 pooled.dtype)  # (3, 1, 1, k)
             projected = _project(pooled, kernels[:2]).view(
                 2, -1, plan.head_dim)  # (2, B h, d)
-            gate = torch.sigmoid(torch.baddbmm(  # (B h, 1, d) @ (B h, d, 1)
-                pooled.new_empty(()), projected[0].unsqueeze(1),
-                projected[1].unsqueeze(2), beta=0,
-                alpha=1 / math.sqrt(plan.head_dim))).view(len(x), -1)  # (B, h)
+            gate = torch.sigmoid(scaled_bmm(  # (B h, 1, d) @ (B h, d, 1)
+                projected[0].unsqueeze(1), projected[1].unsqueeze(2),
+                1 / math.sqrt(plan.head_dim))).view(len(x), -1)  # (B, h)
         # Without its history, lest autocast (of some torch versions) remembers
         # a cast that has none.
         value, kept = gated_value(plan.value, x.detach(), kernel.detach(),
