@@ -10,7 +10,8 @@ from torch import nn
 # What a training step is tried with, in turn, until the plain network takes it.
 _DETECTOR_INPUTS = ((64, 1), (64, 8), (128, 1), (256, 1))
 # Views, and pixels of a side: transformers with positions take one size alone.
-_CLASSIFIER_INPUTS = ((1, 64), (2, 64), (8, 64), (1, 224), (1, 256), (1, 384))
+_CLASSIFIER_INPUTS = ((1, 64), (2, 64), (8, 64), (1, 224), (1, 256), (1, 384),
+                      (1, 512))
 _SEGMENTOR_SIZES = (64, 128, 256)
 
 
