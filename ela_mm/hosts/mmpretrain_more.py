@@ -1,6 +1,9 @@
 """ELA on families of MMPretrain with a few configs each."""
+from typing import List
+
 from mmpretrain.models.backbones import (
     VAN,
+    Conformer,
     ConvMixer,
     CSPDarkNet,
     CSPResNet,
@@ -9,28 +12,37 @@ from mmpretrain.models.backbones import (
     DenseNet,
     EfficientFormer,
     LeViT,
+    MixMIMTransformer,
     MlpMixer,
     MobileViT,
     MViT,
     PyramidVig,
     RepLKNet,
+    ShuffleNetV1,
+    ShuffleNetV2,
     T2T_ViT,
     Vig,
 )
 from mmpretrain.registry import MODELS
 
+from ..models.backbones.conformer import ConformerAttentionMixin
 from ..models.backbones.csp import CSPNetAttentionMixin
 from ..models.backbones.dense import DenseNetAttentionMixin
 from ..models.backbones.fresh_norms import FreshNormsMixin
+from ..models.backbones.mixmim import MixMIMAttentionMixin
 from ..models.backbones.mobilevit import MobileViTAttentionMixin
 from ..models.backbones.mvit import MViTAttentionMixin
-from ..models.backbones.sequences import last_channels
+from ..models.backbones.sequences import (
+    BatchNormSequencesMixin,
+    last_channels,
+)
 from ..models.backbones.spans import (
     EfficientFormerAttentionMixin,
     LeViTAttentionMixin,
     PyramidVigAttentionMixin,
     RepLKNetAttentionMixin,
 )
+from ..models.backbones.stages import StageSpec
 from ..models.backbones.swin import DaViTAttentionMixin
 from ..models.backbones.van import VANAttentionMixin
 from ..models.backbones.vit import (
@@ -38,6 +50,7 @@ from ..models.backbones.vit import (
     MapGroupsMixin,
     ViTAttentionMixin,
 )
+from .mmpretrain import LayerDepthMixin
 
 
 @MODELS.register_module()
@@ -180,3 +193,42 @@ class ELAT2T_ViT(ViTAttentionMixin, T2T_ViT):
     def token_channels(self) -> int:
         """C of the tokens."""
         return self.pos_embed.shape[-1]
+
+
+@MODELS.register_module()
+class ELAConformer(ConformerAttentionMixin, Conformer):
+    """mmpretrain's Conformer with layer attention in its convolutional branch.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAMixMIMTransformer(LayerDepthMixin, MixMIMAttentionMixin,
+                           MixMIMTransformer):
+    """mmpretrain's MixMIMTransformer with layer attention.
+
+    Not the one of its pre-training, whose maps are of two pictures each. Takes
+    the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAShuffleNetV1(BatchNormSequencesMixin, ShuffleNetV1):
+    """mmpretrain's ShuffleNetV1 with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAShuffleNetV2(BatchNormSequencesMixin, ShuffleNetV2):
+    """mmpretrain's ShuffleNetV2 with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+    def stage_specs(self) -> List[StageSpec]:
+        """Take every stage; its convolutions make half of the channels."""
+        return [spec._replace(channels=2 * spec.channels)
+                for spec in super().stage_specs()]

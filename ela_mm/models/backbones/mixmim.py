@@ -1,0 +1,61 @@
+"""MixMIM: stages of tokens of one size, which the host checkpoints."""
+from typing import Callable, List, Optional, Tuple
+
+from torch import Tensor
+
+from ..layers import LayerMemory
+from .checkpointed import CheckpointedStage
+from .placed import PlacedAttentionMixin
+from .stages import AttentionStage, StageSpec
+from .walked import TokenStage
+
+
+class MixMIMStage(CheckpointedStage, TokenStage):
+    """A stage of tokens (B, HW, C) of pictures that are not mixed."""
+
+    @property
+    def hw_shape(self) -> Tuple[int, int]:
+        """H and W of the map that tokens form."""
+        return self.block(0).input_resolution
+
+    def forward(self, x: Tensor, attn_mask: Optional[Tensor] = None) -> Tensor:
+        """Run the blocks and the active layers on tokens (B, HW, C)."""
+        return super().forward(x, attn_mask)
+
+    def walk(self, i: int, x: Tensor, memory: LayerMemory,
+             attn_mask: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
+        """Run a block on tokens, and its attention on the map they form."""
+        x = self.run_block(i, x, attn_mask)
+        return self.attend_tokens(i, x, memory, self.hw_shape)
+
+    def alone(self, x: Tensor,
+              attn_mask: Optional[Tensor] = None
+              ) -> Tuple[AttentionStage, Tensor]:
+        """Make a stage of maps of the same layers, and an input for it."""
+        return super().alone(x, self.hw_shape)
+
+    def through(self, tap: Callable[[Tensor], Tensor], x: Tensor,
+                attn_mask: Optional[Tensor] = None) -> Tensor:
+        """Let the map that tokens form go through a function."""
+        return super().through(tap, x, self.hw_shape)
+
+
+class MixMIMAttentionMixin(PlacedAttentionMixin):
+    """Adds layer attention to a MixMIMTransformer."""
+    kinds = {'base': MixMIMStage}
+    norm_cfg_by_default = dict(type='LN')
+
+    def stage_specs(self) -> List[StageSpec]:
+        """Take every stage."""
+        return [
+            StageSpec(f'layers.{i}.blocks', stage.embed_dims,
+                      self._attention_norm_cfg, [0.] * len(stage.blocks),
+                      stage.use_checkpoint)
+            for i, stage in enumerate(self.layers)
+        ]
+
+    def add_attention(self) -> None:
+        """Add it, and let its stages checkpoint blocks in the host's place."""
+        super().add_attention()
+        for stage in self.layers:
+            stage.use_checkpoint = False
