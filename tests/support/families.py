@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import ela_mm  # noqa: F401
 from ela_mm.hosts.mmpretrain_more import ELALeViT, ELAPyramidVig, ELAVig
 from ela_mm.hosts.mmpretrain_stages import ELAEfficientNet
+from ela_mm.models.backbones.conformer import ConformerStage
 from ela_mm.models.backbones.dense import DenseStage
 from ela_mm.models.backbones.detached import DetachedStage
 from ela_mm.models.backbones.spans import SquareStage
@@ -27,6 +28,7 @@ class Family(NamedTuple):
             any does; None where the host cannot do what it offers.
         strict (bool): Whether the host loads all that it saves.
         smooth (bool): Whether what it returns changes without jumps.
+        patch (int): Pixels of a plain transformer's patches.
         plain (str): The host's own class.
     """
     config: dict
@@ -35,6 +37,7 @@ class Family(NamedTuple):
     frozen_stages: Optional[int] = 1
     strict: bool = True
     smooth: bool = True
+    patch: int = 8
 
     @property
     def plain(self) -> str:
@@ -216,6 +219,25 @@ FAMILIES: Dict[str, Family] = {
         type='mmpretrain.ELAMlpMixer', img_size=32, patch_size=8, arch=dict(
             embed_dims=32, num_layers=7, tokens_mlp_dims=16,
             channels_mlp_dims=32), attention_groups=3), (32, 32), sides=()),
+    't2t': Family(dict(
+        type='mmpretrain.ELAT2T_ViT', img_size=64, embed_dims=32,
+        num_layers=5, t2t_cfg=dict(token_dims=16), layer_cfgs=dict(
+            num_heads=2, feedforward_channels=32), out_indices=[2, 4],
+        out_type='featmap', attention_groups=3), (64, 96), patch=16),
+    'conformer': Family(dict(
+        type='mmpretrain.ELAConformer', base_channels=32, out_indices=[3, 9],
+        arch=dict(embed_dims=32, depths=9, num_heads=2, channel_ratio=1)),
+        frozen_stages=None),
+    'mixmim': Family(dict(
+        type='mmpretrain.ELAMixMIMTransformer', img_size=64, arch=dict(
+            embed_dims=16, depths=[1, 2, 3, 2], num_heads=[1, 2, 2, 2]),
+        window_size=[2] * 4), (64, 64), sides=()),
+    'shufflenet_v1': Family(dict(
+        type='mmpretrain.ELAShuffleNetV1', widen_factor=.5,
+        out_indices=(1, 2))),
+    'shufflenet_v2': Family(dict(
+        type='mmpretrain.ELAShuffleNetV2', widen_factor=.5,
+        out_indices=(1, 3))),
     'hivit': Family(dict(
         type='mmpretrain.ELAHiViT', img_size=32, patch_size=8,
         out_indices=[6], arch=dict(
@@ -283,7 +305,8 @@ TWINS = ('riformer', 'mobilenet', 'mobilenet_det', 'mobilenet_seg',
          'efficientnet_v2', 'swin_seg', 'swin_v2', 'vit_seg', 'beit_seg',
          'hrnet_cls', 'hrnet_seg', 'vgg', 'edgenext', 'repmlp', 'svt',
          'efficientformer', 'pvig', 'mobilevit', 'csp_darknet',
-         'csp_resnext', 'davit', 'vig', 'mlp_mixer')
+         'csp_resnext', 'davit', 'vig', 'mlp_mixer', 't2t', 'mixmim', 'shufflenet_v1',
+         'shufflenet_v2')
 
 
 def each_family():
@@ -355,10 +378,15 @@ def as_added(x, *beside) -> Tensor:
     return x[-1] if isinstance(x, list) else x
 
 
+def as_branch(x, *beside) -> Tensor:
+    """The same of a map, or of a map beside tokens."""
+    return x[0] if isinstance(x, tuple) else x
+
+
 def form_of(stage: nn.Module):
     """How to see what blocks of a stage pass on."""
     forms = {MapBlockGroup: as_tokens, SquareStage: as_square,
-             DenseStage: as_added}
+             DenseStage: as_added, ConformerStage: as_branch}
     return next((form for kind, form in forms.items()
                  if isinstance(stage, kind)), as_map)
 
