@@ -23,7 +23,7 @@ from ..models.backbones.runs import (
     MobileNetV3AttentionMixin,
     VGGAttentionMixin,
 )
-from ..models.backbones.sequences import MobileOneAttentionMixin
+from ..models.backbones.spans import MobileOneAttentionMixin
 from ..models.backbones.tinyvit import TinyViTAttentionMixin
 from ..models.backbones.twins import TwinsAttentionMixin
 

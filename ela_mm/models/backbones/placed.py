@@ -1,6 +1,8 @@
 """Families whose host builds all of its blocks before attention comes."""
 from typing import Any, List, Optional
 
+from torch import nn
+
 from ...errors import UsageError
 from ..layers.map_norm import norm_for_maps
 from .layer_attention_mixin import LayerAttentionMixin
@@ -71,3 +73,17 @@ class PlacedAttentionMixin(LayerAttentionMixin):
     def attention_stages(self) -> List[Stage]:
         """The stages that have attention, in order; none without any."""
         return [self.get_submodule(path) for path in self._attention_paths]
+
+
+def evaluate_again(network: nn.Module, keys: Any) -> None:
+    """Let a host renew what it computes of its weights when evaluation starts.
+
+    A hook for ``register_load_state_dict_post_hook``: such hosts keep it,
+    whatever is loaded since.
+
+    Args:
+        network (nn.Module): That has loaded.
+        keys (Any): What torch says of missing and unexpected keys.
+    """
+    if not network.training:
+        network.eval()

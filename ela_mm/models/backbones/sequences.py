@@ -1,17 +1,15 @@
 """Families whose stages are sequences of blocks, among other modules.
 
-EfficientNetV2, MobileNetV2, MobileOne, PoolFormer, RepVGG and RIFormer. Some
-of their stages have a single block, where attention has one layer to retrieve
-from.
+EfficientNetV2, MobileNetV2, PoolFormer, RepVGG and RIFormer. Some of their
+stages have a single block, where attention has one layer to retrieve from.
 """
-from typing import Iterator, List, Optional, Tuple
+from typing import Iterator, List, Tuple
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..layers import LayerMemory
 from .fresh_norms import FreshNormsMixin
 from .placed import PlacedAttentionMixin
-from .stages import AttentionLayerInfo, AttentionStage, StageSpec
+from .stages import AttentionLayerInfo, StageSpec
 
 
 class SequencesMixin(PlacedAttentionMixin):
@@ -54,41 +52,6 @@ class SequencesMixin(PlacedAttentionMixin):
 
 class BatchNormSequencesMixin(FreshNormsMixin, SequencesMixin):
     """The same for hosts with batch norms and ``norm_eval``."""
-
-
-class PairStage(AttentionStage):
-    """A stage whose blocks are two modules each: depthwise, then pointwise."""
-
-    def block(self, i: int) -> nn.Module:
-        """The pointwise module of block number i, which attention follows."""
-        return self._modules[str(2 * i + 1)]
-
-    def block_name(self, i: int) -> str:
-        """What the pointwise module is called in the backbone."""
-        return f'{self.name}.{2 * i + 1}'
-
-    def block_parts(self, i: int) -> List[str]:
-        """Names in the backbone of what makes up block number i."""
-        return [f'{self.name}.{2 * i}', self.block_name(i)]
-
-    def step(self, i: int, x: Tensor,
-             memory: LayerMemory) -> Tuple[Tensor, Optional[Tensor]]:
-        """Run both modules of a block, and its attention."""
-        x = self._modules[str(2 * i)](x)
-        return self.attend(i, self.block(i)(x), memory)
-
-
-class MobileOneAttentionMixin(BatchNormSequencesMixin):
-    """Adds layer attention to a MobileOne, behind pointwise convolutions.
-
-    Depthwise ones before them have the width of the block before.
-    """
-    kinds = {'base': PairStage}
-
-    def stage_specs(self) -> List[StageSpec]:
-        """Take every stage; two modules are a block."""
-        return [spec._replace(drop_path_rates=spec.drop_path_rates[::2])
-                for spec in super().stage_specs()]
 
 
 def last_channels(block: nn.Module) -> int:

@@ -1,7 +1,7 @@
 """Sequences of which not every module is a block: some only lead to one.
 
-EfficientFormer, LeViT, PyramidVig and RepLKNet. What downsamples, flattens or
-is the first half of a block runs with the block that it leads to.
+EfficientFormer, LeViT, MobileOne, PyramidVig and RepLKNet. What downsamples,
+flattens or is the first half of a block runs with the block that it leads to.
 """
 from math import isqrt
 from typing import Any, Callable, List, Optional, Tuple
@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from ..layers import LayerMemory
 from .checkpointed import CheckpointedStage
 from .fresh_norms import FreshNormsMixin
-from .placed import PlacedAttentionMixin
-from .sequences import last_channels
+from .placed import PlacedAttentionMixin, evaluate_again
+from .sequences import BatchNormSequencesMixin, last_channels
 from .stages import AttentionLayerInfo, AttentionStage, StageSpec
 from .walked import WalkedStage, map_to_tokens, tokens_to_map
 
@@ -99,6 +99,19 @@ class SpansMixin(PlacedAttentionMixin):
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
         """Tell whether ``frozen_stages``, if there is such, freezes a layer."""
         return layer.stage <= getattr(self, 'frozen_stages', 0)
+
+
+class MobileOneAttentionMixin(BatchNormSequencesMixin):
+    """Adds layer attention to a MobileOne, behind pointwise convolutions.
+
+    Depthwise ones before them have the width of the block before.
+    """
+    kinds = {'base': SpanStage}
+
+    def stage_specs(self) -> List[StageSpec]:
+        """Take every stage; two modules are a block."""
+        return [spec._replace(drop_path_rates=spec.drop_path_rates[::2])
+                for spec in super().stage_specs()]
 
 
 class PyramidVigStage(SpanStage):
@@ -195,7 +208,7 @@ class LeViTAttentionMixin(SpansMixin):
     def add_attention(self) -> None:
         """Add it; and let loading renew what the host keeps in evaluation."""
         super().add_attention()
-        self.register_load_state_dict_post_hook(_renew_biases)
+        self.register_load_state_dict_post_hook(evaluate_again)
 
 
 class EfficientFormerStage(SquareStage):
@@ -217,11 +230,6 @@ class EfficientFormerAttentionMixin(SpansMixin):
         """C of what a block returns: of its last linear layer."""
         return [m for m in block.modules() if isinstance(
             m, (nn.Conv2d, nn.Linear))][-1].weight.shape[0]
-
-
-def _renew_biases(module: nn.Module, keys: Any) -> None:
-    """The host looks its biases up when evaluation starts, and keeps them."""
-    module.train(module.training)
 
 
 def _to_map(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..layers import LayerMemory
 from .checkpointed import CheckpointedStage
-from .placed import PlacedAttentionMixin
+from .placed import PlacedAttentionMixin, evaluate_again
 from .stages import AttentionLayerInfo, AttentionStage, StageSpec
 from .walked import TokenStage
 
@@ -57,6 +57,7 @@ class TinyViTAttentionMixin(PlacedAttentionMixin):
         super().add_attention()
         for stage in self.stages:
             stage.use_checkpoint = False
+        self.register_load_state_dict_post_hook(evaluate_again)
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
         """Tell whether ``frozen_stages``, 0 for none, freezes a layer."""
