@@ -1,6 +1,6 @@
 """Random batches that a host's models may take."""
 import copy
-from typing import Any, Iterator, Tuple
+from typing import Any, Iterator, Optional, Tuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ def inputs_for(model: nn.Module, host: str) -> Iterator[Tuple[str, Any]]:
     elif host == 'mmseg':
         yield from _segmentor_inputs(model)
     else:
-        yield from _classifier_inputs()
+        yield from _classifier_inputs(model)
 
 
 def _detector_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
@@ -112,14 +112,31 @@ def _segmentor_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
             inputs=list(pictures), data_samples=samples)
 
 
-def _classifier_inputs() -> Iterator[Tuple[str, Any]]:
+def _classifier_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
     from mmpretrain.structures import DataSample
-    for views, size in _CLASSIFIER_INPUTS:
+    mask = _mask_of(model)
+    inputs = _CLASSIFIER_INPUTS
+    if mask is not None:  # of pictures of one size
+        inputs = [(views, model.backbone.patch_embed.init_input_size[0])
+                  for views in (1, 2)]
+    for views, size in inputs:
         number = 4 if size == 64 else 2
         samples = [DataSample().set_gt_label(i % 2) for i in range(number)]
+        note = f'{number} pictures, {size} px, {views} view' + 's' * (views > 1)
+        if mask is not None:
+            samples = [sample.set_mask(mask) for sample in samples]
+            note += ', masked'
         pictures = [torch.randint(0, 256, (number, 3, size, size),
                                   dtype=torch.uint8) for _ in range(views)]
-        yield (f'{number} pictures, {size} px, {views} view'
-               + 's' * (views > 1),
-               dict(inputs=pictures if views > 1 else pictures[0],
-                    data_samples=samples))
+        yield note, dict(inputs=pictures if views > 1 else pictures[0],
+                         data_samples=samples)
+
+
+def _mask_of(model: nn.Module) -> Optional[torch.Tensor]:
+    """(H, W), every third patch, for networks whose data says what to mask."""
+    from mmpretrain.models.selfsup import CAE, BEiT, MaskFeat, SimMIM
+    if not isinstance(model, (BEiT, CAE, MaskFeat, SimMIM)):
+        return None
+    height, width = model.backbone.patch_embed.init_out_size
+    return torch.arange(height * width).remainder(3).eq(0).long().view(
+        height, width)
