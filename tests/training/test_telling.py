@@ -1,4 +1,7 @@
 """What a run says while it trains, when it stops early, and at Ctrl-C."""
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from mmengine.config import ConfigDict
@@ -76,6 +79,33 @@ def test_a_window_of_iterations_is_one_too(tmp_path):
             assert found[f'ela/kl/{layer.name}'] == expected(
                 layer, 'kl_iterations', [(1, 2), (3, 4), (5, 6), (6, 7)])
     assert 'measuring iterations 2 to 7: how redundant 8' in log_of(tmp_path)
+
+
+def test_wandb_counts_the_steps_of_the_log_alone(tmp_path, monkeypatch):
+    """It counts calls that commit; what they do not goes with the next one."""
+    rows, waiting = [], {}
+
+    def log(values, commit=True):
+        waiting.update(values)
+        if commit:
+            rows.append(dict(waiting))
+            waiting.clear()
+
+    wandb = SimpleNamespace(
+        init=lambda **_: None, log=log, run=SimpleNamespace(
+            log_code=lambda **_: None), config=SimpleNamespace(
+            update=lambda *_, **__: None), join=lambda: None)
+    monkeypatch.setitem(sys.modules, 'wandb', wandb)
+    runner_of(tmp_path, max_epochs=3, windows=[(1, 2)],
+              hook=dict(picture=False), **{
+                  **DRAWN, 'visualizer': dict(type='Visualizer', vis_backends=[
+                      dict(type='WandbVisBackend')])}).train()
+    assert [row['iter'] for row in rows] == [2, 4, 6, 8, 10, 12]
+    measured = [[tag for tag in row if tag.startswith('ela/kl/')]
+                for row in rows]
+    # The decision, after the log's fourth row, stands in the fifth.
+    assert all(measured[:3]) and measured[4] and not measured[5]
+    assert rows[4]['ela/active'] < 8 and not waiting
 
 
 def test_where_nobody_draws_nothing_is_averaged(tmp_path, monkeypatch):

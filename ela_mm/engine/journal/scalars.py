@@ -3,7 +3,12 @@ from typing import Dict, List
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import LoggerHook
-from mmengine.visualization import BaseVisBackend, LocalVisBackend, Visualizer
+from mmengine.visualization import (
+    BaseVisBackend,
+    LocalVisBackend,
+    Visualizer,
+    WandbVisBackend,
+)
 
 
 def drawing(visualizer: Visualizer) -> List[BaseVisBackend]:
@@ -30,8 +35,13 @@ def send(visualizer: Visualizer, scalars: Dict[str, float], step: int) -> None:
         scalars (Dict[str, float]): By tag.
         step (int): Iterations done.
     """
-    if is_main_process():
-        for backend in drawing(visualizer):
+    if not is_main_process():
+        return
+    for backend in drawing(visualizer):
+        if isinstance(backend, WandbVisBackend):
+            # WandB counts calls as steps: these numbers wait for LoggerHook's.
+            backend.experiment.log(scalars, commit=False)
+        else:
             backend.add_scalars(scalars, step)
 
 
