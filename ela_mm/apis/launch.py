@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from ..engine.checkpoints import is_intact
 from ..errors import INTERRUPTED, UsageError
 from .data import prepare_config
-from .loading import config_from_file, settings
+from .loading import config_from_file, override, settings
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -43,7 +43,7 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         name = osp.splitext(osp.basename(args.config))[0]
         cfg.work_dir = osp.join('work_dirs', name)
-    cfg.merge_from_dict(settings(args.cfg_options))
+    override(cfg, settings(args.cfg_options))
     return prepare_config(cfg)
 
 

@@ -20,6 +20,10 @@ from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import ela_backbones
 from .downloads import download_explained
 
+# What mmengine raises on an option for a place that is not there, or of another
+# kind.
+_MISFITS = (AttributeError, KeyError, TypeError)
+
 
 class _SafeLoader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
     """With tuples, which mmengine writes.
@@ -131,6 +135,37 @@ def settings(words: Union[Sequence[str], Dict[str, Any], None]
     return parser.parse_args(['--it', *(words or ())]).it
 
 
+def override(cfg: Config, options: Optional[Dict[str, Any]]) -> None:
+    """Override settings of a config, all at once.
+
+    Args:
+        cfg (Config): Changed in place.
+        options (Dict[str, Any], optional): Nested keys by dots; numbers index
+            lists.
+
+    Raises:
+        UsageError: On one that does not fit the config, which it names.
+    """
+    try:
+        cfg.merge_from_dict(options or {})
+    except _MISFITS as error:
+        pairs = list(options.items())
+        key, value = next(
+            (pair for pair in pairs if not _fits(cfg, *pair)), pairs[0])
+        raise UsageError(
+            f'{key}={value!r} does not fit the config '
+            f'({str(error.args[0])[:200]}): expected keys that lead through '
+            'its mappings and lists, and a mapping where one stands') from error
+
+
+def _fits(cfg: Config, key: str, value: Any) -> bool:
+    try:
+        deepcopy(cfg).merge_from_dict({key: value})
+    except _MISFITS:
+        return False
+    return True
+
+
 def read_config(path: str, options: Optional[dict] = None) -> Config:
     """Read the config file of a model.
 
@@ -142,10 +177,11 @@ def read_config(path: str, options: Optional[dict] = None) -> Config:
         Config: What it imports is imported.
 
     Raises:
-        UsageError: If it does not exist or is no config of a model.
+        UsageError: If it does not exist or is no config of a model, or an
+            option does not fit.
     """
     cfg = config_from_file(path)
-    cfg.merge_from_dict(options or {})
+    override(cfg, options)
     if cfg.get('model') is None:
         raise UsageError(f'the config {path!r} has no model')
     return cfg

@@ -11,8 +11,14 @@ from support import ROOT
 
 import ela_mm
 from ela_mm.apis.data import picture_shape
-from ela_mm.apis.loading import config_from_file, criterion_of
+from ela_mm.apis.loading import (
+    config_from_file,
+    criterion_of,
+    override,
+    settings,
+)
 from ela_mm.config_types import class_of, enter_scope, type_name
+from ela_mm.errors import UsageError
 from ela_mm.hosts.mmdet import ELAResNet
 from ela_mm.hosts.mmpretrain import ELAResNet_CIFAR
 from ela_mm.hosts.registration import host_of
@@ -52,6 +58,21 @@ def test_no_scope_leaves_registries_to_themselves():
         assert DefaultScope.get_current_instance().scope_name == 'mmpretrain'
         enter_scope(Config())
         assert DefaultScope.get_current_instance().scope_name == 'mmengine'
+
+
+@pytest.mark.parametrize('option, said', [
+    ('hooks.7.mu=1', "hooks.7.mu=1 .*Index 7 exceeds"),
+    ('hooks.1=[a,b]', r"hooks.1=\['a', 'b'\] "),
+    ('model.depth.low=2', 'model.depth.low=2 .*cannot inherit'),
+    ('hooks.first=3', 'hooks.first=3 '),
+])
+def test_options_that_do_not_fit_are_named(option, said):
+    cfg = Config(dict(model=dict(depth=50), hooks=[dict(mu=0), dict(mu=1)]))
+    options = settings(['model.width=3', option])
+    with pytest.raises(UsageError, match=f'^{said}.*expected keys'):
+        override(cfg, options)
+    override(cfg, settings(['hooks.1.mu=2', 'model.depth=18']))
+    assert cfg.hooks[1].mu == 2 and cfg.model.depth == 18
 
 
 DUMPED = """
