@@ -33,8 +33,9 @@ def parse_args() -> argparse.Namespace:
         commands, 'plan', 'layers, windows, schedule, step times and refusals '
         'of a training, without training', kind='CONFIG [CHECKPOINT]')
     command.add_argument(
-        '--rounds', type=_not_negative, default=3,
-        help='of timed training steps; 0: none; default: 3')
+        '--rounds', type=_not_negative,
+        help='of timed training steps; 0: none; default: 3, or 1 where these '
+        'would take longer than a minute')
 
     _command(commands, 'layers', 'attention layers by stage',
              kind='WORK_DIR | CONFIG [CHECKPOINT]')

@@ -21,8 +21,11 @@ from ..models.backbones.layer_attention_mixin import (
 )
 from ..pruning.build import build_criterion
 from ..pruning.windows import Windows
-from ..timing import ratio, time_in_turns
+from ..timing import ratio, seconds_of, time_in_turns
 from .schedule import Schedule, prune_hook_of, read_schedule
+
+# Seconds that steps may take to be timed, where nobody says how many.
+PATIENCE = 60
 
 
 class PlannedLayer(NamedTuple):
@@ -95,7 +98,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(cfg: Config,
-              rounds: int = 3,
+              rounds: Optional[int] = None,
               progress: Callable = iter) -> Plan:
     """Find out what a training is going to do.
 
@@ -104,7 +107,8 @@ def make_plan(cfg: Config,
 
     Args:
         cfg (Config): Of the training; not changed.
-        rounds (int): Timed rounds of steps; 0: none. Defaults to 3.
+        rounds (int, optional): Timed rounds of steps; 0: none. Defaults to
+            3, and to a single one where these would take longer than a minute.
         progress (Callable): Wraps the list of rounds, to show a bar.
 
     Returns:
@@ -137,7 +141,7 @@ def make_plan(cfg: Config,
                 if windows is not None and cfg.get('resume'):
                     _attempt(lambda: _go_on(windows, runner, cfg.load_from),
                              refused)
-                if rounds and not refused:
+                if rounds != 0 and not refused:
                     times = _attempt(
                         lambda: _step_times(runner, layers, _most(cfg, layers),
                                             rounds, progress), notes,
@@ -341,7 +345,7 @@ def _ask_hooks(runner: Runner, refused: List[str]) -> None:
 
 
 def _step_times(runner: Runner, layers: Sequence[PlannedLayer], most: int,
-                rounds: int, progress: Callable) -> List[StepTime]:
+                rounds: Optional[int], progress: Callable) -> List[StepTime]:
     """Of steps on the first samples, in turns; with a learning rate of 0."""
     backbone = find_backbone(runner.model)
     loader = runner.train_dataloader
@@ -374,8 +378,14 @@ def _step_times(runner: Runner, layers: Sequence[PlannedLayer], most: int,
 
         return step
 
-    times = time_in_turns({k: step_with(v) for k, v in wanted.items()}, rounds,
-                          warm_up=1, progress=progress)
+    steps = {label: step_with(names) for label, names in wanted.items()}
+    warm_up = 1
+    if rounds is None:
+        rounds = 3
+        taken = seconds_of(steps['all layers']) * len(steps)
+        if taken * (warm_up + rounds) > PATIENCE:
+            rounds, warm_up = 1, 0
+    times = time_in_turns(steps, rounds, warm_up, progress)
     backbone.restore_layers()
     return [
         StepTime(label, len(layers) - len(gone) - len(names), times[label],

@@ -186,6 +186,16 @@ def test_a_plan_trains_writes_and_keeps_nothing(tmp_path):
     assert 'has 4 iterations' in text and 'at most 2 of 4 prunable' in text
 
 
+@pytest.mark.parametrize('seconds, rounds', [(1., 3), (10., 1)])
+def test_slow_steps_are_timed_once(tmp_path, monkeypatch, seconds, rounds):
+    """Of three variants, with a round to warm up: 12 s, or 2 minutes."""
+    monkeypatch.setattr('ela_mm.analysis.plan.seconds_of', lambda step: seconds)
+    plan = make_plan(toy_config(tmp_path / 'work', max_epochs=2, **SMALL))
+    assert [len(x.seconds) for x in plan.times] == [rounds] * 3
+    text = ' '.join(t for s in plan_sections(plan) for t in s.text)
+    assert ('One round says little' in text) is (rounds == 1)
+
+
 @pytest.mark.parametrize('change, reason', [
     ({'custom_hooks.0.windows': [(3, 9)]}, 'lies past the last epoch'),
     ({'custom_hooks.0.windows': [(2, 1)]}, 'is reversed'),

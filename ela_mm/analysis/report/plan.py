@@ -251,13 +251,17 @@ def _times_section(times: Sequence[StepTime]) -> Section:
     rows = [[x.label, str(x.layers), f'{x.median:.3g}',
              f'{min(x.seconds):.3g} to {max(x.seconds):.3g}',
              f'{x.ratio:.2f}'] for x in times]
-    text = [f'Whole training steps on the first samples, timed in turns, '
-            f'{rounds} rounds, on this machine. Compare the ratios: each is '
-            'the median over the rounds.']
+    text = ['Whole training steps on the first samples, timed in turns, '
+            f'{rounds} round{"s" * (rounds > 1)}, on this machine. Compare the '
+            'ratios: each is the median over the rounds.']
     spread = max(max(x.seconds) - min(x.seconds) for x in times)
-    if any(abs(x.median - times[0].median) < spread for x in times[1:]):
-        text.append('Some differ by less than one variant does between rounds: '
-                    'take more (--rounds), on an idle machine.')
+    doubt = ('One round says little' if rounds == 1 else
+             'Some differ by less than one variant does between rounds' if any(
+                 abs(x.median - times[0].median) < spread for x in times[1:])
+             else None)
+    if doubt:
+        text.append(f'{doubt}: take more (tools/analyze.py plan CONFIG '
+                    '--rounds 10), on an idle machine.')
     return Section('Expected step', text, [
         Table('Step times', ['attention', 'active', 'median, s', 'from, to',
                              'to all layers'], rows)])
