@@ -19,6 +19,7 @@ from ..models.backbones.masked import (
     CAEAttentionMixin,
     HiViTAttentionMixin,
     MAEAttentionMixin,
+    MaskArgumentMixin,
     MILANAttentionMixin,
 )
 from ..models.backbones.swin import SwinAttentionMixin
@@ -84,7 +85,7 @@ class ELAiTPNHiViT(ViTDepthMixin, HiViTAttentionMixin, iTPNHiViT):
 
 
 @MODELS.register_module()
-class ELABEiTPretrainViT(_ViTMixin, BEiTPretrainViT):
+class ELABEiTPretrainViT(MaskArgumentMixin, _ViTMixin, BEiTPretrainViT):
     """mmpretrain's BEiTPretrainViT with layer attention.
 
     A learned token stands for each masked patch. Takes the arguments of the
@@ -93,7 +94,7 @@ class ELABEiTPretrainViT(_ViTMixin, BEiTPretrainViT):
 
 
 @MODELS.register_module()
-class ELAMaskFeatViT(_ViTMixin, MaskFeatViT):
+class ELAMaskFeatViT(MaskArgumentMixin, _ViTMixin, MaskFeatViT):
     """mmpretrain's MaskFeatViT with layer attention.
 
     A learned token stands for each masked patch. Takes the arguments of the
@@ -110,8 +111,9 @@ class ELAMoCoV3ViT(FrozenAgainMixin, _ViTMixin, MoCoV3ViT):
 
 
 @MODELS.register_module()
-class ELASimMIMSwinTransformer(LayerDepthMixin, FreshNormsMixin,
-                               SwinAttentionMixin, SimMIMSwinTransformer):
+class ELASimMIMSwinTransformer(MaskArgumentMixin, LayerDepthMixin,
+                               FreshNormsMixin, SwinAttentionMixin,
+                               SimMIMSwinTransformer):
     """mmpretrain's SimMIMSwinTransformer with layer attention.
 
     A learned token stands for each masked patch. Takes the arguments of the

@@ -159,17 +159,19 @@ class LayerAttentionMixin:
             and self.is_frozen(layer) and not layer.module.scale.weight.any()
         ]
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor) -> Any:
         """Run the host's network.
 
         Args:
             x (Tensor): (B, 3, H, W), normalised pictures.
-            *args: Of the host, such as a mask of patches.
-            **kwargs: Likewise.
 
         Returns:
             Any: What the host's class returns.
         """
+        return self._run_host(x)  # torch.fx traces no *args
+
+    def _run_host(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the host's network, with what else it takes, such as a mask."""
         if self.attention_kind is None:
             return super().forward(x, *args, **kwargs)
         with self.attention_kind.one_pass():

@@ -30,7 +30,24 @@ class MaskedGroup(BlockGroup):
         return memory
 
 
-class MaskedAttentionMixin(ViTAttentionMixin):
+class MaskArgumentMixin:
+    """Lets a network with layer attention take what the host takes beside x."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the host's network.
+
+        Args:
+            x (Tensor): (B, 3, H, W), normalised pictures.
+            *args: Of the host, such as its mask.
+            **kwargs: Likewise.
+
+        Returns:
+            Any: What the host's class returns.
+        """
+        return self._run_host(x, *args, **kwargs)
+
+
+class MaskedAttentionMixin(MaskArgumentMixin, ViTAttentionMixin):
     """Adds layer attention to a transformer that may leave patches out.
 
     A family calls :meth:`keep` where the host has chosen the patches.
