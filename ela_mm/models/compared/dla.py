@@ -90,7 +90,8 @@ class DynamicLayerAttention(LayerAttention):
 
     def _retrieve(self, weights: Tensor, memory: DynamicMemory) -> Tensor:
         """The sum over i of P_i times factor i times v_i, and what follows."""
-        weights = weights.repeat_interleave(self.head_dim, 1)  # (B, C, n)
+        weights = weights.unsqueeze(2).expand(  # (B, h, d, n)
+            -1, -1, self.head_dim, -1).flatten(1, 2)  # (B, C, n)
         return super()._retrieve(weights * torch.stack(memory.factors, -1),
                                  memory)
 

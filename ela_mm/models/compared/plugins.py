@@ -8,9 +8,19 @@ one position more (``conv2``):
                   stages=(False, False, True, False), blocks=(4, ))]
 """
 import inspect
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from mmcv.cnn import build_conv_layer, build_plugin_layer
+from mmcv.cnn.bricks.plugin import infer_abbr
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -213,6 +223,16 @@ def _places(block: nn.Module,
     }
 
 
+def _build(cfg: dict, in_channels: int) -> Tuple[str, nn.Module]:
+    """Name and build a plugin; mmcv 2.0 takes no classes as types."""
+    cfg = dict(cfg)
+    postfix = cfg.pop('postfix', '')
+    if isinstance(cfg['type'], str):
+        return build_plugin_layer(cfg, postfix, in_channels=in_channels)
+    kind = cfg.pop('type')
+    return f'{infer_abbr(kind)}{postfix}', kind(in_channels=in_channels, **cfg)
+
+
 def _runs_plugins(block: nn.Module) -> bool:
     """Whether a block has MMDetection's own way of running plugins."""
     return hasattr(block, 'forward_plugin')
@@ -226,8 +246,7 @@ def _insert(block: nn.Module, cfg: dict, position: str,
             f'plugin position {position!r}: a {type(block).__name__} of '
             f'{type(block).__module__} has {tuple(places)}')
     place = places[position]
-    name, layer = build_plugin_layer(
-        cfg, in_channels=place.channels, postfix=cfg.pop('postfix', ''))
+    name, layer = _build(cfg, place.channels)
     if not all(parameter.numel() for parameter in layer.parameters()):
         raise UsageError(
             f'plugin {cfg} leaves no channel of {place.channels} inside: '

@@ -64,9 +64,10 @@ def retrieve(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
         Tensor: (B, C, H, W), in the values' dtype.
     """
     batch, channels = values[0].shape[:2]
-    weights = weights.to(values[0].dtype).repeat_interleave(
-        channels // weights.shape[1], dim=1)  # (B, C, n)
-    factors = weights.view(batch, channels, 1, 1, len(values)).unbind(-1)
+    # As repeat_interleave, which reads a value in torch 2.0.
+    weights = weights.to(values[0].dtype).unsqueeze(2).expand(
+        -1, -1, channels // weights.shape[1], -1)  # (B, h, d, n)
+    factors = weights.reshape(batch, channels, 1, 1, len(values)).unbind(-1)
     retrieved = factors[0] * values[0]  # (B, C, H, W)
     for factor, value in zip(factors[1:], values[1:]):
         # In place: autograd keeps factor and value, never the partial sums.

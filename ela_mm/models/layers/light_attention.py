@@ -132,5 +132,6 @@ class LightLayerAttention(ScaledAttention):
             query = project(self.query, pooled).view(heads)  # (B, h, d)
             key = project(self.key, pooled).view(heads)  # (B, h, d)
             logits = (query * key).sum(-1) / math.sqrt(self.head_dim)  # (B, h)
-            return torch.sigmoid(logits).repeat_interleave(
-                self.head_dim, dim=1)
+            # As repeat_interleave, which reads a value in torch 2.0.
+            return torch.sigmoid(logits).unsqueeze(2).expand(
+                -1, -1, self.head_dim).flatten(1)
