@@ -181,6 +181,22 @@ class Decision:
         """Number of layers of the network."""
         return len(self.layers)
 
+    def why_unmapped(self, layer: LayerDecision) -> Optional[str]:
+        """Say why a measured layer was kept without a mapped value.
+
+        Args:
+            layer (LayerDecision): Of this decision.
+
+        Returns:
+            str | None: ``'out of reach'``; ``'not ranked'`` where no layer has
+            a mapped value, such as a single one in reach, with nothing to rank
+            it with; None of all other layers.
+        """
+        if layer.outcome is not Outcome.KEPT or layer.mapped is not None:
+            return None
+        return ('not ranked' if all(x.mapped is None for x in self.layers) else
+                'out of reach')
+
 
 class Moment(NamedTuple):
     """When a decision is taken, and on which window.

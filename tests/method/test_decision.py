@@ -92,6 +92,18 @@ def test_what_cannot_be_ranked_skips_nothing(measured, kwargs, note):
     assert not decision.skipped and note in decision.note
 
 
+def test_kept_without_a_mapped_value_says_why():
+    """Of two candidates one is in reach: with nothing to rank it with."""
+    measured = {f'layer1.{i}': kl(.1 * i) for i in range(1, 5)}
+    taken = decided(network(5), measured)
+    why = {x.name: taken.why_unmapped(x) for x in taken.layers}
+    assert why == {**dict.fromkeys(why), 'layer1.4': 'out of reach'}
+    taken = decided(network(3), {f'layer1.{i}': kl(.1 * i) for i in (1, 2)})
+    why = {x.name: taken.why_unmapped(x) for x in taken.layers}
+    assert why == {'layer1.0': None, 'layer1.1': 'not ranked',
+                   'layer1.2': 'not ranked'}
+
+
 def test_a_failing_criterion_is_a_note():
 
     def fails(kl):

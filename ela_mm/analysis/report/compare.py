@@ -306,8 +306,8 @@ def _narrowly(fate: Optional[Fate]) -> str:
     elif fate.margin is not None:
         side = 'below' if fate.margin > 0 else 'above'
         parts.append(f'{abs(fate.margin):.3g} {side} mu')
-    elif fate.layer.mapped is None and 'gamma' in fate.decision.criterion:
-        parts.append('out of reach')
+    elif fate.decision.why_unmapped(fate.layer):
+        parts.append(fate.decision.why_unmapped(fate.layer))
     if fate.layer is not None and fate.layer.stability is not None:
         parts.append(f'{fate.layer.stability:.0%}')
     return ', '.join(parts)

@@ -1,5 +1,5 @@
 """What was measured and decided in each window, and over the training."""
-from typing import Any, Dict, List, Optional
+from typing import List, Optional
 
 import numpy as np
 from mmengine.registry import FUNCTIONS
@@ -16,7 +16,7 @@ from ...plotting import (
     style,
 )
 from ...pruning.criteria import asks_network
-from ...pruning.decision import Decision, LayerDecision, Outcome
+from ...pruning.decision import Decision, LayerDecision
 from ...pruning.doubt import doubt_of
 from ...pruning.edit import MaskEdit
 from ...pruning.kl import MEASURES
@@ -195,7 +195,7 @@ def window_section(run: Run, decision: Decision) -> Section:
         layer.name,
         *('-' if value is None else number(value) for value in _numbers(layer)),
         '-' if layer.stability is None else f'{layer.stability:.0%}',
-        _fate(layer, criterion)
+        _fate(layer, decision)
     ] for layer in decision.layers]
     table = Table(
         'Layers; std is between iterations, stability the share of resampled '
@@ -224,11 +224,9 @@ def _numbers(layer: LayerDecision) -> tuple:
             layer.mapped)
 
 
-def _fate(layer: LayerDecision, criterion: Dict[str, Any]) -> str:
-    out = (
-        layer.outcome is Outcome.KEPT and layer.mapped is None
-        and 'gamma' in criterion)
-    return 'kept (out of reach)' if out else layer.outcome.value
+def _fate(layer: LayerDecision, decision: Decision) -> str:
+    why = decision.why_unmapped(layer)
+    return layer.outcome.value + (f' ({why})' if why else '')
 
 
 def timeline_picture(run: Run) -> Picture:
