@@ -29,10 +29,14 @@ def config_of(name, folder):
     path = folder / 'classifier.py'
     path.write_text(CONFIG.replace('{root}', str(folder / 'data')))
     cfg = Config.fromfile(path)
+    side = FAMILIES[name].side
+    for kind in ('train', 'val', 'test'):
+        cfg[f'{kind}_dataloader'].dataset.pipeline.insert(
+            1, dict(type='Resize', scale=(side, side)))
     backbone = {**FAMILIES[name].config, **ALONE.get(name, {})}
     net = MODELS.build(backbone).eval()
     with torch.no_grad():
-        (pooled, ) = LastPooled()(net(torch.zeros(2, 3, 32, 32)))
+        (pooled, ) = LastPooled()(net(torch.zeros(2, 3, side, side)))
     cfg.model.backbone = backbone
     cfg.model.neck = dict(type='LastPooled')
     cfg.model.head.in_channels = pooled.shape[1]
@@ -70,7 +74,8 @@ def test_every_tool_takes_a_network_of_the_family(name, tmp_path):
 
     small = tmp_path / 'small.pth'
     printed = run('export_pruned.py', config, checkpoint, '--out', small,
-                  '--onnx', tmp_path / 'small.onnx', '--shape', 32, 32)
+                  '--onnx', tmp_path / 'small.onnx', '--shape',
+                  *[FAMILIES[name].side] * 2)
     assert 'left out' in printed and 'onnxruntime agrees to' in printed
     cfg = Config.fromfile(config)
     (batch, ) = file_batches(cfg, [str(picture)])

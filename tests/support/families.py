@@ -30,6 +30,7 @@ class Family(NamedTuple):
         smooth (bool): Whether what it returns changes without jumps.
         patch (int): Pixels of a plain transformer's patches.
         plain (str): The host's own class.
+        side (int): Of square pictures that it takes.
     """
     config: dict
     size: Tuple[int, int] = (32, 48)
@@ -38,6 +39,10 @@ class Family(NamedTuple):
     strict: bool = True
     smooth: bool = True
     patch: int = 8
+
+    @property
+    def side(self) -> int:
+        return 32 if self.sides else self.size[0]
 
     @property
     def plain(self) -> str:

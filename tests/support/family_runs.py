@@ -21,8 +21,9 @@ from support.toy import ToyDataset, toy_config
 class FamilyClassifier(BaseModel):
     """A backbone of any family and a linear classifier of its outputs."""
 
-    def __init__(self, backbone: dict) -> None:
+    def __init__(self, backbone: dict, side: int = 32) -> None:
         super().__init__()
+        self.side = side
         self.backbone = MODELS.build(backbone)
         self.backbone.eval()
         with torch.no_grad():
@@ -31,6 +32,8 @@ class FamilyClassifier(BaseModel):
 
     def _pool(self, inputs):
         outs = []
+        if self.side != 32:
+            inputs = torch.nn.functional.interpolate(inputs, self.side)
         for out in flat(self.backbone(inputs)):
             # TridentNet's branches stand one after the other in the batch.
             out = out.unflatten(0, (-1, len(inputs))).mean(0)
@@ -59,7 +62,8 @@ def config(name, work_dir, hooks=(), **overrides) -> Config:
         work_dir, hooks=[dict(type='ReseedHook'),
                          dict(type='EMAHook', momentum=.1), *hooks],
         model=dict(_delete_=True, type='FamilyClassifier',
-                   backbone=FAMILIES[name].config), **overrides)
+                   backbone=FAMILIES[name].config,
+                   side=FAMILIES[name].side), **overrides)
 
 
 def answers(path: Path) -> torch.Tensor:
