@@ -115,28 +115,32 @@ def _segmentor_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
 def _classifier_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
     from mmpretrain.structures import DataSample
     mask = _mask_of(model)
-    inputs = _CLASSIFIER_INPUTS
-    if mask is not None:  # of pictures of one size
-        inputs = [(views, model.backbone.patch_embed.init_input_size[0])
-                  for views in (1, 2)]
-    for views, size in inputs:
-        number = 4 if size == 64 else 2
+    inputs = [(size, ) * views for views, size in _CLASSIFIER_INPUTS]
+    if mask is not None:  # of pictures of one size, and of their targets
+        side = model.backbone.patch_embed.init_input_size[0]
+        inputs = [(side, ), (side, side // 2), (side, side)]
+    for sizes in inputs:
+        number = 4 if sizes[0] == 64 else 2
         samples = [DataSample().set_gt_label(i % 2) for i in range(number)]
-        note = f'{number} pictures, {size} px, {views} view' + 's' * (views > 1)
+        note = (f'{number} pictures, {sizes[0]} px, {len(sizes)} view'
+                + 's' * (len(sizes) > 1))
         if mask is not None:
             samples = [sample.set_mask(mask) for sample in samples]
             note += ', masked'
         pictures = [torch.randint(0, 256, (number, 3, size, size),
-                                  dtype=torch.uint8) for _ in range(views)]
-        yield note, dict(inputs=pictures if views > 1 else pictures[0],
-                         data_samples=samples)
+                                  dtype=torch.uint8) for size in sizes]
+        yield note, dict(
+            inputs=pictures if len(sizes) > 1 else pictures[0],
+            data_samples=samples)
 
 
 def _mask_of(model: nn.Module) -> Optional[torch.Tensor]:
-    """(H, W), every third patch, for networks whose data says what to mask."""
+    """(H, W), for networks whose data says which patches to mask."""
     from mmpretrain.models.selfsup import CAE, BEiT, MaskFeat, SimMIM
     if not isinstance(model, (BEiT, CAE, MaskFeat, SimMIM)):
         return None
     height, width = model.backbone.patch_embed.init_out_size
-    return torch.arange(height * width).remainder(3).eq(0).long().view(
-        height, width)
+    order = torch.randperm(height * width,
+                           generator=torch.Generator().manual_seed(0))
+    # 75 of 196 patches, of which CAE wants this number.
+    return (order < height * width * 75 // 196).long().view(height, width)
