@@ -5,6 +5,7 @@ from mmdet.models.backbones import (
     CSPNeXt,
     DetectoRS_ResNet,
     DetectoRS_ResNeXt,
+    EfficientNet,
     HRNet,
     MobileNetV2,
     PyramidVisionTransformer,
@@ -22,6 +23,7 @@ from ..models.backbones.detectors import DetectoRSMixin
 from ..models.backbones.hrnet import HRNetAttentionMixin
 from ..models.backbones.pvt import PVTAttentionMixin
 from ..models.backbones.resnet import PlanesMixin, WidePlanesMixin
+from ..models.backbones.runs import EfficientNetAttentionMixin
 from ..models.backbones.sequences import BatchNormSequencesMixin
 from ..models.backbones.stages import AttentionStage, LightAttentionStage
 from ..models.backbones.swin import SwinAttentionMixin
@@ -108,6 +110,14 @@ class ELACSPDarknet(CSPAttentionMixin, CSPDarknet):
 @MODELS.register_module()
 class ELAHRNet(HRNetAttentionMixin, HRNet):
     """mmdet's HRNet with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAEfficientNet(EfficientNetAttentionMixin, EfficientNet):
+    """mmdet's EfficientNet with layer attention.
 
     Takes the arguments of the host's class and of the mixin.
     """

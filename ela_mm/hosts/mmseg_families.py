@@ -8,20 +8,26 @@ from mmseg.engine.optimizers import (
 )
 from mmseg.models.backbones import (
     MAE,
+    PCPVT,
+    SVT,
     BEiT,
     HRNet,
     MixVisionTransformer,
     MobileNetV2,
+    MobileNetV3,
     SwinTransformer,
     VisionTransformer,
 )
 from mmseg.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from torch import Tensor
 
 from ..models.backbones.hrnet import HRNetAttentionMixin
 from ..models.backbones.pvt import PVTAttentionMixin
+from ..models.backbones.runs import MobileNetV3AttentionMixin
 from ..models.backbones.sequences import BatchNormSequencesMixin
 from ..models.backbones.stages import AttentionLayerInfo
 from ..models.backbones.swin import SwinAttentionMixin
+from ..models.backbones.twins import TwinsAttentionMixin
 from ..models.backbones.vit import ViTAttentionMixin
 from .layer_rates import KnowsAttention
 
@@ -53,6 +59,39 @@ class ELAHRNet(HRNetAttentionMixin, HRNet):
 @MODELS.register_module()
 class ELAMobileNetV2(BatchNormSequencesMixin, MobileNetV2):
     """mmseg's MobileNetV2 with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELAMobileNetV3(MobileNetV3AttentionMixin, MobileNetV3):
+    """mmseg's MobileNetV3, with dilations, and layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+    norm_cfg_by_default = dict(type='BN')
+
+
+class _TwinsMixin(TwinsAttentionMixin):
+    stages_name = 'layers'
+
+    def end_stage(self, i: int, x: Tensor) -> Tensor:
+        """Norm tokens (B, HW, C) behind stage number i, if that is set."""
+        return self.norm_list[i](x) if self.norm_after_stage else x
+
+
+@MODELS.register_module()
+class ELAPCPVT(_TwinsMixin, PCPVT):
+    """mmseg's Twins-PCPVT with layer attention.
+
+    Takes the arguments of the host's class and of the mixin.
+    """
+
+
+@MODELS.register_module()
+class ELASVT(_TwinsMixin, SVT):
+    """mmseg's Twins-SVT with layer attention.
 
     Takes the arguments of the host's class and of the mixin.
     """

@@ -8,8 +8,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import ela_mm  # noqa: F401
+from ela_mm.hosts import mmdet_families, mmpretrain_stages
 from ela_mm.hosts.mmpretrain_more import ELALeViT, ELAPyramidVig, ELAVig
-from ela_mm.hosts.mmpretrain_stages import ELAEfficientNet
 from ela_mm.models.backbones.conformer import ConformerStage
 from ela_mm.models.backbones.dense import DenseStage
 from ela_mm.models.backbones.detached import DetachedStage
@@ -80,7 +80,8 @@ _VIT = dict(
     img_size=32, patch_size=8, attention_groups=3)
 
 # Of the hosts', the smallest EfficientNet has 5 million parameters.
-ELAEfficientNet.arch_settings['b-tiny'] = (.25, .5, 32)
+for _host in (mmdet_families, mmpretrain_stages):
+    _host.ELAEfficientNet.arch_settings['b-tiny'] = (.25, .5, 32)
 # These hosts take no other than their own.
 ELALeViT.arch_zoo['mini'] = dict(
     embed_dims=[16, 24, 32], num_heads=[1, 2, 2], depths=[2, 3, 2],
@@ -151,6 +152,12 @@ FAMILIES: Dict[str, Family] = {
     'efficientnet': Family(dict(
         type='mmpretrain.ELAEfficientNet', arch='b-tiny', out_indices=(3, 6)),
         frozen_stages=2),
+    'efficientnet_det': Family(dict(
+        type='mmdet.ELAEfficientNet', arch='b-tiny', out_indices=(3, 5)),
+        frozen_stages=2),
+    'mobilenet_v3_seg': Family(dict(
+        type='mmseg.ELAMobileNetV3', arch='small', out_indices=(1, 5, 12)),
+        frozen_stages=5),
     'vgg': Family(dict(
         type='mmpretrain.ELAVGG', depth=13, num_stages=3, dilations=(1, 1, 1),
         out_indices=(0, 2))),
@@ -174,6 +181,12 @@ FAMILIES: Dict[str, Family] = {
         sides=()),
     'pcpvt': Family(dict(type='mmpretrain.ELAPCPVT', arch=_TWINS,
                          out_indices=(1, 3), norm_after_stage=True)),
+    'pcpvt_seg': Family(dict(
+        type='mmseg.ELAPCPVT', **_TWINS, out_indices=(1, 3),
+        norm_after_stage=True)),
+    'svt_seg': Family(dict(
+        type='mmseg.ELASVT', **_TWINS, windiow_sizes=[2] * 4,
+        norm_after_stage=False)),
     'svt': Family(dict(type='mmpretrain.ELASVT', out_indices=(1, 3), arch={
         **_TWINS, 'window_sizes': [2] * 4})),
     'levit': Family(dict(
@@ -309,6 +322,7 @@ FAMILIES: Dict[str, Family] = {
 TWINS = ('riformer', 'mobilenet', 'mobilenet_det', 'mobilenet_seg',
          'efficientnet_v2', 'swin_seg', 'swin_v2', 'vit_seg', 'beit_seg',
          'hrnet_cls', 'hrnet_seg', 'vgg', 'edgenext', 'repmlp', 'svt',
+         'efficientnet_det', 'mobilenet_v3_seg', 'pcpvt_seg', 'svt_seg',
          'efficientformer', 'pvig', 'mobilevit', 'csp_darknet',
          'csp_resnext', 'davit', 'vig', 'mlp_mixer', 't2t', 'mixmim', 'shufflenet_v1',
          'shufflenet_v2')

@@ -19,7 +19,8 @@ class TwinsStage(TokenStage):
         """Names in the backbone of what makes up block number i."""
         parts = super().block_parts(i)
         if i == 0:
-            parts.append(self.name.replace('stages', 'position_encodings'))
+            number = self.name.rpartition('.')[2]
+            parts.append(f'position_encodings.{number}')
         return parts
 
     def walk(self, i: int, x: Tensor, memory: LayerMemory,
@@ -43,17 +44,22 @@ class TwinsStage(TokenStage):
 
 
 class TwinsAttentionMixin(PlacedAttentionMixin):
-    """Adds layer attention to Twins, PCPVT or SVT."""
+    """Adds layer attention to Twins, PCPVT or SVT.
+
+    Attributes:
+        stages_name (str): Of the host's list of stages.
+    """
     kinds = {'base': TwinsStage}
     norm_cfg_by_default = dict(type='LN')
+    stages_name = 'stages'
 
     def stage_specs(self) -> List[StageSpec]:
         """Take every stage."""
         return [
-            StageSpec(f'stages.{i}', channels, self._attention_norm_cfg,
-                      [0.] * depth)
-            for i, (channels, depth) in enumerate(
-                zip(self.embed_dims, self.depths))
+            StageSpec(f'{self.stages_name}.{i}', patches.embed_dims,
+                      self._attention_norm_cfg, [0.] * depth)
+            for i, (patches, depth) in enumerate(
+                zip(self.patch_embeds, self.depths))
         ]
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
@@ -68,12 +74,16 @@ class TwinsAttentionMixin(PlacedAttentionMixin):
         if self.attention_kind is None:
             return super().forward(x)
         outs = []
-        for i, stage in enumerate(self.stages):
+        for i, stage in enumerate(getattr(self, self.stages_name)):
             x, hw_shape = self.patch_embeds[i](x)
             x = self.position_encoding_drops[i](x)  # (B, HW, C)
             x = stage(x, hw_shape, self.position_encodings[i])
-            x = getattr(self, f'norm_after_stage{i}')(x)
+            x = self.end_stage(i, x)
             x = tokens_to_map(x, hw_shape).contiguous()  # as the host's
             if i in self.out_indices:
                 outs.append(x)  # (B, C, H, W)
         return tuple(outs)
+
+    def end_stage(self, i: int, x: Tensor) -> Tensor:
+        """Do to tokens (B, HW, C) what the host does behind stage number i."""
+        return getattr(self, f'norm_after_stage{i}')(x)
