@@ -74,9 +74,10 @@ def dataset_batches(cfg: Config,
 
     Args:
         cfg (Config): See :func:`loader_of`.
-        images (int): So many at least, unless the set has fewer.
+        images (int): So many, rounded up to whole batches, unless the set
+            has fewer.
         batch_size (int, optional): Pictures a batch. Defaults to None: the
-            loader's.
+            loader's, or ``images`` if these are fewer.
 
     Yields:
         dict: What the model's data_preprocessor takes.
@@ -92,6 +93,8 @@ def dataset_batches(cfg: Config,
     if not isinstance(loader, DataLoader):
         if name == 'train_dataloader':
             loader = _not_augmented(cfg)
+        if batch_size is None and (loader.get('batch_size') or 0) > images:
+            loader = dict(loader, batch_size=images)
         loader = Runner.build_dataloader(
             _without_workers(loader, batch_size), seed=0)
     size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)

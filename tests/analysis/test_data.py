@@ -113,6 +113,8 @@ def test_every_option_of_a_loader(options, root):
     assert not multiprocessing.active_children()
     again = list(dataset_batches(cfg, 5, batch_size=5))
     assert [len(batch['inputs']) for batch in again] == [5]
+    (one, ) = dataset_batches(cfg, 1)  # not the loader's two or four
+    assert len(one['inputs']) == 1
 
 
 def test_a_loader_that_is_built():
@@ -133,7 +135,7 @@ def test_without_a_validation_set(root):
             dict(type='RandomFlip', prob=.5)]]), PACK]), 'train')
     cfg.val_evaluator = dict(type='CocoMetric', ann_file='gone.json')
     assert set_of(cfg) == 'the training set'
-    inputs = next(dataset_batches(cfg, 1))['inputs']
+    inputs = next(dataset_batches(cfg, 2))['inputs']
     picture = cv2.imread(str(root / '0' / '1.png'))[..., 0].max()
     assert len(inputs) == 2 and (inputs[1] == picture).all()
     (batch, ) = file_batches(cfg, [str(root / '0' / '1.png')])
@@ -177,7 +179,7 @@ def test_home_folders_and_lists_of_files(root, monkeypatch):
     home = f'~/{root.name}'
     cfg = config(dataset(home))
     check_data(cfg, 'val_dataloader')
-    assert len(next(dataset_batches(cfg, 1))['inputs']) == 2
+    assert len(next(dataset_batches(cfg, 1))['inputs']) == 1
     assert cfg.val_dataloader.dataset.data_root == str(root)
     (picture, ) = file_batches(cfg, [f'{home}/0/0.png'])
     assert picture['inputs'][0].shape == (3, 16, 20)

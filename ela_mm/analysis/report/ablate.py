@@ -68,8 +68,9 @@ def ablation_section(found: Ablated, source: str,
         f'Loss in eval mode on {found.images} pictures ({source}), '
         f'{found.loss:.4g} with all active layers' +
         ('' if found.top1 is None else f', top-1 {found.top1:.2f}%') +
-        '; then with each layer skipped in turn, on the same '
-        f'{found.batches} batches, so that the differences are paired. '
+        '; then with each layer skipped in turn, on the same ' +
+        ('batch' if found.batches == 1 else f'{found.batches} batches') +
+        ', so that the differences are paired. '
         'Intervals are 95%, over batches. A difference whose interval holds 0 '
         'is none that these pictures show.',
         _of_decision(found)
