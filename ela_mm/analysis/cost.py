@@ -243,7 +243,8 @@ def _conditions(device: torch.device, batch: int, shape: Sequence[int],
                 training: bool, rounds: int) -> str:
     where = (
         torch.cuda.get_device_name(device) if device.type == 'cuda' else
-        f'CPU, {torch.get_num_threads()} threads')
+        f'CPU, {torch.get_num_threads()} thread'
+        f'{"s" * (torch.get_num_threads() > 1)}')
     what = 'forward and backward' if training else 'forward, eval mode'
     return (f'backbone alone, stage by stage, {what}, {batch} pictures of '
             f'{shape[0]} x {shape[1]}, float32, {where}, medians of {rounds} '
