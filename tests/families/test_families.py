@@ -22,6 +22,8 @@ from support.families import (
     run_and_see,
 )
 
+from ela_mm.analysis.cost import measure_cost
+from ela_mm.analysis.features import _tap
 from ela_mm.errors import UsageError
 from ela_mm.sparsity.stages import find_stages
 
@@ -305,7 +307,8 @@ RATES = [
         layer_decay_rate=.5, num_layers=7)),
     *(('mmpretrain', name, 'LearningRateDecayOptimWrapperConstructor',
        dict(layer_decay_rate=.5)) for name in (
-        'convnext', 'swin', 'vit', 'distilled', 'beit', 'vit_sam', 'res2net')),
+        'convnext', 'swin', 'vit', 'distilled', 'beit', 'vit_sam', 'res2net',
+        'mixmim')),
 ]
 
 
@@ -325,7 +328,7 @@ def test_attention_learns_at_the_rate_of_its_block(
         optimizer = build_optim_wrapper(model, config).optimizer
     rate = {id(p): group['lr'] for group in optimizer.param_groups
             for p in group['params']}
-    assert len(rate) == len(list(model.parameters()))
+    assert all(id(p) in rate for p in model.parameters() if p.requires_grad)
     rates = set()
     for layer in model.backbone.attention_layers:
         stage = model.backbone.attention_stages[layer.stage - 1]
@@ -389,3 +392,23 @@ def test_a_skipped_retrieval_of_tokens_keeps_its_norm():
     assert used == {'norm.weight', 'norm.bias', 'key.weight', 'value.weight'}
     assert net.unused_state() == {
         'layers.group1.1': ['layers.group1.attention.1.query.weight']}
+
+
+@pytest.mark.parametrize('name, beside', [
+    ('mobileone', ()), ('pcpvt', ('position_encodings.1.', ))])
+def test_what_leads_to_a_block_is_no_cost_of_attention(name, beside):
+    """Nor is it behind the features of the block before."""
+    net = FAMILIES[name].build()
+    cost = measure_cost(net, FAMILIES[name].size, batch=1, rounds=1,
+                        training=False)
+    stage, layers = cost.stages[1], cost.layers[1:3]
+    assert stage.macs_before == sum(layer.macs for layer in layers)
+    assert stage.attention_parameters + stage.parameters == sum(
+        p.numel() for key, p in net.named_parameters()
+        if key.startswith((f'{stage.name}.', *beside)))
+    name = net.attention_layers[1].name  # the first of two of its stage
+    seen = []
+    with _tap(net, name) as tap:
+        tap.register_forward_hook(lambda module, args, out: seen.append(out))
+        net.eval()(pictures(FAMILIES['pcpvt']))
+    assert seen[0].shape[1] == net.attention_layers[1].module.value.in_channels
