@@ -6,7 +6,6 @@ from mmpretrain.models.selfsup import (
     MAEHiViT,
     MAEViT,
     MaskFeatViT,
-    MFFViT,
     MILANViT,
     MoCoV3ViT,
     SimMIMSwinTransformer,
@@ -27,18 +26,15 @@ from ..models.backbones.vit import FrozenAgainMixin
 from .mmpretrain import LayerDepthMixin
 from .mmpretrain_families import ViTDepthMixin, _ViTMixin
 
+try:
+    from mmpretrain.models.selfsup import MFFViT
+except ImportError:  # MMPretrain 1.0
+    MFFViT = None
+
 
 @MODELS.register_module()
 class ELAMAEViT(ViTDepthMixin, MAEAttentionMixin, MAEViT):
     """mmpretrain's MAEViT with layer attention, also among few patches.
-
-    Takes the arguments of the host's class and of the mixin.
-    """
-
-
-@MODELS.register_module()
-class ELAMFFViT(ViTDepthMixin, MAEAttentionMixin, MFFViT):
-    """mmpretrain's MFFViT with layer attention, also among few patches.
 
     Takes the arguments of the host's class and of the mixin.
     """
@@ -120,3 +116,13 @@ class ELASimMIMSwinTransformer(MaskArgumentMixin, LayerDepthMixin,
     host's class and of the mixin.
     """
     frozen_from = 0
+
+
+if MFFViT is not None:
+
+    @MODELS.register_module()
+    class ELAMFFViT(ViTDepthMixin, MAEAttentionMixin, MFFViT):
+        """mmpretrain's MFFViT with layer attention, also among few patches.
+
+        Takes the arguments of the host's class and of the mixin.
+        """

@@ -62,15 +62,29 @@ def register_host(name: str) -> None:
 
     Raises:
         UsageError: On another name.
-        Exception: What importing the host raises.
+        Exception: What importing the host raises. Families of backbones that
+            this version of the host does not have are left out, with a
+            warning.
     """
     if name not in HOSTS:
         raise UsageError(f'no host is called {name!r}: expected one of '
                          f'{", ".join(HOSTS)}')
     with _hidden(other for other in _failed if other != name):
-        host, *_ = [import_module(module) for module in HOSTS[name]]
+        first, *others = HOSTS[name]
+        host = import_module(first)
+        for module in others:
+            _import_families(module)
     _installed[name] = host.HOST
     _failed.pop(name, None)
+
+
+def _import_families(module: str) -> None:
+    """Import a module; one that asks a host for a class in vain is left out."""
+    try:
+        import_module(module)
+    except ImportError as error:  # of another version of the host
+        warnings.warn(f'ela_mm goes on without what {module} adds: {error}',
+                      stacklevel=4)
 
 
 @contextmanager

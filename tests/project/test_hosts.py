@@ -137,6 +137,22 @@ def test_a_host_that_cannot_be_imported_is_left_out():
     subprocess.run([sys.executable, '-c', BROKEN], check=True, cwd=ROOT)
 
 
+def test_families_that_a_version_of_a_host_lacks_are_left_out(tmp_path,
+                                                             monkeypatch):
+    """Not the host with them."""
+    (tmp_path / 'newer_families.py').write_text(
+        'from mmpretrain.models import OfANewerVersion\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    first, *others = registration.HOSTS['mmpretrain']
+    monkeypatch.setitem(registration.HOSTS, 'mmpretrain',
+                        (first, 'newer_families', *others))
+    monkeypatch.setattr(registration, '_installed', {})
+    with pytest.warns(UserWarning, match='without what newer_families adds: '
+                      '.*OfANewerVersion'):
+        registration.register_host('mmpretrain')
+    assert [host.scope for host in registration.installed()] == ['mmpretrain']
+
+
 def test_hosts_that_nobody_knows_are_not_registered():
     with pytest.raises(UsageError, match="'mmfoo': expected one of .*mmdet"):
         registration.register_host('mmfoo')
