@@ -12,6 +12,7 @@ from mmdet.models.mot import BaseMOTModel
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import SelfSupDataPreprocessor
+from support.complexity import needs_counter
 from support.detector import small_config
 from support.toy import ToyClassifier
 from torch import nn
@@ -35,6 +36,9 @@ from ela_mm.models.backbones.pictures import picture_channels
 
 LOAD = dict(type='LoadImageFromFile')
 PACK = dict(type='PackInputs')
+# MMDetection 3.1 asks for all that it keeps, such as 'flip'.
+PACK_DETECTION = dict(type='mmdet.PackDetInputs',
+                      meta_keys=('img_path', 'ori_shape', 'img_shape'))
 
 
 @pytest.fixture(scope='module')
@@ -83,7 +87,7 @@ def test_every_wrapper(kind, number, root):
         'folds': dict(type='KFoldDataset', fold=0, num_splits=2,
                       test_mode=True, dataset=inner),
         'mixed': dict(type='mmdet.MultiImageMixDataset',
-                      pipeline=[dict(type='mmdet.PackDetInputs')],
+                      pipeline=[PACK_DETECTION],
                       dataset={**inner, 'pipeline': [LOAD]}),
         'within': dict(type='RepeatDataset', times=2, dataset=dict(
             type='ConcatDataset', datasets=[inner, inner])),
@@ -159,7 +163,8 @@ def test_labels_fit_the_pictures_within_wrappers(digits_root):
             x['name'] for x in annotations['categories'])),
         pipeline=[LOAD, dict(type='Resize', scale=(128, 128)),
                   dict(type='LoadAnnotations', with_bbox=True),
-                  dict(type='PackDetInputs')])
+                  dict(PACK_DETECTION, meta_keys=(
+                      *PACK_DETECTION['meta_keys'], 'scale_factor'))])
     cfg = config(dict(type='ConcatDataset', datasets=[inner, inner]))
     cfg.default_scope = 'mmdet'
     batches = list(annotated_batches(cfg, 8))
@@ -289,6 +294,7 @@ def test_channels_of_what_comes_before_the_first_convolution():
         picture_channels(nn.Linear(3, 3))
 
 
+@needs_counter
 @pytest.mark.parametrize('channels', [1, 2, 4, 6])
 def test_pictures_of_any_channels(channels, tmp_path):
     """From the file to attention, cost and class activation maps."""
@@ -334,9 +340,9 @@ def test_grey_pictures_of_datasets_that_hold_arrays(root):
     [dict(type='mmdet.LoadProposals'), dict(
         type='mmdet.ProposalBroadcaster', transforms=[
             dict(type='mmdet.Resize', scale=(40, 32), keep_ratio=False)]),
-     dict(type='mmdet.PackDetInputs')],
+     PACK_DETECTION],
     [dict(type='mmdet.LoadPanopticAnnotations'),
-     dict(type='mmdet.PackDetInputs')],
+     PACK_DETECTION],
 ], ids=['persons', 'proposals', 'panoptic'])
 def test_pipelines_that_ask_for_more_than_a_picture(steps, root):
     """A label, proposals, maps, where there is a file alone."""

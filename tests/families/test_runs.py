@@ -30,7 +30,7 @@ def test_a_run_prunes_resumes_bit_equal_and_reloads(tmp_path, name):
     resumed = config(name, second, load_from=str(first / 'epoch_2.pth'),
                      resume=True)
     Runner.from_cfg(resumed).train()
-    states = [torch.load(folder / 'epoch_3.pth', weights_only=True)
+    states = [torch.load(folder / 'epoch_3.pth')
               for folder in (first, second)]
     for key in ('state_dict', 'ema_state_dict'):
         ours, others = (state[key] for state in states)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.versions import needs_torch_2_1
 from torch import nn
 
 from ela_mm import LayerAttention, LayerMemory
@@ -183,6 +184,7 @@ def test_head_dim_must_divide_the_channels(cls, head_dim):
         cls(64, head_dim)
 
 
+@needs_torch_2_1
 @pytest.mark.parametrize('zero_init', [False, True])
 def test_with_cp_checkpoints_norms_that_the_bank_leaves(zero_init):
     """The same values and gradients, and less kept."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from support.toy import small_network
+from support.versions import needs_torch_2_1
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -255,6 +256,7 @@ def test_second_derivatives_in_eager_mode_are_refused_not_wrong():
 # --- devices -------------------------------------------------------------------------
 
 
+@needs_torch_2_1
 @pytest.mark.parametrize('norm_eval', [False, True])
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('attention', KINDS)
@@ -341,6 +343,7 @@ def test_a_window_on_a_device_without_float64(monkeypatch):
     dict(norm_cfg=dict(type='GN', num_groups=4), with_cp=True)],
     ids=['base', 'light', 'with_cp', 'GN'])
 @pytest.mark.parametrize('training', [False, True])
+@needs_torch_2_1
 def test_a_pretended_cuda_device(options, training):
     """No tensor of attention is on the CPU, and none is read back, nor by the
     statistics of a window."""
@@ -368,6 +371,7 @@ def test_a_pretended_cuda_device(options, training):
     assert all(w.device.type == 'cuda' for pair in seen for w in pair)
 
 
+@needs_torch_2_1
 def test_an_attention_layer_alone_on_the_meta_device():
     layer = LayerAttention(32).to('meta')
     for capacity in (2, None):

@@ -25,6 +25,7 @@ from mmcv.ops import (
 )
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 from mmcv.ops.sync_bn import SyncBatchNormFunction
+from support.versions import needs_torch_2_1
 from torch.autograd import gradcheck
 from torchvision.ops import box_iou
 
@@ -473,7 +474,8 @@ def test_overlaps_of_boxes():
         pytest.approx(36 / 121)]
 
 
-@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16])
+@pytest.mark.parametrize('dtype', [
+    pytest.param(torch.half, marks=needs_torch_2_1), torch.bfloat16])
 def test_half_precision(dtype):
     """On the CPU, where torchvision has no kernels of these types."""
     x = torch.randn(1, 4, 8, 8, dtype=dtype, requires_grad=True)

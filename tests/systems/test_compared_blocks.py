@@ -518,6 +518,7 @@ def test_threads_do_not_disturb_each_other(net):
 
 
 def test_onnx_equals(net, tmp_path):
+    pytest.importorskip('onnxruntime')
     file = tmp_path / 'net.onnx'
     assert export_onnx(net, ['feature_3'], str(file), (32, 32)) <= 1e-4
     assert file.exists()

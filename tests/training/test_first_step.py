@@ -88,7 +88,7 @@ def test_it_survives_a_resume(drawn, tmp_path):
 
 def test_checkpoints_of_earlier_versions_do_not_know_it(drawn, tmp_path):
     _, _, work_dir = drawn
-    checkpoint = torch.load(work_dir / 'epoch_1.pth', weights_only=True)
+    checkpoint = torch.load(work_dir / 'epoch_1.pth')
     del checkpoint['ela_prune_hook']['first_kl']
     torch.save(checkpoint, tmp_path / 'old.pth')
     runner, _ = run(tmp_path, resume=True, load_from=str(tmp_path / 'old.pth'))
@@ -102,7 +102,7 @@ def test_checkpoints_of_earlier_versions_do_not_know_it(drawn, tmp_path):
 def test_attention_that_was_loaded_was_not_drawn(drawn, tmp_path, attention):
     """Nor is it new to weights of a network that had none."""
     _, _, work_dir = drawn
-    weights = torch.load(work_dir / 'epoch_2.pth', weights_only=True)['state_dict']
+    weights = torch.load(work_dir / 'epoch_2.pth')['state_dict']
     if not attention:
         weights = {name: x for name, x in weights.items()
                    if 'attention' not in name}

@@ -446,8 +446,7 @@ def test_a_compiled_run_prunes_averages_and_validates_alike(tmp_path):
             cfg.compile = dict(backend='eager')
         runner = Runner.from_cfg(cfg)
         runner.train()
-        checkpoint = torch.load(
-            tmp_path / name / 'epoch_3.pth', weights_only=True)
+        checkpoint = torch.load(tmp_path / name / 'epoch_3.pth')
         runs.append((
             [d['skipped'] for d in read_record(tmp_path / name)['decisions']],
             list(runner.message_hub.get_scalar('val/energy').data[0]),
