@@ -317,7 +317,7 @@ def plot(rows: List[dict], title: str, path: str) -> None:
                     lengths,
                     [r[key] for r in rows if r['variant'] == variant],
                     color=colours[i % 4],
-                    marker='os^Dvx*P+'[i],
+                    marker='os^Dvx*P+'[i % 9],  # with colours: 36 kinds
                     label=variant)
             axis.set_xlabel('layers in the third stage')
             axis.set_xticks(lengths)
