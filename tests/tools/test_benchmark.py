@@ -261,6 +261,15 @@ def test_tool_writes_table_csv_and_plot(tool, monkeypatch, tmp_path, capsys):
     ).out
 
 
+def test_growth_is_drawn_for_every_variant(tool, tmp_path):
+    variants = (*tool.VARIANTS, *tool.COMPARED)
+    rows = [dict(network=f'stage3 x {layers}', variant=variant, time=i + layers,
+                 kept=1., peak=None)
+            for layers in (6, 12) for i, variant in enumerate(variants)]
+    tool.plot(rows, 'Growth', str(tmp_path / 'growth.png'))
+    assert (tmp_path / 'growth.png').stat().st_size > 10_000
+
+
 def test_tool_counts_without_timing(tool, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, 'argv', [
         'benchmark.py', '--count', '--networks', 'r18', '--variants', 'base',
