@@ -29,8 +29,10 @@ from torch import nn
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.analysis import Complexity, count_macs
+from ela_mm.analysis.report.terminal import progress_bar
 from ela_mm.apis.data import picture_shape
 from ela_mm.apis.launch import run
+from ela_mm.apis.loading import config_from_file
 from ela_mm.config_types import enter_scope
 from ela_mm.experiments.grid import Cell, apply_overrides, cells, read_grid
 from ela_mm.experiments.published import Row, read_table
@@ -44,7 +46,7 @@ HEADER = ('network', 'system', 'parameters, M', 'paper', 'equal', 'GMACs',
 
 def build(cell: Cell) -> Tuple[nn.Module, Config]:
     """Build a run's network, without weights; and its config."""
-    cfg = Config.fromfile(cell.config)
+    cfg = config_from_file(cell.config)
     apply_overrides(cfg, cell.overrides)
     if cell.depth is not None:
         cfg.model.backbone.depth = cell.depth
@@ -89,7 +91,8 @@ def rows(name: str) -> List[Tuple[str, ...]]:
     published = read_table(name)
     grid = read_grid(osp.join(ROOT, 'configs', 'ablations', f'{name}.yaml'))
     table = []
-    for cell in cells({**grid, 'seeds': grid['seeds'][:1]}, ROOT):
+    runs = cells({**grid, 'seeds': grid['seeds'][:1]}, ROOT)
+    for cell in progress_bar(name)(runs):
         row = published.rows.get((cell.variant, cell.network),
                                  Row({}, False, ''))
         model, cfg = build(cell)
