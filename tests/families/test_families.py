@@ -364,8 +364,11 @@ def test_checkpointed_blocks_give_the_same_gradients(name, option):
     for net in nets:
         net.eval()
     x = pictures(FAMILIES[name]).double().requires_grad_()
-    for net in nets:
+    seen = [[], []]  # which weights, once each
+    for net, names in zip(nets, seen):
+        net.observe(lambda layer, *weights, names=names: names.append(layer))
         loss_of(net(x)).backward()
+    assert seen[0] == seen[1]
     for ours, other in zip(*(net.parameters() for net in nets)):
         torch.testing.assert_close(ours.grad, other.grad)
 
@@ -397,8 +400,8 @@ def test_a_skipped_retrieval_of_tokens_keeps_its_norm():
 @pytest.mark.parametrize('name, beside', [
     ('mobileone', ()), ('pcpvt', ('position_encodings.1.', ))])
 def test_what_leads_to_a_block_is_no_cost_of_attention(name, beside):
-    """Nor is it behind the features of the block before."""
-    net = FAMILIES[name].build()
+    """Nor is it a part of the features that leave the block before."""
+    net = FAMILIES[name].build().eval()
     cost = measure_cost(net, FAMILIES[name].size, batch=1, rounds=1,
                         training=False)
     stage, layers = cost.stages[1], cost.layers[1:3]
@@ -406,9 +409,22 @@ def test_what_leads_to_a_block_is_no_cost_of_attention(name, beside):
     assert stage.attention_parameters + stage.parameters == sum(
         p.numel() for key, p in net.named_parameters()
         if key.startswith((f'{stage.name}.', *beside)))
-    name = net.attention_layers[1].name  # the first of two of its stage
-    seen = []
-    with _tap(net, name) as tap:
+    x, seen = pictures(FAMILIES[name]), []
+    with _tap(net, f'{stage.name}.0') as tap, torch.no_grad():
         tap.register_forward_hook(lambda module, args, out: seen.append(out))
-        net.eval()(pictures(FAMILIES['pcpvt']))
-    assert seen[0].shape[1] == net.attention_layers[1].module.value.in_channels
+        steps = run_and_see(net, x)
+    assert torch.equal(seen[0], steps[1][0].after)
+
+
+def test_levit_attends_when_its_norms_are_fused():
+    """By the host's switch, and where it is built so."""
+    net, x = network('levit'), pictures(FAMILIES['levit']).double()
+    fused = FAMILIES['levit'].build(
+        deploy=True, zero_init_attention=True).double()
+    with torch.no_grad():
+        expected = net(x)
+        net.switch_to_deploy()
+        fused.load_state_dict(net.state_dict())
+        for model in (net, fused.eval()):
+            for out, other in zip(model(x), expected):
+                torch.testing.assert_close(out, other, rtol=1e-5, atol=1e-5)

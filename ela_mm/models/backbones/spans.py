@@ -14,7 +14,7 @@ from ..layers import LayerMemory
 from .checkpointed import CheckpointedStage
 from .fresh_norms import FreshNormsMixin
 from .placed import PlacedAttentionMixin, evaluate_again
-from .sequences import BatchNormSequencesMixin, last_channels
+from .sequences import BatchNormSequencesMixin
 from .stages import AttentionLayerInfo, AttentionStage, StageSpec
 from .walked import WalkedStage, map_to_tokens, tokens_to_map
 
@@ -87,14 +87,10 @@ class SpansMixin(PlacedAttentionMixin):
             modules = self.get_submodule(name)
             ends = self.kinds['base'].ends(modules)
             specs.append(StageSpec(
-                name, self.channels_of(modules[ends[-1]]),
+                name, _channels_of(modules[ends[-1]]),
                 self._attention_norm_cfg, [0.] * len(ends),
                 getattr(stage, 'with_cp', False)))
         return specs
-
-    def channels_of(self, block: nn.Module) -> int:
-        """C of what a block returns."""
-        return last_channels(block)
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
         """Tell whether ``frozen_stages``, if there is such, freezes a layer."""
@@ -200,11 +196,6 @@ class LeViTAttentionMixin(SpansMixin):
     """Adds layer attention to a LeViT, whose norms are batch norms."""
     kinds = {'base': LeViTStage}
 
-    def channels_of(self, block: nn.Module) -> int:
-        """C of what a block returns: of its last batch norm."""
-        return [m for m in block.modules()
-                if isinstance(m, nn.BatchNorm1d)][-1].num_features
-
     def add_attention(self) -> None:
         """Add it; and let loading renew what the host keeps in evaluation."""
         super().add_attention()
@@ -226,10 +217,12 @@ class EfficientFormerAttentionMixin(SpansMixin):
     kinds = {'base': EfficientFormerStage}
     stages_name = 'network'
 
-    def channels_of(self, block: nn.Module) -> int:
-        """C of what a block returns: of its last linear layer."""
-        return [m for m in block.modules() if isinstance(
-            m, (nn.Conv2d, nn.Linear))][-1].weight.shape[0]
+
+def _channels_of(block: nn.Module) -> int:
+    """C of what a block returns: its last convolution's or linear layer's."""
+    layers = [m for m in block.modules()
+              if isinstance(m, (nn.Conv2d, nn.Linear))]
+    return layers[-1].weight.shape[0]
 
 
 def _to_map(x: Tensor) -> Tensor:
