@@ -173,44 +173,6 @@ def test_code_of_a_page_runs(page, tmp_path, monkeypatch):
             assert cfg.train_dataloader.dataset
 
 
-# Of the pages whose commands a small run can try, what stands for names in
-# capitals and for runs of the reader's own.
-TRIED = ('getting_started', 'deploying', 'choosing_gamma_and_mu')
-STANDS_FOR = {
-    'CONFIG': 'configs/ela_resnet20_digits.py',
-    'CHECKPOINT': 'work_dirs/ela_resnet20_digits/epoch_10.pth',
-    'work_dirs/my_run': 'work_dirs/ela_resnet20_digits',
-    'python': sys.executable,
-}
-
-
-@pytest.mark.slow
-def test_commands_of_the_first_pages_run(tmp_path):
-    """In the order of the pages: the first trains what the others ask for."""
-    for name in ('configs', 'tools'):
-        (tmp_path / name).symlink_to(ROOT / name)
-    lines = []
-    for page in TRIED:
-        for block in SHELL.findall((ROOT / 'docs' / f'{page}.md').read_text()):
-            # What starts with a variable trains the same once more.
-            lines += [line for line in block.splitlines()
-                      if line.startswith('python')
-                      and 'my_detector' not in line]
-    assert len(lines) > 10 and 'tools/train.py' in lines[1]
-    path = os.pathsep.join(filter(None, [
-        str(ROOT), os.environ.get('PYTHONPATH')]))
-    for line in lines:
-        for word, stand_in in STANDS_FOR.items():
-            line = re.sub(rf'(?<![\w/]){word}(?![\w/.])', stand_in, line)
-        done = subprocess.run(
-            ['bash', '-c', line], cwd=tmp_path, capture_output=True, text=True,
-            env={'OMP_NUM_THREADS': '1', **os.environ, 'PYTHONPATH': path})
-        assert done.returncode == 0, f'{line}\n{done.stderr[-2000:]}'
-    assert (tmp_path / 'net.onnx').is_file()
-    assert (tmp_path / 'work_dirs/ela_resnet20_digits/ela_report.html'
-            ).is_file()
-
-
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     for name in ('sphinx', 'myst_parser', 'furo'):
