@@ -12,7 +12,7 @@ _DETECTOR_INPUTS = ((64, 1), (64, 8), (128, 1), (256, 1))
 # Views, and pixels of a side: transformers with positions take one size alone.
 _CLASSIFIER_INPUTS = ((1, 64), (2, 64), (8, 64), (1, 224), (1, 256), (1, 384),
                       (1, 512))
-_SEGMENTOR_SIZES = (64, 128, 256)
+_SEGMENTOR_SIZES = (64, 128, 256, 512)
 
 
 def inputs_for(model: nn.Module, host: str) -> Iterator[Tuple[str, Any]]:
