@@ -1,8 +1,18 @@
-"""What older versions of torch cannot do, where no other name says it."""
+"""What older versions cannot do, where no other name says it."""
+import inspect
+
 import pytest
 import torch
+from mmengine.runner import IterBasedTrainLoop
 from mmengine.utils import digit_version
 
 needs_torch_2_1 = pytest.mark.skipif(
     digit_version(torch.__version__) < digit_version('2.1'),
     reason='torch >= 2.1')
+needs_checked_loading = pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.6'),
+    reason='older ones load without the check, and mmengine does not ask for it')
+RESUMES_ITERATIONS = 'self._iter > 0' in inspect.getsource(
+    IterBasedTrainLoop.run)
+STARTS_OVER = ('mmengine 0.8.3 does not advance the data loader when it '
+               'resumes iterations')

@@ -10,6 +10,7 @@ from mmengine.logging import MessageHub
 from mmengine.registry import HOOKS
 from support.malicious import RunsCode
 from support.toy import toy_runner
+from support.versions import needs_checked_loading
 
 from ela_mm.apis.launch import check_checkpoint
 from ela_mm.engine.checkpoints import is_intact, latest_intact, places_of, resume_latest
@@ -78,6 +79,7 @@ def test_what_is_no_checkpoint(tmp_path, text):
         check_checkpoint(str(path))
 
 
+@needs_checked_loading
 def test_what_torch_refuses_is_not_passed_over(tmp_path):
     """An older one, or starting over, would hide that it is refused."""
     torch.save(content(), tmp_path / 'epoch_1.pth')

@@ -8,9 +8,9 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from mmengine.runner import Runner, load_checkpoint
-from mmengine.utils import digit_version
 from support.malicious import RunsCode
 from support.toy import energy, toy_config, toy_runner, validation
+from support.versions import needs_checked_loading
 
 from ela_mm.engine.journal.record import read_record
 from ela_mm.models.backbones.stages import AttentionStage
@@ -202,11 +202,6 @@ def test_strict_loading(pruned, tmp_path):
 
 # --- files -------------------------------------------------------------------
 
-checked = pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.6'),
-    reason='older ones load without the check, and mmengine does not ask for it')
-
-
 def plain_types(value, path='checkpoint'):
     """Fail on anything in the hook's state but plain values and tensors."""
     if isinstance(value, dict):
@@ -220,7 +215,7 @@ def plain_types(value, path='checkpoint'):
                                torch.Tensor), f'{path}: {type(value)}'
 
 
-@checked
+@needs_checked_loading
 def test_every_checkpoint_loads_with_weights_only(tmp_path):
     """By interval, the best, the last; in a window, after it, of averages."""
     cfg = toy_config(
@@ -247,7 +242,7 @@ def test_every_checkpoint_loads_with_weights_only(tmp_path):
     assert len(inside['ela_prune_hook']['statistics']) == 12
 
 
-@checked
+@needs_checked_loading
 @pytest.mark.skipif(
     any(d.metadata['Name'] == 'onedl-mmengine' for d in distributions()),
     reason='loads without the check what it refuses, as the README says')

@@ -1,5 +1,4 @@
 """Killed anywhere and resumed: the same run, bit for bit."""
-import inspect
 import json
 import os
 from pathlib import Path
@@ -7,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner import IterBasedTrainLoop
 from support import ROOT
 from support.detector import small_config
 from support.running import tool
 from support.toy import toy_config
 from support.training import without_times
+from support.versions import RESUMES_ITERATIONS, STARTS_OVER
 
 from ela_mm.apis.launch import check_checkpoint
 from ela_mm.engine.checkpoints import (
@@ -257,9 +256,7 @@ def iterations_config(path, **overrides) -> Path:
         })
 
 
-@pytest.mark.skipif(
-    'self._iter > 0' not in inspect.getsource(IterBasedTrainLoop.run),
-    reason='mmengine 0.8.3 does not advance the data loader when it resumes')
+@pytest.mark.skipif(not RESUMES_ITERATIONS, reason=STARTS_OVER)
 @pytest.mark.parametrize('workers', [
     0, pytest.param(2, marks=pytest.mark.slow)
 ])
