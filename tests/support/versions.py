@@ -6,9 +6,8 @@ import torch
 from mmengine.runner import IterBasedTrainLoop
 from mmengine.utils import digit_version
 
-needs_torch_2_1 = pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.1'),
-    reason='torch >= 2.1')
+TORCH_2_1 = digit_version(torch.__version__) >= digit_version('2.1')
+needs_torch_2_1 = pytest.mark.skipif(not TORCH_2_1, reason='torch >= 2.1')
 needs_checked_loading = pytest.mark.skipif(
     digit_version(torch.__version__) < digit_version('2.6'),
     reason='older ones load without the check, and mmengine does not ask for it')

@@ -15,6 +15,7 @@ from mmpretrain.models.backbones import ResNet
 from mmpretrain.models.backbones import resnet as mmpretrain_resnet
 from mmpretrain.models.backbones import resnext as mmpretrain_resnext
 from mmpretrain.models.backbones import seresnet as mmpretrain_seresnet
+from support.versions import TORCH_2_1
 from torch import nn
 
 from ela_mm.apis.onnx import export_onnx
@@ -493,7 +494,8 @@ def test_survives_exchanged_norms(net):
     torch.testing.assert_close(outputs(fused, x), expected)
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
     assert isinstance(synchronised.layer1[0].bn3, nn.SyncBatchNorm)
-    torch.testing.assert_close(outputs(synchronised, x), expected)
+    if TORCH_2_1:  # before, not even evaluation on a CPU
+        torch.testing.assert_close(outputs(synchronised, x), expected)
 
 
 def test_copies_run_their_own_plugins(net):

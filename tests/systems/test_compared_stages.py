@@ -16,6 +16,7 @@ from mmengine.runner import Runner, load_checkpoint
 from support import ROOT
 from support.detector import small_config
 from support.toy import toy_runner
+from support.versions import TORCH_2_1
 from torch import nn
 
 from ela_mm.apis.onnx import export_onnx
@@ -465,8 +466,9 @@ def test_survives_fusing_copies_files_and_synchronised_norms(kind, host):
     for a, b in zip(fused(x), expected):
         torch.testing.assert_close(a, b)
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copied)
-    for a, b in zip(synchronised(x), expected):
-        torch.testing.assert_close(a, b)
+    if TORCH_2_1:  # before, not even evaluation on a CPU
+        for a, b in zip(synchronised(x), expected):
+            torch.testing.assert_close(a, b)
 
 
 @torch.no_grad()
