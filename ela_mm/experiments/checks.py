@@ -1,11 +1,12 @@
 """What a run of a grid trains with, and whether it can, before any has begun."""
-from typing import Sequence
+from typing import Dict, Sequence, Tuple
 
 from mmengine.config import Config
-from mmengine.registry import HOOKS
+from mmengine.registry import DATASETS, HOOKS
 from mmengine.utils import import_modules_from_strings
 
 from ..apis.data import check_data, prepare_config
+from ..apis.downloads import downloads_explained, remote_data
 from ..apis.loading import build_any_model, config_from_file
 from ..config_types import enter_scope
 from ..errors import UsageError
@@ -44,19 +45,24 @@ def check_cells(runs: Sequence[Cell]) -> None:
     """Check every variant of a grid before its first run.
 
     Its overrides, imports, data, hooks and network: what would end a run as
-    it begins is said before the others have taken their days.
+    it begins is said before the others have taken their days. Data that
+    download themselves do so here, once.
 
     Args:
         runs (Sequence[Cell]): From :func:`~ela_mm.experiments.grid.cells`.
 
     Raises:
-        UsageError: Naming the run and what is wrong with it.
+        UsageError: Naming the run and what is wrong with it, or what cannot
+            be downloaded.
     """
+    downloads: Dict[Tuple[str, str], Tuple[Config, str]] = {}
     first = {(c.variant, c.name, c.depth): c for c in reversed(runs)}
     for cell in reversed(list(first.values())):
         try:
             cfg = config_of(cell)
             check_data(cfg, 'train_dataloader', 'val_dataloader')
+            for place, source in remote_data(cfg).items():
+                downloads[source] = cfg, place
             enter_scope(cfg)
             for hook in cfg.get('custom_hooks') or []:
                 if isinstance(hook, dict):
@@ -67,3 +73,7 @@ def check_cells(runs: Sequence[Cell]) -> None:
             what = '' if isinstance(error, UsageError) else (
                 f'{type(error).__name__}: ')
             raise UsageError(f'{cell.label}: {what}{error}') from None
+    for cfg, place in downloads.values():
+        enter_scope(cfg)
+        with downloads_explained(cfg, weights=False):
+            DATASETS.build(cfg[place.partition('.')[0]].dataset)

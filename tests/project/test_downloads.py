@@ -4,6 +4,7 @@ from urllib.error import URLError
 import pytest
 import torch
 from mmengine.config import Config
+from support import ROOT
 from support.toy import toy_config
 
 from ela_mm.apis import downloads
@@ -16,6 +17,8 @@ from ela_mm.apis.downloads import (
 from ela_mm.apis.launch import build_runner, run
 from ela_mm.apis.loading import load_model
 from ela_mm.errors import UsageError
+from ela_mm.experiments.checks import check_cells
+from ela_mm.experiments.grid import cells, read_grid
 
 RESNET = 'https://download.pytorch.org/models/resnet50-0676ba61.pth'
 
@@ -127,6 +130,18 @@ def test_data_that_download_themselves_are_named(tmp_path):
     assert ('train_dataloader.dataset: download https://www.cs.toronto.edu/'
             f'~kriz/cifar-10-python.tar.gz elsewhere and unpack it in {tmp_path}'
             ) in str(raised.value)
+
+
+def test_a_grid_asks_for_data_before_its_first_run(tmp_path):
+    """Not each of its runs, one after the other."""
+    (tmp_path / 'grid.yaml').write_text(
+        'config: configs/ela_resnet20_cifar100.py\nseeds: [0, 1]\n'
+        f'overrides: {{train_dataloader.dataset.data_root: {tmp_path}}}\n'
+        'variants: {MRLA-base: {custom_hooks: []}, ELA: {}}\n')
+    runs = cells(read_grid(str(tmp_path / 'grid.yaml')), str(ROOT))
+    with pytest.raises(UsageError, match='^data cannot be downloaded .*cifar-100'
+                       f'-python.tar.gz elsewhere and unpack it in {tmp_path}'):
+        check_cells(runs)
 
 
 def test_weights_that_a_test_does_not_need_are_not_blamed(tmp_path):
