@@ -171,6 +171,10 @@ def test_frozen_stages_freeze_their_attention_as_the_host_counts(name):
     plain = family.build_plain()
     if not hasattr(plain, 'frozen_stages') or family.frozen_stages is None:
         pytest.skip('the host freezes no stages')
+    try:
+        family.build_plain(frozen_stages=family.frozen_stages)
+    except AttributeError as error:  # BEiT of MMPretrain 1.0
+        pytest.skip(f'the host fails itself: {error}')
     net = family.build(frozen_stages=family.frozen_stages,
                        zero_init_attention=True)
     net.train()
@@ -317,7 +321,8 @@ def test_attention_learns_at_the_rate_of_its_block(
         host, name, constructor, options):
     """By the hosts' constructors, under the names that configs give."""
     if host == 'mmpretrain':
-        model = ImageClassifier(FAMILIES[name].config)
+        with DefaultScope.overwrite_default_scope(host):
+            model = ImageClassifier(FAMILIES[name].config)
     else:
         model = torch.nn.Module()
         model.backbone = FAMILIES[name].build()

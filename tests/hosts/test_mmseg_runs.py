@@ -20,6 +20,7 @@ from mmengine.registry import DATASETS  # noqa: E402
 from mmengine.structures import PixelData  # noqa: E402
 from mmseg.apis import MMSegInferencer  # noqa: E402
 from support.segmentor import small_config  # noqa: E402
+from support.versions import RESUMES_ITERATIONS, STARTS_OVER  # noqa: E402
 
 from ela_mm.analysis.ablate import ablate  # noqa: E402
 from ela_mm.apis.data import annotated_batches, file_batches  # noqa: E402
@@ -132,6 +133,7 @@ def test_a_fresh_process_says_the_miou_of_its_predictions(
             assert np.array_equal(answer, prediction['pred_sem_seg']['data'][0])
 
 
+@pytest.mark.skipif(not RESUMES_ITERATIONS, reason=STARTS_OVER)
 def test_resumes_as_if_nothing_had_been(trained, tmp_path):
     config, work_dir, _ = trained
     work = tmp_path / 'work'

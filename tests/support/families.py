@@ -51,8 +51,8 @@ class Family(NamedTuple):
     def build(self, **options) -> nn.Module:
         return MODELS.build({**self.config, **options})
 
-    def build_plain(self) -> nn.Module:
-        config = {**self.config, 'type': self.plain}
+    def build_plain(self, **options) -> nn.Module:
+        config = {**self.config, **options, 'type': self.plain}
         config.pop('attention_groups', None)
         return MODELS.build(config)
 
