@@ -298,7 +298,7 @@ def _rehearse(cfg: Config, folder: str) -> Runner:
     cfg.work_dir, cfg.launcher = folder, 'none'
     cfg.load_from, cfg.resume, cfg.log_level = None, False, 'ERROR'
     if cfg.get('visualizer'):
-        cfg.visualizer.vis_backends = []  # nobody is told of a rehearsal
+        cfg.visualizer.vis_backends = None  # nobody is told of a rehearsal
     cfg.experiment_name = f'plan_{folder}'
     runner = build_runner(cfg, trains=False)
     if isinstance(runner, Runner):  # else there is a strategy, which does it

@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 from support import ROOT
 from support.running import tool
 from support.toy import toy_config, toy_runner, validation
+from support.versions import RESUMES_ITERATIONS
 
 from ela_mm.analysis.plan import (
     describe_criterion,
@@ -71,7 +72,10 @@ def test_what_happens_when_is_what_a_training_does(tmp_path, by_epoch):
     runner, witness = Runner.from_cfg(cfg), Witness()
     runner.register_hook(witness)
     runner.train()
-    assert schedule.validations == witness.validations
+    planned = schedule.validations
+    if not by_epoch and not RESUMES_ITERATIONS:  # mmengine 0.8
+        planned.pop()  # it does not validate at the end
+    assert planned == witness.validations
     assert schedule.checkpoints == witness.checkpoints
     assert schedule.clock.end == witness.iters
     drops = [i for i, (a, b) in enumerate(

@@ -494,7 +494,7 @@ def test_survives_exchanged_norms(net):
     torch.testing.assert_close(outputs(fused, x), expected)
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
     assert isinstance(synchronised.layer1[0].bn3, nn.SyncBatchNorm)
-    if TORCH_2_1:  # before, not even evaluation on a CPU
+    if TORCH_2_1:  # before, what is converted is in training mode
         torch.testing.assert_close(outputs(synchronised, x), expected)
 
 
