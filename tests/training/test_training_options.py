@@ -13,6 +13,7 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 from support.toy import ToyClassifier, toy_config, toy_runner, validation
 from support.training import ValidationSpy
+from support.versions import needs_torch_2_1
 from torch.utils.checkpoint import checkpoint
 
 from ela_mm import ELAPruneHook, adjacent_kl, ebqm
@@ -237,7 +238,10 @@ def no_learning(wanted) -> dict:
     return {'optim_wrapper.optimizer.lr': 0.} if wanted else {}
 
 
-@pytest.mark.parametrize('name', RECOMPUTING)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=needs_torch_2_1)
+    if name in ('not_reentrant', 'whole_backbone') else name
+    for name in RECOMPUTING])
 def test_statistics_count_every_sample_once(tmp_path, plain, name):
     options, hook = RECOMPUTING[name]
     accumulates = name == 'accumulation'
