@@ -49,9 +49,10 @@ STANDS_FOR = {
     r'work_dirs/faster_rcnn_ela_r101/epoch_12': f'{RUN}/epoch_10',
     r'THEIRS(\.pth OURS\.pth --source dla)': r'THEIRS_DLA\1',
     r'--batches 20': '--batches 2',
+    r'(tools/complexity\.py)': r'\1 --tables table1_cifar10',
     # Of an option that is given twice the second holds.
-    r'(tools/benchmark\.py[^#]*)':
-        r'\1 --networks cifar20 --rounds 1 --no-peak --batch 4 --size 32 ',
+    r'(tools/benchmark\.py.*)':
+        r'\1 --networks cifar20 --rounds 1 --no-peak --batch 4 --size 32',
     r'(?<![\w/])torchrun\b': 'python -m torch.distributed.run',
     r'^ela\b': 'python -m ela_mm.cli',
     r'(?<![\w/])python(?![\w/.])': sys.executable,
@@ -71,7 +72,7 @@ WRITTEN = {
 
 
 class Command(NamedTuple):
-    """A line of a page, as it stands there."""
+    """A line of a page, without its comment."""
     page: str
     text: str
 
@@ -87,11 +88,13 @@ def blocks(page, kind):
 
 
 COMMANDS = [
-    Command(page.name, line) for page in PAGES for block in blocks(page, 'bash')
+    Command(page.name, line.partition('  #')[0].strip()) for page in PAGES for block in blocks(page, 'bash')
     for line in block.replace('\\\n', ' ').splitlines()
     if line.strip() and not line.startswith('# ')
 ]
-TRIED = [command for command in COMMANDS if command.why_not is None]
+# Each once, whatever pages have it.
+TRIED = list({command.text: command for command in reversed(COMMANDS)
+              if command.why_not is None}.values())[::-1]
 
 
 def test_what_does_not_run_says_why():
