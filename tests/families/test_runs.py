@@ -57,7 +57,7 @@ def test_two_processes_prune_alike_and_go_on(tmp_path):
         [sys.executable, '-m', 'torch.distributed.run', '--standalone',
          '--nproc_per_node=2', '-m', 'support.family_runs', str(tmp_path),
          *names],
-        env=environment, capture_output=True, text=True, timeout=900)
+        env=environment, capture_output=True, text=True, timeout=1800)
     assert process.returncode == 0, process.stderr[-3000:]
     for name in names:
         ranks = [torch.load(tmp_path / name / f'rank{rank}.pth')

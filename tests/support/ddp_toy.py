@@ -108,7 +108,8 @@ def gradient_error(runner) -> float:
     for buffer in module.buffers():
         if buffer.is_floating_point():
             dist.broadcast(buffer, src=0)
-    images = runner.train_dataloader.dataset.images[:6]
+    images = runner.train_dataloader.dataset.images[:6].to(
+        next(module.parameters()).device)
     part = slice(get_rank(), None, get_world_size())
     alone, precise = copy.deepcopy(module), copy.deepcopy(module).double()
     own = gradients(alone, images, part)
@@ -125,8 +126,13 @@ def gradient_error(runner) -> float:
 def gradients(model, images, part) -> list:
     """Of every parameter, from some of the pictures; None where it has none."""
     model.eval()
+    for layer in model.modules():
+        if hasattr(layer, 'attention_biases'):
+            # LeViT's and TinyViT's are constants in evaluation, and DDP waits
+            # for all gradients that it has in training.
+            layer.training = True
     model.zero_grad()
-    targets = torch.arange(len(images)) % 2
+    targets = torch.arange(len(images), device=images.device) % 2
     model(images[part], targets[part], mode='loss')['loss'].backward()
     return [None if p.grad is None else p.grad.clone()
             for p in model.parameters()]
