@@ -7,6 +7,7 @@ from torch import nn
 
 from ela_mm.errors import UsageError
 from ela_mm.hosts import mmdet, mmpretrain
+from ela_mm.models.compared import SEAttention, plugins
 
 SE = dict(cfg=dict(type='SEAttention'), position='after_conv3')
 NL = dict(cfg=dict(type='NonLocal2d'), position='after_conv3',
@@ -40,6 +41,27 @@ def test_blocks_have_what_the_option_names(host, attention):
     learned = [p.grad is not None for n, p in net.named_parameters()
                if 'se_attention' in n]
     assert len(learned) == 32 and all(learned)
+
+
+def test_a_class_is_a_type_as_its_name_is(monkeypatch):
+    """Also where mmcv takes names alone, as version 2.0 does."""
+
+    def of_names_alone(cfg, *args, build=plugins.build_plugin_layer, **kwargs):
+        assert isinstance(cfg['type'], str)
+        return build(cfg, *args, **kwargs)
+
+    monkeypatch.setattr(plugins, 'build_plugin_layer', of_names_alone)
+    networks = []
+    for kind in ('SEAttention', SEAttention):
+        option = [dict(cfg=dict(type=kind, reduction=4, postfix='_b'),
+                       position='after_conv3')]
+        torch.manual_seed(0)
+        networks.append(BUILD['mmpretrain'](plugins=option).state_dict())
+        assert option[0]['cfg']['postfix'] == '_b'  # as it was given
+    named, own = networks
+    assert list(named) == list(own)
+    assert any(name.startswith('layer1.0.se_attention_b.') for name in own)
+    assert all(torch.equal(named[name], own[name]) for name in own)
 
 
 def test_mmdets_own_option_is_left_to_it():
