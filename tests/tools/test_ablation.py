@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmpretrain.evaluation import Accuracy
 from support import ROOT
 from support.running import tool
+from support.versions import TORCH_2_1
 
 from ela_mm.apis.launch import UsageError
 from ela_mm.experiments.grid import (
@@ -70,14 +71,17 @@ def test_tables_hold_every_run(ran):
         .2204, .2303}  # table 1
     assert all(float(r['last_epoch_seconds']) > float(r['step_seconds']) > 0
                for r in rows)
-    assert int(rows[0]['macs']) < int(rows[1]['macs'])
+    if TORCH_2_1:  # which counts operations
+        assert int(rows[0]['macs']) < int(rows[1]['macs'])
     table = (folder / 'out' / 'results.md').read_text()
     assert table in output
     plain = next(x for x in table.splitlines() if x.startswith('| plain'))
     mean = sum(float(r['top1']) for r in rows
                if r['variant'] == 'plain') / 2
     assert f'| {mean:.2f} ± ' in plain and '| 91.35 |' in plain
-    assert '| 1.00 ± 0.00 | 0.2204 M | 0.0' in plain and '2 of 2' in plain
+    counted = '0.0' if TORCH_2_1 else '-'
+    assert f'| 1.00 ± 0.00 | 0.2204 M | {counted}' in plain
+    assert '2 of 2' in plain
 
 
 def test_what_is_finished_is_not_run_again(ran):
