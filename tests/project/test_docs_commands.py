@@ -88,7 +88,8 @@ def blocks(page, kind):
 
 
 COMMANDS = [
-    Command(page.name, line.partition('  #')[0].strip()) for page in PAGES for block in blocks(page, 'bash')
+    Command(page.name, line.partition('  #')[0].strip())
+    for page in PAGES for block in blocks(page, 'bash')
     for line in block.replace('\\\n', ' ').splitlines()
     if line.strip() and not line.startswith('# ')
 ]
