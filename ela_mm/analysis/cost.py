@@ -23,6 +23,7 @@ from typing import (
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..apis.data import picture_shape
 from ..models.backbones.layer_attention_mixin import find_backbone
@@ -280,7 +281,8 @@ def _stage_inputs(backbone: nn.Module, images: Tensor) -> dict:
     inputs = {}
 
     def note(module: nn.Module, args: Tuple[Any, ...]) -> None:
-        inputs.setdefault(module.name, args)
+        inputs.setdefault(module.name, tuple(  # a list that the host adds to
+            list(x) if isinstance(x, list) else x for x in args))
 
     handles = [
         stage.register_forward_pre_hook(note)
@@ -305,8 +307,9 @@ def _stage_inputs(backbone: nn.Module, images: Tensor) -> dict:
 def _step(stage: nn.Module, given: Tuple[Any, ...], learns: bool,
           training: bool,
           mask: Optional[Mask] = None) -> Callable[[], None]:
-    x, *beside = given
-    x = x.detach().requires_grad_(learns and training)
+    leaves, form = tree_flatten(given[0])  # a tensor, or a list in DenseNet
+    leaves = [x.detach().requires_grad_(learns and training) for x in leaves]
+    x, beside = tree_unflatten(leaves, form), given[1:]
     layers = list(stage.attention)
 
     def step() -> None:
@@ -316,12 +319,15 @@ def _step(stage: nn.Module, given: Tuple[Any, ...], learns: bool,
             output = stage(x, *beside)
             if not isinstance(output, Tensor):
                 output = output[-1]  # of a list, one step after the other
+            if isinstance(output, tuple):
+                output = output[0]  # what attends, before what is beside it
             if output.requires_grad:
                 output.sum().backward()
-        x.grad = None
+        for leaf in leaves:
+            leaf.grad = None
         for part in (stage, *stage[:], *layers):
             part.zero_grad(set_to_none=True)
-        if x.is_cuda:
+        if leaves[0].is_cuda:
             torch.cuda.synchronize()
 
     return step

@@ -25,6 +25,7 @@ from support.families import (
 from ela_mm.analysis.cost import measure_cost
 from ela_mm.analysis.features import _tap
 from ela_mm.errors import UsageError
+from ela_mm.models.backbones.pictures import picture_channels
 from ela_mm.sparsity.stages import find_stages
 
 each_family = each_family()
@@ -433,3 +434,29 @@ def test_levit_attends_when_its_norms_are_fused():
         for model in (net, fused.eval()):
             for out, other in zip(model(x), expected):
                 torch.testing.assert_close(out, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['levit', 'densenet', 'mvit', 'conformer'])
+def test_costs_and_features_of_blocks_that_pass_on_other_than_maps(name):
+    """Lists, tokens, two branches: what leaves a layer is what is tapped."""
+    family = FAMILIES[name]
+    net = family.build()
+    cost = measure_cost(net, family.size, batch=2, rounds=1, training=True)
+    assert [len(stage) for stage in net.attention_stages] == [
+        len([layer for layer in cost.layers if layer.name.startswith(
+            f'{stage.name}.')]) for stage in net.attention_stages]
+    net.eval()
+    x = pictures(family)
+    for layer in net.attention_layers[:4]:
+        seen = []
+        with _tap(net, layer.name) as tap, torch.no_grad():
+            tap.register_forward_hook(
+                lambda module, args, out, seen=seen: seen.append(out))
+            steps = run_and_see(net, x)
+        after = steps[layer.stage - 1][layer.index].after
+        assert torch.equal(seen[0], after), layer.name
+
+
+def test_pictures_that_are_unfolded_first_have_three_channels():
+    """No convolution says how many, but that of attention."""
+    assert picture_channels(FAMILIES['t2t'].build()) == 3

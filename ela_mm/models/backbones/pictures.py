@@ -12,7 +12,8 @@ def picture_channels(network: nn.Module) -> int:
 
     Returns:
         int: C_in of its first convolution; a quarter of it in a ``Focus``,
-        which makes channels of four neighbouring pixels.
+        which makes channels of four neighbouring pixels. 3 where a network
+        such as T2T-ViT first unfolds pictures of whatever channels.
 
     Raises:
         UsageError: If it has no convolution.
@@ -22,6 +23,8 @@ def picture_channels(network: nn.Module) -> int:
         if type(module).__name__ == 'Focus' for part in module.modules()
     }
     for module in network.modules():
+        if isinstance(module, nn.Unfold):
+            return 3
         if isinstance(module, nn.Conv2d):
             channels = module.in_channels
             return channels // 4 if id(module) in focused else channels
