@@ -155,8 +155,8 @@ def ablate(args: Namespace) -> None:
         progress_bar('batches')(list(batches)),
         criterion,
         redundancy=args.redundancy or redundancy_of(cfg))
-    times = None if args.no_time else cost_of_config(
-        cfg, model, progress=progress_bar('timing stages'))
+    times = None if args.no_time else _or_none(lambda: cost_of_config(
+        cfg, model, progress=progress_bar('timing stages')))
     show([ablation_section(found, f'the first of {set_of(cfg)}', times)],
          args.out or source.folder)
 
