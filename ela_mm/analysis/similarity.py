@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import LayerAttentionMixin
 from ..pruning import KLStatistics
 from ..sparsity.cka import MIN_SAMPLES, hsic_matrix, pooled
-from ..sparsity.stages import find_stages
+from ..sparsity.stages import block_features, find_stages
 
 MAX_FEATURES = 2**18
 # Of fewer, a perfect order is no rarity: one in 24 of 4.
@@ -150,8 +150,7 @@ def _backbone(model: nn.Module) -> Tuple[str, nn.Module]:
 def _keep(seen: Dict[str, Tensor], name: str, max_features: int):
 
     def hook(block, args, output) -> None:
-        if isinstance(output, (list, tuple)) and len(output) == 1:
-            output = output[0]  # the only branch of a TridentNet
+        output = block_features(output)
         if not isinstance(output, Tensor):
             raise UsageError(f'block {name} returns a {type(output).__name__}: '
                              'expected a tensor')

@@ -1,6 +1,6 @@
 """Finds the stages of a backbone and the blocks of each."""
 import re
-from typing import Dict, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 from torch import nn
 
@@ -63,6 +63,25 @@ def find_stages(model: nn.Module,
         'with res_layers, layer1, layer2, ..., stages or layers; of another '
         "one name the sequences of blocks, such as "
         "stages=['backbone.stage2.1.blocks']")
+
+
+def block_features(output: Any) -> Any:
+    """Of what a block returns, the features that are compared.
+
+    Args:
+        output (Any): A tensor, or a sequence: features, and what goes beside
+            them, such as the size of their map (MViT) or another branch's
+            tokens (Conformer).
+
+    Returns:
+        Any: The tensor, or the first of the sequence. Branches that are
+        alike, which have no first, come back as they are.
+    """
+    if not isinstance(output, (list, tuple)) or not output:
+        return output
+    first, *beside = output
+    shapes = [getattr(x, 'shape', None) for x in beside]
+    return output if getattr(first, 'shape', None) in shapes else first
 
 
 def _sequence(model: nn.Module, name: str) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import nn
 from ela_mm.errors import UsageError
 from ela_mm.sparsity import aug_cka_sr, cka_matrix, cka_sr, linear_cka
 from ela_mm.sparsity.cka import pooled
-from ela_mm.sparsity.stages import find_stages
+from ela_mm.sparsity.stages import block_features, find_stages
 
 
 def features(count, n=8, shape=(3, 4, 5), dtype=torch.float64):
@@ -310,3 +310,12 @@ def test_lists_within_a_stage_are_no_blocks():
         nn.ModuleList([nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2)])])]))
     with pytest.raises(UsageError, match='no stages'):
         find_stages(Model(backbone=pvt))
+
+
+def test_features_of_blocks_that_return_more_than_a_tensor():
+    """MViT's with a size, Conformer's two branches; TridentNet's are alike."""
+    x, tokens = torch.zeros(4, 8, 2, 3), torch.zeros(4, 6, 5)
+    for output in (x, (x, (2, 3)), (x, tokens), [x]):
+        assert block_features(output) is x
+    for branches in ([x, x + 1], (x, tokens, x + 1), [], dict(x=x)):
+        assert block_features(branches) is branches

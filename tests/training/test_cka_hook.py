@@ -452,7 +452,7 @@ def test_a_block_that_returns_no_tensor_is_named(tmp_path):
     runner = Runner.from_cfg(cfg)
     hook_of(runner)._features = {}
     with pytest.raises(UsageError, match='block x returns a list'):
-        hook_of(runner)._see('x', [torch.ones(4, 2)])
+        hook_of(runner)._see('x', [torch.ones(4, 2)] * 2)
 
 
 def test_a_training_step_of_its_own_is_named(tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...compat.compiling import disable
 from ...errors import UsageError
 from ...sparsity.cka import MIN_SAMPLES, aug_cka_sr, cka_sr, pooled
-from ...sparsity.stages import Stages, find_stages
+from ...sparsity.stages import Stages, block_features, find_stages
 from ..lifetime import when_over
 
 LOSS = 'loss_cka'
@@ -204,6 +204,7 @@ class CKARegularizationHook(Hook):
     def _see(self, name: str, output: Tensor) -> None:
         if self._features is None or name in self._features:
             return
+        output = block_features(output)
         if not isinstance(output, Tensor):
             raise UsageError(
                 f'block {name} returns a {type(output).__name__}: expected a '
