@@ -365,7 +365,7 @@ def loss_of(outs) -> Tensor:
 
 def as_map(x, *beside) -> Tensor:
     """What blocks pass on, as maps (B, C, H, W)."""
-    if isinstance(x, tuple) and isinstance(x[1], tuple):
+    if isinstance(x, tuple) and isinstance(x[-1], tuple):
         x, *beside = x  # MViT's, with the size of the map
     if isinstance(x, (list, tuple)):
         return torch.cat(list(x))
