@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.utils import digit_version
 from support import ROOT
+from support.versions import needs_torch_2_1
 from torch import nn
 
 from ela_mm.errors import UsageError
@@ -270,6 +271,7 @@ def test_growth_is_drawn_for_every_variant(tool, tmp_path):
     assert (tmp_path / 'growth.png').stat().st_size > 10_000
 
 
+@needs_torch_2_1
 def test_tool_counts_without_timing(tool, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, 'argv', [
         'benchmark.py', '--count', '--networks', 'r18', '--variants', 'base',
