@@ -93,7 +93,7 @@ class ConformerAttentionMixin(PlacedAttentionMixin):
         tokens = self.trans_patch_conv(base).flatten(2).transpose(1, 2)
         if self.with_cls_token:
             tokens = torch.cat(
-                [self.cls_token.expand(len(x), -1, -1), tokens], dim=1)
+                [self.cls_token.expand(x.shape[0], -1, -1), tokens], dim=1)
         tokens = self.trans_1(tokens)  # (B, N, D)
         outs = []
         for name, run in zip(self._attention_paths, self._runs):

@@ -115,7 +115,7 @@ class CAEAttentionMixin(MaskedAttentionMixin):
         """Places of the patches that a mask (B, HW), or None, leaves."""
         if mask is None:
             return None
-        return (~mask).nonzero()[:, 1].view(len(mask), -1)
+        return (~mask).nonzero()[:, 1].view(mask.shape[0], -1)
 
 
 class HiViTAttentionMixin(MaskedAttentionMixin):
