@@ -217,6 +217,11 @@ class EfficientFormerAttentionMixin(SpansMixin):
     kinds = {'base': EfficientFormerStage}
     stages_name = 'network'
 
+    def add_attention(self) -> None:
+        """Add it; and let loading renew what the host keeps in evaluation."""
+        super().add_attention()
+        self.register_load_state_dict_post_hook(evaluate_again)
+
 
 def _channels_of(block: nn.Module) -> int:
     """C of what a block returns: its last convolution's or linear layer's."""
