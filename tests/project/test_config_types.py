@@ -8,6 +8,7 @@ from mmengine.registry import DATASETS, FUNCTIONS, DefaultScope
 from mmpretrain.datasets import CIFAR10, RandomCrop
 from mmpretrain.models import ImageClassifier
 from support import ROOT
+from support.versions import with_its_host
 
 import ela_mm
 from ela_mm.apis.data import picture_shape
@@ -135,8 +136,8 @@ def test_flips_are_the_hosts_own():
     assert [flip.type for flip in flips] == ['mmdet.RandomFlip'] * 2
 
 
-@pytest.mark.parametrize('path', sorted(
-    (ROOT / 'configs' / 'pure_python').glob('*.py')), ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', map(with_its_host, sorted(
+    (ROOT / 'configs' / 'pure_python').glob('*.py'))))
 def test_a_config_that_is_to_draw_and_flip_is_dumped(path, tmp_path):
     """As mmengine does at the start; a class itself would be no Python."""
     cfg = config_from_file(str(path))

@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from support import ROOT
+from support.versions import with_its_host
 
 CONFIGS = sorted(path for path in (ROOT / 'configs').glob('*ela_r*.py')
                  if 'regnet' not in path.stem)
@@ -35,7 +36,7 @@ def pruning(cfg):
     return hook
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=ids)
+@pytest.mark.parametrize('path', map(with_its_host, CONFIGS))
 def test_builds(path):
     cfg = Config.fromfile(path)
     init_default_scope(cfg.default_scope)
@@ -107,7 +108,7 @@ def test_coco_follows_section_4_2(path):
     assert len(path.read_text().splitlines()) < 15
 
 
-@pytest.mark.parametrize('path', SEGMENTATION, ids=ids)
+@pytest.mark.parametrize('path', map(with_its_host, SEGMENTATION))
 def test_segmentation_prunes_where_coco_does(path):
     """In the first and the seventh twelfth, from plain ImageNet weights."""
     cfg = Config.fromfile(path)

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from mmengine.config import Config
@@ -167,6 +168,8 @@ def test_code_of_a_page_runs(page, tmp_path, monkeypatch):
         # A config lies beside this project's, but is not written there.
         path = tmp_path / file[1].replace('configs/', 'mine/')
         path.write_text(code)
+        if 'mmseg' in code and find_spec('mmseg') is None:
+            continue
         if '_base_ =' in code or 'read_base()' in code:
             cfg = Config.fromfile(path)
             assert type_name(cfg.model.backbone).startswith('ELA')

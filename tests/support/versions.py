@@ -1,5 +1,6 @@
 """What older versions cannot do, where no other name says it."""
 import inspect
+from importlib.util import find_spec
 
 import mmengine
 import pytest
@@ -19,3 +20,11 @@ RESUMES_ITERATIONS = 'self._iter > 0' in inspect.getsource(
     IterBasedTrainLoop.run)
 STARTS_OVER = ('mmengine 0.8.3 does not advance the data loader when it '
                'resumes iterations')
+
+
+def with_its_host(path):
+    """A config as a parameter, skipped where a host that it names is missing."""
+    missing = [host for host in ('mmdet', 'mmpretrain', 'mmseg')
+               if host in path.read_text() and find_spec(host) is None]
+    return pytest.param(path, id=path.stem, marks=pytest.mark.skipif(
+        bool(missing), reason=f'not installed: {missing}'))
