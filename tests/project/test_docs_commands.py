@@ -47,7 +47,8 @@ STANDS_FOR = {
     r'work_dirs/mine/epoch_7': f'{RUN}/epoch_10',
     r'work_dirs/mine': RUN,
     r'work_dirs/faster_rcnn_ela_r101/epoch_12': f'{RUN}/epoch_10',
-    r'THEIRS(\.pth OURS\.pth --source dla)': r'THEIRS_DLA\1',
+    r'THEIRS\.pth OURS\.pth --source dla':
+        'THEIRS_DLA.pth OURS_DLA.pth --source dla',
     r'--batches 20': '--batches 2',
     r'(tools/complexity\.py)': r'\1 --tables table1_cifar10',
     # Of an option that is given twice the second holds.
