@@ -1,5 +1,5 @@
 """MixMIM: stages of tokens of one size, which the host checkpoints."""
-from typing import Callable, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 from torch import Tensor
 
@@ -7,6 +7,7 @@ from ..layers import LayerMemory
 from .checkpointed import CheckpointedStage
 from .placed import PlacedAttentionMixin
 from .stages import AttentionStage, StageSpec
+from .swin import merge_windows_of_any_batch
 from .walked import TokenStage
 
 
@@ -44,6 +45,10 @@ class MixMIMAttentionMixin(PlacedAttentionMixin):
     """Adds layer attention to a MixMIMTransformer."""
     kinds = {'base': MixMIMStage}
     norm_cfg_by_default = dict(type='LN')
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        merge_windows_of_any_batch(self)
 
     def stage_specs(self) -> List[StageSpec]:
         """Take every stage."""

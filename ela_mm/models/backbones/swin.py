@@ -2,7 +2,7 @@
 from functools import partial
 from typing import Any, List, Optional
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .placed import PlacedAttentionMixin
 from .stages import AttentionLayerInfo, StageSpec
@@ -22,12 +22,7 @@ class SwinAttentionMixin(PlacedAttentionMixin):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for module in self.modules():
-            # The hosts' finds the batch by a division of floats, which
-            # torch.export takes for the number that it was at the time.
-            if hasattr(module, 'window_reverse'):
-                module.window_reverse = partial(
-                    _merge_windows, window_size=module.window_size)
+        merge_windows_of_any_batch(self)
 
     def stage_specs(self) -> List[StageSpec]:
         """Take every stage."""
@@ -54,6 +49,22 @@ class DaViTAttentionMixin(SwinAttentionMixin):
                       self._attention_norm_cfg, [0.] * len(stage.blocks))
             for i, stage in enumerate(self.stages)
         ]
+
+
+def merge_windows_of_any_batch(network: nn.Module) -> None:
+    """Let a network with windows be exported for batches of any size.
+
+    The hosts' blocks find the batch by a division of floats, which
+    torch.export takes for the number that it was at the time.
+
+    Args:
+        network (nn.Module): Its blocks get another ``window_reverse``, with
+            the same result.
+    """
+    for module in network.modules():
+        if hasattr(module, 'window_reverse'):
+            module.window_reverse = partial(
+                _merge_windows, window_size=module.window_size)
 
 
 def _merge_windows(windows: Tensor, height: int, width: int,
