@@ -13,8 +13,6 @@ from torch import Tensor
 from ..errors import UsageError
 from ..hosts.registration import host_of
 
-_NAMELESS = ('{!r} has no name in the published code: it trains without '
-             'zero_init_attention')
 _PARTS = dict(query='Wq', key='Wk', value='Wv')
 # Convolutions and norms of the stem, in the order of Host.deep_stem.
 _STEM = ('conv1.0', 'conv1.1', 'conv1.3', 'conv1.4', 'conv1.6', 'bn1')
@@ -113,8 +111,15 @@ def to_mrla(state: Dict[str, Tensor],
         elif first == 'norm':
             published[f'{place}.bn_mrla.{rest}'] = value
         else:
-            raise UsageError(_NAMELESS.format(name))
+            raise _nameless(name, first, "'base' or 'light'; 'dla' goes by "
+                            '--source dla')
     return published
+
+
+def _nameless(name: str, part: str, kinds: str) -> UsageError:
+    why = ('it trains without zero_init_attention' if part == 'scale' else
+           f'expected a network of attention={kinds}')
+    return UsageError(f'{name!r} has no name in the published code: {why}')
 
 
 # --- DLA ---------------------------------------------------------------------
@@ -237,7 +242,7 @@ def to_dla(state: Dict[str, Tensor],
             where, _, rest = rest.partition('.')
             published[f'{place}.lstm.{_CELL[where]}.0.seq.{rest}'] = value
         else:
-            raise UsageError(_NAMELESS.format(name))
+            raise _nameless(name, first, "'dla'")
     return published
 
 

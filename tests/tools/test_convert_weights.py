@@ -193,6 +193,8 @@ def test_what_is_not_theirs_is_refused():
     scaled = mmpretrain.ELAResNet(18, zero_init_attention=True)
     with pytest.raises(ValueError, match='without zero_init_attention'):
         to_mrla(scaled.state_dict())
+    with pytest.raises(ValueError, match="'dla' goes by --source dla"):
+        to_mrla(mmpretrain.ELAResNet_CIFAR(20, attention='dla').state_dict())
 
 
 def test_the_tool(tmp_path, capsys):
