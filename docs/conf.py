@@ -34,7 +34,7 @@ autodoc_member_order = 'bysource'
 # torch's forward and backward refer to pages that are not here.
 autodoc_inherit_docstrings = False
 # Hosts that the tried stack leaves out.
-autodoc_mock_imports = [name for name in ('mmpose', ) if not find_spec(name)]
+autodoc_mock_imports = [name for name in ('mmpose', 'triton') if not find_spec(name)]
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 

@@ -23,8 +23,9 @@ NETWORKS = ('r18', 'r34', 'r50', 'r50c', 'r50-d8', 'r101', 'r101c', 'r101-d8',
             'r152', 'cifar20', 'cifar56', 'cifar110', 'convnext-tiny',
             'swin-tiny', 'deit-tiny', 'cspnext-s', 'pvt-v2-b0',
             'regnetx-3.2gf')
-VARIANTS = ('plain', 'concatenating', 'base', 'measuring', 'own value',
-            'separate light', 'light', 'ELA 25%', 'ELA 50%', 'ELA 80%')
+VARIANTS = ('plain', 'concatenating', 'base', 'fused', 'measuring',
+            'own value', 'separate light', 'light', 'ELA 25%', 'ELA 50%',
+            'ELA 80%')
 COMPARED = ('SE', 'ECA', 'CBAM', 'BAM', 'GC', 'NL', 'A2', 'AA', 'DIA', 'RLA',
             'DLA-L', 'DLA-B', 'CKA-SR')
 
@@ -41,12 +42,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--variants',
         nargs='+',
-        default=list(VARIANTS),
+        default=[v for v in VARIANTS if v != 'fused'],
         choices=[*VARIANTS, *COMPARED],
         metavar='VARIANT',
         help='of ' + ', '.join(
             map(repr, VARIANTS + COMPARED)).replace('%', '%%') +
-        '; plain is always there')
+        "; plain is always there, and 'fused' is base with fused=True")
     parser.add_argument(
         '--systems',
         action='store_true',

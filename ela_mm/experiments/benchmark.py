@@ -37,8 +37,9 @@ _D8 = dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
 GROWTH = (6, 12, 23, 36)
 # Shares of ELA's layers that are skipped, in percent.
 SHARES = (25, 50, 80)
-VARIANTS = ('plain', 'concatenating', 'base', 'measuring', 'own value',
-            'separate light', 'light', *(f'ELA {share}%' for share in SHARES))
+VARIANTS = ('plain', 'concatenating', 'base', 'fused', 'measuring',
+            'own value', 'separate light', 'light',
+            *(f'ELA {share}%' for share in SHARES))
 # The compared systems that are not among them under another name.
 COMPARED = tuple(name for name in SYSTEMS
                  if name not in ('ResNet', 'MRLA-L', 'MRLA-B', 'ELA'))
@@ -127,7 +128,8 @@ def build_backbone(network: str,
 def offers(network: str, variant: str) -> bool:
     """Tell whether a network is built in a variant: some are of ResNets alone."""
     return network not in FAMILIES or variant not in (
-        *COMPARED, 'light', 'separate light', 'concatenating', 'own value')
+        *COMPARED, 'light', 'separate light', 'concatenating', 'own value',
+        'fused')
 
 
 def _family(network: str, variant: str, with_cp: bool,
@@ -162,7 +164,8 @@ def _resnet(network: str, variant: str, with_cp: bool, size: int,
     else:
         options = dict(
             attention={'plain': None, REGULARIZED: None, 'light': 'light',
-                       'separate light': 'light'}.get(variant, 'base'))
+                       'separate light': 'light'}.get(variant, 'base'),
+            fused=variant == 'fused')
     if network in NETWORKS and network.startswith('r'):
         dilated = network.endswith('-d8')
         options['deep_stem'] = dilated or network.endswith('c')

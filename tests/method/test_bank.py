@@ -17,7 +17,7 @@ from ela_mm import LayerAttention, LayerMemory
 from ela_mm.experiments.benchmark import _Storages
 from ela_mm.models.backbones.stages import AttentionStage
 from ela_mm.models.layers import LightLayerAttention, traced
-from ela_mm.models.layers.bank import batch_norm, fused, values, without_bank
+from ela_mm.models.layers.bank import batch_norm, values, without_bank
 from ela_mm.models.layers.bank.values import GROUP
 
 
@@ -166,11 +166,10 @@ def assert_like_naive(stage, x, run=None):
        zero_init=st.booleans(),
        training=st.booleans(),
        channels_last=st.booleans(),
-       short=st.booleans(),
-       pointwise=st.booleans())
+       short=st.booleans())
 def test_stage_matches_the_equations(data, depth, batch, heads, head_dim, side,
                                      act, zero_init, training, channels_last,
-                                     short, pointwise):
+                                     short):
     """Any mask: skipped whole, or visible to later layers still."""
     torch.manual_seed(0)
     active = data.draw(st.lists(st.booleans(), min_size=depth,
@@ -182,11 +181,7 @@ def test_stage_matches_the_equations(data, depth, batch, heads, head_dim, side,
     if channels_last:
         stage = stage.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
-    for layer in stage.attention:
-        layer.fused = pointwise
-    # What a compiler writes, here without one.
-    with mock.patch.object(values, 'SHORT', 5 if short else 1), (
-            mock.patch.object(fused, '_compiled', lambda function: function)):
+    with mock.patch.object(values, 'SHORT', 5 if short else 1):
         statistics = assert_like_naive(stage, x)
     for layer, on, (mean, var) in zip(stage.attention, active, statistics):
         torch.testing.assert_close(layer.norm.running_mean, mean)

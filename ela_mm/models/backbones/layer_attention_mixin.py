@@ -51,9 +51,9 @@ class LayerAttentionMixin:
         zero_init_attention (bool): Start from the plain network, bit for bit,
             by a learnable scale per channel that is 0 at first. For training
             that starts from plain weights. Defaults to False.
-        fused (bool): Let ``torch.compile`` write what is pointwise in
-            MRLA-base's layers, which takes a minute in the first step;
-            see :mod:`ela_mm.models.layers.bank.fused`. Defaults to False.
+        fused (bool): Run MRLA-base's layers in kernels of their own on a GPU,
+            which Triton compiles in the first steps; see
+            :mod:`ela_mm.models.layers.bank.gpu`. Defaults to False.
 
     Attributes:
         kinds (Dict[str, Type[Stage]]): The values of ``attention`` that the

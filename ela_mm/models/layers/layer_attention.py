@@ -154,8 +154,8 @@ class LayerAttention(ScaledAttention):
     Attributes:
         remembering (Tuple[str, ...]): Names of the children that
             :meth:`remember` runs.
-        fused (bool): Whether a compiler writes what is pointwise, see
-            :mod:`ela_mm.models.layers.bank.fused`. False at first.
+        fused (bool): Whether a GPU runs it in kernels of its own, see
+            :mod:`ela_mm.models.layers.bank.gpu`. False at first.
 
     Raises:
         UsageError: If ``head_dim`` is not a positive divisor of ``channels``.
@@ -252,8 +252,8 @@ class LayerAttention(ScaledAttention):
         """
         if memory.key_bank is not None:
             attend(x, memory.key_bank, memory.value_bank,
-                   Plan(self.head_dim, self.value), self.key.weight, None,
-                   None)
+                   Plan(self.head_dim, self.value, fused=self.fused),
+                   self.key.weight, None, None)
             return
         self._weigh(x, memory, attends=False)
         self._keep_value(x, memory)

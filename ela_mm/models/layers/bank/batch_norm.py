@@ -74,8 +74,8 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
 def normalize_batch(
         norm: nn.BatchNorm2d,
         x: Tensor,
-        gamma: Optional[Tensor],
-        beta: Optional[Tensor],
+        gamma: Tensor,
+        beta: Tensor,
         tracked: Optional[List[Tensor]] = None) -> Tuple[Tensor, Statistics]:
     """Do what a norm does, and say by which statistics.
 
@@ -83,9 +83,8 @@ def normalize_batch(
         norm (nn.BatchNorm2d): In training mode its running statistics are
             updated.
         x (Tensor): (B, C, H, W).
-        gamma (Tensor, optional): (C), the norm's weight; None leaves x as it
-            is.
-        beta (Tensor, optional): (C), the norm's bias; None like gamma.
+        gamma (Tensor): (C), the norm's weight.
+        beta (Tensor): (C), the norm's bias.
         tracked (List[Tensor], optional): Takes the norm's count of batches,
             which the caller raises. Defaults to None: it is raised here.
 
@@ -98,7 +97,7 @@ def normalize_batch(
     running = norm.running_mean.to(wide), norm.running_var.to(wide)
     if not norm.training or _is_single(x):
         statistics = Statistics(*running, None, norm.eps, False)
-        return _normalized(x, gamma, beta, statistics), statistics
+        return normalize(x, gamma, beta, statistics), statistics
     if tracked is None:
         norm.num_batches_tracked.add_(1)
     else:
@@ -106,35 +105,13 @@ def normalize_batch(
     if (x.device.type == 'cpu' and x.is_contiguous()
             and x.dtype in (torch.float32, torch.float64)):
         statistics = _of_vectorized_moments(norm, x)
-        return _normalized(x, gamma, beta, statistics), statistics
-    affine = (None if v is None else v.to(wide) for v in (gamma, beta))
+        return normalize(x, gamma, beta, statistics), statistics
     out, mean, invstd = torch.native_batch_norm(
-        x, *affine, *running, True, norm.momentum, norm.eps)
+        x, gamma.to(wide), beta.to(wide), *running, True, norm.momentum, norm.eps)
     if wide != norm.running_mean.dtype:  # the widened copies were updated
         norm.running_mean.copy_(running[0])
         norm.running_var.copy_(running[1])
     return out, Statistics(mean, None, invstd, 0., True)
-
-
-def measure(norm: nn.BatchNorm2d, x: Tensor,
-            tracked: Optional[List[Tensor]] = None) -> Statistics:
-    """Form the statistics by which a norm would normalise a batch.
-
-    Args:
-        norm (nn.BatchNorm2d): As for :func:`normalize_batch`.
-        x (Tensor): (B, C, H, W).
-        tracked (List[Tensor], optional): As for :func:`normalize_batch`.
-
-    Returns:
-        Statistics: With ``invstd``.
-    """
-    _, statistics = normalize_batch(norm, x, None, None, tracked)
-    if statistics.invstd is not None:
-        return statistics
-    spread = statistics.spread
-    if not statistics.own:
-        spread = spread + statistics.eps
-    return statistics._replace(invstd=spread.rsqrt())
 
 
 def _of_vectorized_moments(norm: nn.BatchNorm2d, x: Tensor) -> Statistics:
@@ -153,11 +130,6 @@ def _of_vectorized_moments(norm: nn.BatchNorm2d, x: Tensor) -> Statistics:
     torch._foreach_lerp_([norm.running_mean, norm.running_var],
                          [mean, var * (count / (count - 1))], norm.momentum)
     return Statistics(mean, var.add_(norm.eps), None, 0., True)
-
-
-def _normalized(x: Tensor, gamma: Optional[Tensor], beta: Optional[Tensor],
-                statistics: Statistics) -> Tensor:
-    return x if gamma is None else normalize(x, gamma, beta, statistics)
 
 
 def normalize(x: Tensor, gamma: Tensor, beta: Tensor,
@@ -183,10 +155,10 @@ def normalize_backward(grad: Tensor, x: Tensor, gamma: Tensor,
         tuple: (B, C, H, W), (C) and (C).
     """
     mean, spread, invstd, eps, own = statistics
-    if own and invstd is None:
-        invstd = spread.rsqrt()
     # With the batch's own statistics only mean and invstd are read, else the
-    # others.
+    # others; on GPUs invstd has to be there for maps of one number.
+    if invstd is None:
+        invstd = (spread if own else spread + eps).rsqrt()
     grad_x, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
         grad, x, gamma.to(mean.dtype), mean, spread, mean, invstd, own, eps,
         [True, True, True])

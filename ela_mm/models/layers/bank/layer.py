@@ -5,14 +5,17 @@ pooling to the addition to the block's output, with its gradient by hand: the
 gradient of the block's output is added up once, in place, and nothing is kept
 for backward but what the block and the banks keep anyway.
 """
+import logging
+from functools import lru_cache
 from itertools import zip_longest
-from typing import List, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Tuple, Type
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from . import batch_norm, fused
+from . import batch_norm, gpu
 from .batch_norm import Statistics
 from .keys import (
     KeyBank,
@@ -39,8 +42,8 @@ class Plan(NamedTuple):
         relu (bool): Whether a relu follows the norm. Defaults to False.
         adds (bool): Whether all of it is added to the block's output. Defaults
             to False.
-        fused (bool): Whether a compiler writes what is pointwise, see
-            :mod:`ela_mm.models.layers.bank.fused`. Defaults to False.
+        fused (bool): Whether a GPU runs the layer in kernels of its own, see
+            :mod:`ela_mm.models.layers.bank.gpu`. Defaults to False.
     """
     head_dim: int
     value: nn.Conv2d
@@ -72,15 +75,76 @@ def attend(x: Tensor, keys: KeyBank, values: ValueBank, plan: Plan,
     Raises:
         UsageError: If there are T keys already.
     """
-    slot = keys.next_slot(x, plan.head_dim)
-    norm = plan.norm
-    affine = (None, None) if norm is None else (norm.weight, norm.bias)
-    out, weights, keys.state, values.state = _Attend.apply(
-        x, keys.state, values.state, key, query, plan.value.weight, *affine,
-        scale, slot, values, plan, keys.tracked)
+    function = _Attend
+    if plan.fused and _agree(x.device) and gpu.has_kernels(x, values, plan):
+        function = gpu.Attend
+    out, weights = _attend(function, x, keys, values, plan, key, query, scale)
     if keys.count == keys.capacity and keys.tracked:
         torch._foreach_add_(keys.tracked, 1)
     return out, weights
+
+
+def _attend(function: Type[torch.autograd.Function], x: Tensor, keys: KeyBank,
+            values: ValueBank, plan: Plan, key: Tensor,
+            query: Optional[Tensor],
+            scale: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
+    slot, norm = keys.next_slot(x, plan.head_dim), plan.norm
+    affine = (None, None) if norm is None else (norm.weight, norm.bias)
+    out, weights, keys.state, values.state = function.apply(
+        x, keys.state, values.state, key, query, plan.value.weight, *affine,
+        scale, slot, values, plan, keys.tracked)
+    return out, weights
+
+
+@lru_cache(maxsize=None)
+def _agree(device: torch.device) -> bool:
+    """Whether a device's kernels compute what the operations do; tried once.
+
+    No test without a GPU can say it of another compiler, driver or chip.
+    """
+    reason = 'there is no Triton for it'
+    try:
+        # With maps that are read by several numbers at once, and others; each
+        # kernel is compiled, and launched once more without.
+        for side in (4, 4, 3, 3) if gpu.has_device(
+                torch.empty(0, device=device)) else ():
+            ours, theirs = (_trial(function, device, side)
+                            for function in (gpu.Attend, _Attend))
+            for a, b in zip(ours, theirs):
+                torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+            reason = ''
+    except Exception as error:  # noqa: BLE001  a compiler's may be any
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+    if reason:
+        print_log(f'fused=True: attention runs operation by operation on {device}'
+                  f', as without the option: {reason}', 'current',
+                  logging.WARNING)
+    return not reason
+
+
+def _trial(function: Type[torch.autograd.Function], device: torch.device,
+           side: int) -> List[Tensor]:
+    """What two layers of noise make, with all gradients and statistics."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.randn(shape, generator=generator).to(device))
+
+    with torch.inference_mode(False), torch.enable_grad(), (
+            without_autocast(device)), torch.random.fork_rng(devices=[]):
+        value = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        norm = nn.BatchNorm2d(8).to(device)
+        value.weight, norm.weight, norm.bias = draw(8, 1, 3, 3), draw(8), draw(8)
+        x, key, query, scale = draw(2, 8, side, side), draw(1, 1, 3), draw(
+            1, 1, 3), draw(8)
+        keys, values, out = KeyBank(2), ValueBank(2), x
+        for _ in range(2):
+            out, _ = _attend(function, out, keys, values, Plan(
+                4, value, norm, relu=True, adds=True), key, query, scale)
+        gradients = torch.autograd.grad(
+            out.square().mean(),
+            (x, key, query, scale, value.weight, norm.weight, norm.bias))
+    return [out, *gradients, norm.running_mean, norm.running_var]
 
 
 class _Attend(torch.autograd.Function):
@@ -195,10 +259,6 @@ def finish(
     """Norm, relu and scale, added to x: (B, C, H, W)."""
     if plan.norm is None:
         return retrieved, None
-    if plan.fused and scale is None:
-        statistics = batch_norm.measure(plan.norm, retrieved, tracked)
-        return fused.add_normalized(x if plan.adds else None, retrieved, gamma,
-                                    beta, statistics, plan.relu), statistics
     out, statistics = batch_norm.normalize_batch(plan.norm, retrieved, gamma,
                                                  beta, tracked)
     if plan.relu:
@@ -218,11 +278,6 @@ def finish_backward(
     of_scale = None
     if plan.norm is None:
         return grad, None, None, None
-    if plan.fused and scale is None:
-        if plan.relu:
-            grad = fused.relu_backward(grad, retrieved, gamma, beta, statistics)
-        return (*batch_norm.normalize_backward(grad, retrieved, gamma,
-                                               statistics), None)
     if plan.relu or scale is not None:
         term = batch_norm.normalize(retrieved, gamma, beta,
                                     statistics)  # (B, C, H, W)

@@ -78,6 +78,23 @@ class ValueBank:
         return state
 
 
+    def open(self, x: Tensor, dtype: torch.dtype, head_dim: int) -> Tensor:
+        """Make the buffer for layers that write their values themselves.
+
+        Args:
+            x (Tensor): (B, C, H, W), contiguous; a value is of its shape.
+            dtype (torch.dtype): Of the values.
+            head_dim (int): d.
+
+        Returns:
+            Tensor: The buffer, not yet written.
+        """
+        self.layout = Layout(x.shape[1] // head_dim, x.shape, False)
+        self.retrievals = LongStage()
+        return x.new_empty(
+            self._capacity, *self.layout.flat_shape, dtype=dtype)
+
+
 class Layout(NamedTuple):
     """How a map (B, C, H, W) lies in the bank: head by head.
 
@@ -235,12 +252,16 @@ class LongStage(ShortStage):
         self.weights: Optional[Tensor] = None
         self._recomputed: Dict[int, Tensor] = {}
 
-    def add(self, weights: Tensor, state: Tensor) -> int:
-        """Note a retrieval's weights; return its number."""
+    def table(self, state: Tensor) -> Tensor:
+        """The weights (T, B, h, T), for the values (T, B, h, L)."""
         if self.weights is None:
             self.weights = state.new_zeros(*state.shape[:3], len(state))
-        self.weights[:weights.shape[-1], ..., self.count] = weights.permute(
-            2, 0, 1)
+        return self.weights
+
+    def add(self, weights: Tensor, state: Tensor) -> int:
+        """Note a retrieval's weights; return its number."""
+        self.table(state)[:weights.shape[-1], ..., self.count] = (
+            weights.permute(2, 0, 1))
         return super().add(weights, state)
 
     def recompute(self, number: int, weights: Tensor,
