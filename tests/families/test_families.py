@@ -460,3 +460,20 @@ def test_costs_and_features_of_blocks_that_pass_on_other_than_maps(name):
 def test_pictures_that_are_unfolded_first_have_three_channels():
     """No convolution says how many, but that of attention."""
     assert picture_channels(FAMILIES['t2t'].build()) == 3
+
+
+def test_memory_of_mvit_starts_anew_at_another_width_or_size():
+    """Both change at once, or the width a block before the size."""
+    for at_once, sizes in ((True, [1, 3, 3]), (False, [1, 2, 1, 3])):
+        net = FAMILIES['mvit'].build(dim_mul_in_attention=at_once)
+        assert [len(stage) for stage in net.attention_stages] == sizes
+        assert all(out.isfinite().all() for out in flat(net(
+            pictures(FAMILIES['mvit']))))
+
+
+def test_attention_of_van_has_the_norm_of_its_blocks():
+    """The host's norm_cfg is that of what it returns."""
+    for norm_cfg in (dict(type='LN'), dict(type='LN', eps=1e-6)):
+        net = FAMILIES['van'].build(norm_cfg=norm_cfg)
+        assert {type(layer.module.norm) for layer in net.attention_layers
+                } == {torch.nn.BatchNorm2d}
