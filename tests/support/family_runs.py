@@ -37,7 +37,7 @@ class FamilyClassifier(BaseModel):
         for out in flat(self.backbone(inputs)):
             # TridentNet's branches stand one after the other in the batch.
             out = out.unflatten(0, (-1, len(inputs))).mean(0)
-            outs.append(out.flatten(2).mean(2) if out.ndim == 4 else out)
+            outs.append(out.flatten(2).mean(2) if out.ndim > 2 else out)
         return torch.cat(outs, 1)
 
     def forward(self, inputs, targets=None, mode='tensor'):
@@ -54,7 +54,7 @@ class LastPooled(torch.nn.Module):
 
     def forward(self, outs):
         out = flat(outs)[-1]
-        return (out.mean((2, 3)) if out.ndim == 4 else out, )
+        return (out.flatten(2).mean(2) if out.ndim > 2 else out, )
 
 
 def config(name, work_dir, hooks=(), **overrides) -> Config:
