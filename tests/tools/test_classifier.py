@@ -5,7 +5,7 @@ import cv2
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope, init_default_scope
 from mmpretrain import ImageClassificationInferencer, get_model
 from mmpretrain.registry import MODELS
 from support.classifier import train_classifier
@@ -93,8 +93,10 @@ def test_python_use_gives_the_pruned_network(trained):
               if layer.active]
     assert active == read_record(work_dir)['active'] and len(active) < 16
     picture = next((config.parent / 'data' / '1').glob('*.png'))
-    inferencer = ImageClassificationInferencer(
-        str(config), pretrained=checkpoint, classes=['zero', 'one'])
+    # MMPretrain 1.0 sets none where another is set.
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        inferencer = ImageClassificationInferencer(
+            str(config), pretrained=checkpoint, classes=['zero', 'one'])
     (result, ) = inferencer(str(picture))
     with torch.no_grad():
         data = model.data_preprocessor(

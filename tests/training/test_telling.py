@@ -1,4 +1,5 @@
 """What a run says while it trains, when it stops early, and at Ctrl-C."""
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -195,6 +196,8 @@ def test_ctrl_c_without_the_hook_and_by_iterations(tmp_path):
         'interrupted after iteration 5 of 8; --resume goes on from iter_4.pth')
 
 
+@pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
+                    reason='started in the background, where it is ignored')
 def test_the_tool_ends_as_shells_expect(tmp_path):
     """SIGINT in a window, once more after a resume."""
     cfg = toy_config(
