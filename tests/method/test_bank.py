@@ -568,8 +568,10 @@ def test_hooks_of_a_norm_are_called():
 
 @pytest.mark.skipif(not traced.CAN_TRACE, reason='torch < 2.4 has no operators')
 @pytest.mark.parametrize('channels_last', [False, True])
-def test_the_traced_sum_is_the_plain_one(channels_last):
+@pytest.mark.parametrize('operator', [False, True])
+def test_the_traced_sum_is_the_plain_one(operator, channels_last, monkeypatch):
     """Values, gradients and what torch asks of an operator."""
+    monkeypatch.setattr(traced, '_wants_operator', lambda grad: operator)
     weights = torch.rand(2, 3, 4, dtype=torch.float64, requires_grad=True)
     maps = [torch.randn(2, 6, 5, 4, dtype=torch.float64) for _ in range(5)]
     if channels_last:
@@ -586,3 +588,30 @@ def test_the_traced_sum_is_the_plain_one(channels_last):
         torch.testing.assert_close(ours, theirs)
     torch.library.opcheck(traced.head_products, (
         cotangent.detach(), [x.detach() for x in maps], 3))
+
+
+@pytest.mark.skipif(not traced.CAN_TRACE, reason='torch < 2.4 has no operators')
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('groups', [6, 2])
+def test_the_traced_value_is_the_plain_convolution(channels_last, groups):
+    """Also of a gradient in another order of dimensions than the map."""
+    conv = nn.Conv2d(6, 6, 3, padding=1, groups=groups, bias=False).double()
+    x, grad = torch.randn(2, 2, 6, 5, 4, dtype=torch.float64)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    x.requires_grad_()
+    results = [[out, *torch.autograd.grad(out, [x, conv.weight], grad)]
+               for out in (traced.traced_value(conv, x), conv(x))]
+    torch.testing.assert_close(*results)
+    torch.library.opcheck(traced.depthwise_backward, (
+        grad, x.detach(), conv.weight.detach(), [1] * 6 + [groups]))
+
+
+def test_factors_lie_channel_by_channel():
+    """Or compilers write loops that are not vectorised."""
+    weights = torch.rand(2, 3, 4)
+    for i, factor in enumerate(traced.per_channel(
+            weights, torch.empty(2, 6, 5, 5, dtype=torch.float64))):
+        assert factor.shape == (2, 6, 1, 1) and factor.stride(1) == 1
+        expected = weights[:, [0, 0, 1, 1, 2, 2], i].double()
+        assert torch.equal(factor[..., 0, 0], expected)

@@ -1,16 +1,20 @@
 """torch.compile, before and after a pruning and in a window."""
 import copy
+from collections import Counter
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from support.toy import small_network
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from ela_mm import LayerAttention
 from ela_mm.hosts.mmdet import ELAResNet
 from ela_mm.models.backbones.stages import AttentionStage
+from ela_mm.models.layers.traced import CAN_TRACE
 from ela_mm.pruning import KLStatistics
 
 pytestmark = pytest.mark.skipif(
@@ -126,6 +130,26 @@ def test_autocast_compiles():
             assert 0 < error < 0.2 * exact.norm()
             assert (a - exact).norm() < 2 * error
     assert counter.frame_count == 2
+
+
+@pytest.mark.skipif(not CAN_TRACE, reason='torch < 2.4 has no operators')
+@pytest.mark.parametrize('attention, sums', [('base', 2), ('light', 0)])
+def test_backward_is_by_operators(attention, sums):
+    """One for a layer's value, and on a CPU one for its weights."""
+    net = ELAResNet(18, base_channels=32, attention=attention)
+    found = Counter()
+
+    def keep(graph, inputs):
+        found.update(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    compiled = torch.compile(net.layer1, backend=aot_autograd(
+        fw_compiler=lambda graph, _: make_boxed_func(graph.forward),
+        bw_compiler=keep))
+    x = torch.randn(2, 32, 8, 8, requires_grad=True)
+    compiled(x).sum().backward()
+    assert found['ela_mm.depthwise_backward.default'] == 2
+    assert found['ela_mm.head_products.default'] == sums
 
 
 class Breaking(nn.Identity):

@@ -20,7 +20,7 @@ from .bank.keys import average_pool, without_autocast
 from .bank.layer import Plan, attend
 from .memory import LayerMemory
 from .scaled import ScaledAttention
-from .traced import TracedSum, is_traced
+from .traced import TracedSum, is_traced, per_channel, traced_value
 from .trained_norm import build_trained_norm
 from .watched import is_watched
 
@@ -63,11 +63,7 @@ def retrieve(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
     Returns:
         Tensor: (B, C, H, W), in the values' dtype.
     """
-    batch, channels = values[0].shape[:2]
-    # As repeat_interleave, which reads a value in torch 2.0.
-    weights = weights.to(values[0].dtype).unsqueeze(2).expand(
-        -1, -1, channels // weights.shape[1], -1)  # (B, h, d, n)
-    factors = weights.reshape(batch, channels, 1, 1, len(values)).unbind(-1)
+    factors = per_channel(weights, values[0])  # n of (B, C, 1, 1)
     retrieved = factors[0] * values[0]  # (B, C, H, W)
     for factor, value in zip(factors[1:], values[1:]):
         # In place: autograd keeps factor and value, never the partial sums.
@@ -112,6 +108,13 @@ def is_depthwise(conv: nn.Module) -> bool:
     """
     return (type(conv) is nn.Conv2d and conv.bias is None
             and conv.padding_mode == 'zeros' and not is_watched(conv))
+
+
+def convolve(conv: nn.Module, x: Tensor) -> Tensor:
+    """A value's convolution, (B, C, H, W) -> (B, C, H, W)."""
+    if is_depthwise(conv) and is_traced(x, conv.weight):
+        return traced_value(conv, x)
+    return conv(x)
 
 
 def project(conv: nn.Module, pooled: Tensor) -> Tensor:
@@ -312,7 +315,7 @@ class LayerAttention(ScaledAttention):
     # --- equation 5: the weighted sum, and what follows it --------------------
 
     def _keep_value(self, x: Tensor, memory: LayerMemory) -> None:
-        memory.values.append(self.value(x))  # (B, C, H, W)
+        memory.values.append(convolve(self.value, x))  # (B, C, H, W)
 
     def _retrieve(self, weights: Tensor, memory: LayerMemory) -> Tensor:
         """o = sum_i P_i v_i: (B, C, H, W)."""

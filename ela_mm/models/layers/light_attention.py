@@ -18,6 +18,7 @@ from .bank.layer import Plan
 from .bank.light import Mix
 from .layer_attention import (
     check_head_dim,
+    convolve,
     is_depthwise,
     is_plain,
     pooled_kernel_size,
@@ -93,7 +94,7 @@ class LightLayerAttention(ScaledAttention):
             Tensor: (B, C, H, W), the term to add to ``x``.
         """
         mixed = self.mixing(
-            self._gate(x), self.value(x), self.mix, identity)  # (B, C, H, W)
+            self._gate(x), convolve(self.value, x), self.mix, identity)  # (B, C, H, W)
         return self.drop_path(self.scaled(apply_norm(self.norm, mixed)))
 
     def add_to(self, x: Tensor, identity: Tensor) -> Tensor:
