@@ -122,9 +122,11 @@ def downloads_explained(cfg: Config, weights: bool = True) -> Iterator[None]:
         what = 'weights'
         if not ways:
             what = 'data'
+            places: Dict[Tuple[str, str], str] = {}
+            for place, source in remote_data(cfg).items():
+                places.setdefault(source, place)  # once, whoever wants it
             ways = [f'{place}: download {url} elsewhere and unpack it in '
-                    f'{folder}'
-                    for place, (url, folder) in remote_data(cfg).items()]
+                    f'{folder}' for (url, folder), place in places.items()]
         if not ways:  # another connection has failed
             raise
         raise UsageError(f'{what} cannot be downloaded ({_said(error)}); '

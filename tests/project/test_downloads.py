@@ -135,6 +135,15 @@ def test_data_that_download_themselves_are_named(tmp_path):
             ) in str(raised.value)
 
 
+def test_data_that_three_loaders_want_are_named_once():
+    loader = dict(dataset=dict(type='CIFAR10', data_root='here'))
+    cfg = Config(dict(default_scope='mmpretrain', train_dataloader=loader,
+                      val_dataloader=loader, test_dataloader=loader))
+    with pytest.raises(UsageError) as raised, downloads_explained(cfg):
+        raise URLError('no network')
+    assert str(raised.value).count('unpack it in here') == 1
+
+
 def test_a_grid_asks_for_data_before_its_first_run(tmp_path):
     """Not each of its runs, one after the other."""
     (tmp_path / 'grid.yaml').write_text(
