@@ -30,8 +30,12 @@ SAMPLE = [
     ('mmdet', 'hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py'),
     ('mmpretrain', 'deit/deit-tiny_4xb256_in1k.py'),
     ('mmseg', 'segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'),
+    # Patches left out, and masked.
+    ('mmpretrain', 'mae/mae_hivit-base-p16_8xb512-amp-coslr-400e_in1k.py'),
+    ('mmpretrain',
+     'simmim/simmim_swin-base-w6_16xb128-amp-coslr-100e_in1k-192px.py'),
 ]
-SLOW = ('yolox', 'hrnet', 'segformer')
+SLOW = ('yolox', 'hrnet', 'segformer', 'mae', 'simmim')
 
 
 def parameters():
