@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import ImageClassifier
+from support.complexity import needs_counter
 from support.families import (
     FAMILIES,
     TWINS,
@@ -403,6 +404,7 @@ def test_a_skipped_retrieval_of_tokens_keeps_its_norm():
         'layers.group1.1': ['layers.group1.attention.1.query.weight']}
 
 
+@needs_counter
 @pytest.mark.parametrize('name, beside', [
     ('mobileone', ()), ('pcpvt', ('position_encodings.1.', ))])
 def test_what_leads_to_a_block_is_no_cost_of_attention(name, beside):
@@ -436,6 +438,7 @@ def test_levit_attends_when_its_norms_are_fused():
                 torch.testing.assert_close(out, other, rtol=1e-5, atol=1e-5)
 
 
+@needs_counter
 @pytest.mark.parametrize('name', ['levit', 'densenet', 'mvit', 'conformer'])
 def test_costs_and_features_of_blocks_that_pass_on_other_than_maps(name):
     """Lists, tokens, two branches: what leaves a layer is what is tapped."""

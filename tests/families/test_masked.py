@@ -43,7 +43,9 @@ NETWORKS = {
 }
 WHOLE = ('itpn_clip', 'beit', 'maskfeat', 'simmim')
 if 'ELAMFFViT' not in mmpretrain.registry.MODELS.module_dict:
-    del NETWORKS['mff']  # MMPretrain 1.0
+    # MMPretrain 1.0: its iTPN takes no out_indices, its CAE no weights.
+    for name in ('mff', 'cae', 'itpn', 'itpn_clip'):
+        del NETWORKS[name]
 each = pytest.mark.parametrize('name', NETWORKS)
 
 
@@ -212,6 +214,7 @@ def test_blocks_of_mocov3_stay_frozen_with_their_attention():
                 not frozen}
 
 
+@pytest.mark.skipif('itpn' not in NETWORKS, reason='MMPretrain 1.0')
 def test_first_weights_of_itpn_are_rescaled_by_depth():
     """The host does so for blocks of its own type alone."""
     torch.manual_seed(1)
