@@ -298,6 +298,7 @@ def test_channels_of_what_comes_before_the_first_convolution():
 @pytest.mark.parametrize('channels', [1, 2, 4, 6])
 def test_pictures_of_any_channels(channels, tmp_path):
     """From the file to attention, cost and class activation maps."""
+    pytest.importorskip('pytorch_grad_cam')
     path = tmp_path / 'picture.npy'
     np.save(path, np.random.default_rng(0).normal(
         size=(32, 48, channels)).astype('float32'))
@@ -442,6 +443,7 @@ class Tracker(BaseMOTModel):
 
 def test_maps_of_a_tracker_explain_its_detector(root, digits_root):
     """One frame of a video, through a network with a detector in it."""
+    pytest.importorskip('pytorch_grad_cam')
     cfg = small_config(digits_root)
     detector = cfg.model
     detector.pop('data_preprocessor')
