@@ -12,7 +12,8 @@ from mmdet.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.model import BaseModule
 from mmengine.optim import DefaultOptimWrapperConstructor, build_optim_wrapper
 from mmpretrain.models.backbones.vit_sam import TransformerEncoderLayer
-from support.families import formula, randomize, run_and_see
+from support.families import randomize
+from support.layers_seen import formula, run_and_see
 from torch import nn
 
 NAME = 'ela_mm.hosts.mmdet_vitdet'
