@@ -52,7 +52,7 @@ def has_kernels(x: Tensor, values: ValueBank, plan) -> bool:
     Args:
         x (Tensor): (B, C, H, W), the block's output.
         values (ValueBank): Of the stage.
-        plan (Plan): What the layer does.
+        plan (ela_mm.models.layers.bank.layer.Plan): What the layer does.
 
     Returns:
         bool: False in channels last, for a value that is no 3 x 3 convolution of
@@ -138,7 +138,7 @@ def _alike(x: Tensor, state: Tensor, maps: Iterable[Tensor],
 
 
 class Attend(torch.autograd.Function):
-    """As :class:`ela_mm.models.layers.bank.layer._Attend`, argument by argument."""
+    """As ``_Attend`` of :mod:`ela_mm.models.layers.bank.layer`, by its arguments."""
 
     @staticmethod
     def forward(ctx, x, keys, state, key, query, kernel, gamma, beta, scale,
