@@ -11,7 +11,7 @@ from support.detector import small_config
 from support.running import tool
 from support.toy import toy_config
 from support.training import without_times
-from support.versions import RESUMES_ITERATIONS, STARTS_OVER
+from support.versions import RESUMES_ITERATIONS, STARTS_OVER, with_its_host
 
 from ela_mm.apis.launch import check_checkpoint
 from ela_mm.engine.checkpoints import (
@@ -377,9 +377,8 @@ def test_a_single_kept_checkpoint_is_a_risk(capsys):
     warn_of_single_checkpoint(Config(dict()))
 
 
-@pytest.mark.parametrize('config', [
-    path.name for path in sorted((ROOT / 'configs').glob('*.py'))
-])
+@pytest.mark.parametrize('config', map(
+    with_its_host, sorted((ROOT / 'configs').glob('*.py'))))
 def test_the_configs_keep_more_than_one_checkpoint(config):
-    cfg = Config.fromfile(ROOT / 'configs' / config)
+    cfg = Config.fromfile(config)
     assert cfg.default_hooks.checkpoint.get('max_keep_ckpts') != 1
