@@ -389,6 +389,14 @@ def test_another_norm_of_attention():
             attention=None, attention_norm_cfg=dict(type='BN'))
 
 
+def test_another_norm_of_tokens():
+    """A layer norm alone, which has no places to go by."""
+    net = FAMILIES['vit'].build(attention_norm_cfg=dict(type='LN', eps=1e-3))
+    assert {layer.module.norm.eps for layer in net.attention_layers} == {1e-3}
+    with pytest.raises(UsageError, match="'BN'.*behind a layer norm"):
+        FAMILIES['vit'].build(attention_norm_cfg=dict(type='BN'))
+
+
 def test_a_skipped_retrieval_of_tokens_keeps_its_norm():
     """Keys and values come from normed tokens there."""
     net = FAMILIES['vit'].build()

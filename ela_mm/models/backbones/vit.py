@@ -210,7 +210,8 @@ class ViTAttentionMixin(PlacedAttentionMixin):
         first_block (int): Number of the first block with attention.
 
     Raises:
-        UsageError: On another ``attention_groups``.
+        UsageError: On another ``attention_groups``, and on an
+            ``attention_norm_cfg`` that is no layer norm.
     """
     kinds = {'base': BlockGroup}
     norm_cfg_by_default = dict(type='LN', eps=1e-6)
@@ -230,8 +231,14 @@ class ViTAttentionMixin(PlacedAttentionMixin):
                 'of blocks in a group, 2 or more, or None for the whole depth')
         self._group_size = attention_groups
         # Of tokens, not of maps.
+        own = kwargs.get('attention_norm_cfg')
+        if own and own['type'] != 'LN':
+            raise UsageError(
+                f'attention_norm_cfg={own!r}: tokens of {type(self).__name__} '
+                "attend behind a layer norm: expected dict(type='LN', ...), "
+                'or leave it out')
         self._token_norm_cfg = (
-            kwargs.get('norm_cfg') or self.norm_cfg_by_default)
+            own or kwargs.get('norm_cfg') or self.norm_cfg_by_default)
         super().__init__(*args, **kwargs)
 
     def stage_specs(self) -> List[StageSpec]:
