@@ -491,9 +491,11 @@ class Shifted(LayerScale):
     ('key', lambda: nn.Conv1d(1, 1, 3, padding=2, dilation=2, bias=False)),
     ('key', lambda: nn.Conv1d(1, 1, 3, padding=1, bias=False,
                               padding_mode='circular')),
+    ('value', lambda: nn.Conv2d(CHANNELS, CHANNELS, 5, padding='same',
+                                groups=CHANNELS, bias=False)),
     ('scale', lambda: Shifted(CHANNELS, data_format='channels_first')),
     ('retrieval', lambda: Uniform()),
-], ids=['bias', 'dilated', 'circular', 'scale', 'retrieval'])
+], ids=['bias', 'dilated', 'circular', 'same', 'scale', 'retrieval'])
 def test_exchanged_modules_are_called(part, make):
     stage = stage_of()
     calls = []

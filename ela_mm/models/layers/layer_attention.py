@@ -107,7 +107,8 @@ def is_depthwise(conv: nn.Module) -> bool:
         its call.
     """
     return (type(conv) is nn.Conv2d and conv.bias is None
-            and conv.padding_mode == 'zeros' and not is_watched(conv))
+            and conv.padding_mode == 'zeros' and conv.padding != 'same'
+            and not is_watched(conv))
 
 
 def convolve(conv: nn.Module, x: Tensor) -> Tensor:
