@@ -148,7 +148,7 @@ class Attend(torch.autograd.Function):
         ctx.slot, ctx.plan = slot, plan
         with _on(x):
             keys = alias(keys)
-            state = bank.open(x, _dtype_of(x), plan.head_dim) if (
+            state = bank.begin(x, _dtype_of(x), plan.head_dim) if (
                 state is None) else alias(state)
             retrievals = ctx.retrievals = bank.retrievals
             ctx.first = retrievals.count  # the first one that sees the value

@@ -77,8 +77,7 @@ class ValueBank:
         self.layout.write(state[slot], value)
         return state
 
-
-    def open(self, x: Tensor, dtype: torch.dtype, head_dim: int) -> Tensor:
+    def begin(self, x: Tensor, dtype: torch.dtype, head_dim: int) -> Tensor:
         """Make the buffer for layers that write their values themselves.
 
         Args:
