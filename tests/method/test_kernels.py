@@ -14,7 +14,8 @@ from ela_mm.hosts.mmdet import ELAResNet
 from ela_mm.models.layers.bank import gpu, layer
 
 CASES = ('observed', 'evaluated', 'alone', 'long', 'skipped', 'without_relu',
-         'another_norm', 'many_tiles', 'dropped', 'recomputed', 'half')
+         'another_norm', 'many_tiles', 'dropped', 'recomputed', 'early',
+         'half')
 
 needs_triton = pytest.mark.skipif(
     gpu.triton is None, reason='there is no Triton 3')
