@@ -505,7 +505,6 @@ def test_clear_errors(detector, classifier, tmp_path):
     config, work_dir, pictures = detector
     checkpoint = work_dir / 'epoch_2.pth'
     other = max(classifier[1].glob('epoch_*.pth'))
-    picture = next(pictures.glob('*.png'))
     assert 'is no folder' in refused('redundancy', tmp_path / 'nowhere')
     assert 'trained with ELAPruneHook' in refused('report', tmp_path)
     assert 'does not fit the config' in refused('attention', config, other)
@@ -517,10 +516,6 @@ def test_clear_errors(detector, classifier, tmp_path):
     assert "config 'none.py' does not exist" in refused('cost', 'none.py')
     assert 'expected a type and pairs' in refused('whatif', work_dir,
                                                   '--criterion', 'EBQM,gamma')
-    assert "no attention layer 'layer9.9'" in refused(
-        'features', config, checkpoint, picture, '--layers', 'layer9.9')
-    assert 'stage 7' in refused('features', config, checkpoint, picture,
-                                '--stage', 7)
     assert 'expected WORK_DIR' in refused('whatif', 'a', 'b', 'c')
     assert 'and nothing more' in refused('whatif', config, checkpoint, 'c')
     assert 'without a checkpoint: expected WORK_DIR' in refused('whatif', config)
@@ -532,19 +527,27 @@ def test_clear_errors(detector, classifier, tmp_path):
     assert 'is no config' in refused('cost', checkpoint, config)
     assert 'does not exist' in refused('report', work_dir, '--checkpoint',
                                        tmp_path / 'typo.pth')
-    assert 'expected at least 0' in refused('features', config, checkpoint,
-                                           picture, '--channels', -3)
     assert "'cuda'" in refused('cost', config, '--device', 'cuda')
     broken.write_text('')
     assert 'is no picture' in refused('attention', config, checkpoint, broken)
-    assert 'finds nothing' in refused(
-        'features', config, checkpoint, picture, '--cfg-options',
-        'model.test_cfg.rcnn.score_thr=2.0')
     plain = tmp_path / 'plain.py'
     cfg = Config.fromfile(config)
     cfg.model.backbone.type = 'ResNet'
     cfg.dump(plain)
     assert 'no ELA backbone' in refused('cost', plain)
+
+
+@needs_cam
+def test_score_cam_of_what_is_not_there(detector):
+    config, work_dir, pictures = detector
+    features = ('features', config, work_dir / 'epoch_2.pth',
+                next(pictures.glob('*.png')))
+    assert "no attention layer 'layer9.9'" in refused(
+        *features, '--layers', 'layer9.9')
+    assert 'stage 7' in refused(*features, '--stage', 7)
+    assert 'expected at least 0' in refused(*features, '--channels', -3)
+    assert 'finds nothing' in refused(
+        *features, '--cfg-options', 'model.test_cfg.rcnn.score_thr=2.0')
 
 
 def test_missing_packages_are_named(monkeypatch):
