@@ -11,6 +11,20 @@ from .launching import Kernel
 
 
 @triton.jit
+def _of_channels(gamma, beta, mean, invstd, scale, channel, here,
+                 SCALED: tl.constexpr, ACC: tl.constexpr):
+    """What a norm and a scale have for the channels of planes."""
+    slope = tl.load(gamma + channel, mask=here, other=0).to(ACC)
+    shift = tl.load(beta + channel, mask=here, other=0).to(ACC)
+    level = tl.load(mean + channel, mask=here, other=0)
+    spread = tl.load(invstd + channel, mask=here, other=0)
+    factor = slope
+    if SCALED:
+        factor = tl.load(scale + channel, mask=here, other=0).to(ACC)
+    return slope, shift, level, spread, factor
+
+
+@triton.jit
 def _normalized(total, grad, slope, shift, level, invstd, factor,
                 RELU: tl.constexpr, SCALED: tl.constexpr):
     """Before gamma; the gradient that reaches the norm; and the scale's part."""
@@ -38,13 +52,8 @@ def finish_backward(grad, values, stride, table, entry, step, seen, gamma,
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     here = plane < planes
     channel = plane % channels
-    slope = tl.load(gamma + channel, mask=here, other=0).to(ACC)
-    shift = tl.load(beta + channel, mask=here, other=0).to(ACC)
-    level = tl.load(mean + channel, mask=here, other=0)
-    spread = tl.load(invstd + channel, mask=here, other=0)
-    factor = slope
-    if SCALED:
-        factor = tl.load(scale + channel, mask=here, other=0).to(ACC)
+    slope, shift, level, spread, factor = _of_channels(
+        gamma, beta, mean, invstd, scale, channel, here, SCALED, ACC)
     weights = table + entry + plane // head_dim * capacity
     of_beta = tl.zeros((PLANES, ), ACC)
     of_gamma = tl.zeros((PLANES, ), ACC)
@@ -54,8 +63,7 @@ def finish_backward(grad, values, stride, table, entry, step, seen, gamma,
         inside = here[:, None] & (at < size)[None]
         offset = plane[:, None] * size + at[None]
         total = weighted_sum(values + offset, stride, weights, step, seen,
-                             inside, here, ACC).to(
-                                 values.dtype.element_ty).to(ACC)
+                             inside, here, ACC)
         normed, reached, scaled = _normalized(
             total, tl.load(grad + offset, mask=inside, other=0).to(ACC), slope,
             shift, level, spread, factor, RELU, SCALED)
@@ -86,13 +94,8 @@ def retrieve_backward(grad, values, stride, table, entry, step, seen, gamma, bet
     weights = table + entry + plane // head_dim * capacity
     if NORM:
         channel = plane % channels
-        slope = tl.load(gamma + channel, mask=here, other=0).to(ACC)
-        shift = tl.load(beta + channel, mask=here, other=0).to(ACC)
-        level = tl.load(mean + channel, mask=here, other=0)
-        spread = tl.load(invstd + channel, mask=here, other=0)
-        factor = slope
-        if SCALED:
-            factor = tl.load(scale + channel, mask=here, other=0).to(ACC)
+        slope, shift, level, spread, factor = _of_channels(
+            gamma, beta, mean, invstd, scale, channel, here, SCALED, ACC)
         if OWN:
             count = planes // channels * size
             of_mean = tl.load(sums + channel, mask=here, other=0) / count
@@ -107,8 +110,7 @@ def retrieve_backward(grad, values, stride, table, entry, step, seen, gamma, bet
         found = tl.load(grad + offset, mask=inside, other=0).to(ACC)
         if NORM:
             total = weighted_sum(values + offset, stride, weights, step, seen,
-                                 inside, here, ACC).to(
-                                     values.dtype.element_ty).to(ACC)
+                                 inside, here, ACC)
             normed, found, _ = _normalized(total, found, slope, shift, level,
                                            spread, factor, RELU, SCALED)
             if OWN:

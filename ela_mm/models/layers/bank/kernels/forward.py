@@ -102,7 +102,7 @@ def weighted_sum(maps, stride, weights, step, count, inside, here,
         total += weight[:, None] * tl.load(maps, mask=inside, other=0).to(ACC)
         maps += stride
         weights += step
-    return total
+    return total.to(maps.dtype.element_ty).to(ACC)  # as it would be kept
 
 
 @Kernel
@@ -125,11 +125,9 @@ def retrieve(values, stride, table, entry, step, seen, retrieved, means,
         inside = here[:, None] & (at < size)[None]
         offset = plane[:, None] * size + at[None]
         total = weighted_sum(values + offset, stride, weights, step, seen,
-                             inside, here, ACC).to(
-                                 retrieved.dtype.element_ty)
+                             inside, here, ACC)
         tl.store(retrieved + offset, total, mask=inside)
         if MEASURES:  # joined block by block (Chan et al., 1979)
-            total = total.to(ACC)
             count = tl.minimum(size - start, BLOCK).to(ACC)
             new = tl.sum(total, 1) / count
             around = tl.where(inside, total - new[:, None], 0)
@@ -199,8 +197,7 @@ def finish(x, values, stride, table, entry, step, seen, gamma, beta, mean,
         offset = plane[:, None] * size + at[None]
         if RETRIEVES:
             total = weighted_sum(values + offset, stride, weights, step, seen,
-                                 inside, here, ACC).to(
-                                     values.dtype.element_ty).to(ACC)
+                                 inside, here, ACC)
         else:
             total = tl.load(values + offset, mask=inside, other=0).to(ACC)
         term = (total - level[:, None]) * slope[:, None] + shift[:, None]

@@ -1,7 +1,7 @@
 """How a kernel is compiled, and launched without asking what it needs anew."""
 import inspect
 import os
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict
 
 import triton
 
@@ -40,7 +40,7 @@ class Kernel:
                 do_not_specialize=rest,
                 do_not_specialize_on_alignment=rest)(function)
 
-    def launch(self, programs: int, alike: Tuple[bool, ...], arguments: tuple,
+    def launch(self, programs: int, alike: tuple, arguments: tuple,
                constants: tuple, warps: int, across: int = 1) -> None:
         """Run so many programs, times those across.
 
