@@ -26,7 +26,7 @@ from .watched import is_watched
 
 
 def pooled_kernel_size(channels: int) -> int:
-    """Kernel of the query and key convolution over channels.
+    """Return the kernel size of the query's and key's convolution over channels.
 
     ECA's rule, which MRLA takes over: ``int(|(log2 C + 1) / 2|)``, made odd.
 
@@ -82,14 +82,14 @@ class WeightedSum(nn.Module):
 
 
 def is_plain(conv: nn.Module) -> bool:
-    """Tell whether a convolution over channels may stand for its weight.
+    """Tell whether reading a query's or key's weight can replace calling it.
 
     Args:
-        conv (nn.Module): A query or key, as it was built or exchanged.
+        conv (nn.Module): A query or key, possibly exchanged by the user.
 
     Returns:
-        bool: False where it computes something else, or somebody waits for
-        its call.
+        bool: False where it is not the plain convolution over channels that was
+        built, or a hook expects it to be called.
     """
     return (type(conv) is nn.Conv1d and conv.bias is None
             and conv.dilation == (1, ) and conv.padding_mode == 'zeros'
@@ -97,14 +97,14 @@ def is_plain(conv: nn.Module) -> bool:
 
 
 def is_depthwise(conv: nn.Module) -> bool:
-    """Tell whether a convolution of a value may stand for its weight.
+    """Tell whether reading a value's weight can replace calling it.
 
     Args:
-        conv (nn.Module): A value, as it was built or exchanged.
+        conv (nn.Module): A value, possibly exchanged by the user.
 
     Returns:
-        bool: False where it computes something else, or somebody waits for
-        its call.
+        bool: False where it is not a plain convolution without bias, or a hook
+        expects it to be called.
     """
     return (type(conv) is nn.Conv2d and conv.bias is None
             and conv.padding_mode == 'zeros' and conv.padding != 'same'
@@ -112,14 +112,14 @@ def is_depthwise(conv: nn.Module) -> bool:
 
 
 def convolve(conv: nn.Module, x: Tensor) -> Tensor:
-    """A value's convolution, (B, C, H, W) -> (B, C, H, W)."""
+    """Run a value's convolution, (B, C, H, W) -> (B, C, H, W)."""
     if is_depthwise(conv) and is_traced(x, conv.weight):
         return traced_value(conv, x)
     return conv(x)
 
 
 def project(conv: nn.Module, pooled: Tensor) -> Tensor:
-    """A convolution over channels, (B, 1, C) -> (B, 1, C), in pooled's dtype."""
+    """Run a convolution over channels, (B, 1, C) -> (B, 1, C), in pooled's dtype."""
     if is_plain(conv):
         return F.conv1d(
             pooled,
@@ -140,8 +140,8 @@ class LayerAttention(ScaledAttention):
             MRLA-base's.
         act (bool): Whether a relu follows the norm. Defaults to True.
         norm_cfg (dict, optional): Norm of the retrieved features, built by
-            mmcv. Its affine parameters are trained whatever ``requires_grad``
-            it holds: that entry describes pretrained norms, this one is new.
+            mmcv. Its affine parameters are always trained: ``requires_grad=False``
+            in a config is meant for pretrained norms, and this norm is new.
             Defaults to dict(type='BN').
         drop_path_rate (float): Probability of dropping the term for a sample
             (stochastic depth). Defaults to 0.
@@ -149,17 +149,17 @@ class LayerAttention(ScaledAttention):
             that starts at 0, see
             :class:`~ela_mm.models.layers.scaled.ScaledAttention`. Defaults to
             False.
-        with_cp (bool): Keep less for backward: a norm that the value bank
-            does not recompute
-            (:func:`~ela_mm.models.layers.bank.batch_norm.can_be_recomputed`) is
-            then checkpointed with what follows it, and runs twice. Defaults
-            to False.
+        with_cp (bool): Keep less for backward, where the value bank cannot
+            recompute the norm
+            (:func:`~ela_mm.models.layers.bank.batch_norm.can_be_recomputed`):
+            the norm and what follows it are checkpointed, and run twice.
+            Defaults to False.
 
     Attributes:
         remembering (Tuple[str, ...]): Names of the children that
             :meth:`remember` runs.
-        fused (bool): Whether a GPU runs it in kernels of its own, see
-            :mod:`ela_mm.models.layers.bank.gpu`. False at first.
+        fused (bool): Whether a GPU runs the layer in Triton kernels, see
+            :mod:`ela_mm.models.layers.bank.gpu`. Initially False.
 
     Raises:
         UsageError: If ``head_dim`` is not a positive divisor of ``channels``.
@@ -189,7 +189,7 @@ class LayerAttention(ScaledAttention):
             channels, channels, 3, padding=1, groups=channels, bias=False)
         self.retrieval = WeightedSum()
         self.norm = build_trained_norm(norm_cfg, channels)
-        # Not in place, which a norm with a hook for backward does not stand.
+        # Not in place: that would break backward hooks on the norm.
         self.act = nn.ReLU() if act else nn.Identity()
         self.drop_path = DropPath(
             drop_path_rate) if drop_path_rate else nn.Identity()
@@ -211,7 +211,7 @@ class LayerAttention(ScaledAttention):
 
     def attend(self, x: Tensor,
                memory: LayerMemory) -> Tuple[Tensor, Tensor]:
-        """Retrieve features, and say from which layers.
+        """Retrieve features, and return the attention weights.
 
         Args:
             x (Tensor): (B, C, H, W), the block's output.
@@ -219,7 +219,7 @@ class LayerAttention(ScaledAttention):
 
         Returns:
             tuple: The term (B, C, H, W) to add to ``x``, and the attention
-            weights P (B, h, n) over the n layers in memory, float32 at least.
+            weights P (B, h, n) over the n layers in memory, float32 or wider.
         """
         if memory.key_bank is not None:
             term, weights = self._attend_banked(x, memory)
@@ -237,8 +237,8 @@ class LayerAttention(ScaledAttention):
             memory (LayerMemory): This layer's key and value are added.
 
         Returns:
-            tuple: (B, C, H, W), and the attention weights P (B, h, n) as from
-            :meth:`attend`.
+            tuple: The sum (B, C, H, W), and the attention weights P (B, h, n)
+            as from :meth:`attend`.
         """
         if (memory.key_bank is not None and self._can_recompute()
                 and type(self.drop_path) is nn.Identity
@@ -265,7 +265,7 @@ class LayerAttention(ScaledAttention):
     # --- in the banks ---------------------------------------------------------
 
     def can_bank(self) -> bool:
-        """Tell whether the banks may stand in for query, key, value and sum."""
+        """Tell whether the banks may replace query, key, value and sum."""
         return is_plain(self.query) and is_plain(self.key) and (
             is_depthwise(self.value) and type(self.retrieval) is WeightedSum
             and not is_watched(self.retrieval))
@@ -274,7 +274,7 @@ class LayerAttention(ScaledAttention):
                        x: Tensor,
                        memory: LayerMemory,
                        adds: bool = False) -> Tuple[Tensor, Tensor]:
-        """The term or, added to x, what leaves the layer; and P (B, h, n)."""
+        """The term, or with ``adds`` x plus the term; and P (B, h, n)."""
         fused = self._can_recompute()
         plan = Plan(self.head_dim, self.value, self.norm if fused else None,
                     fused and isinstance(self.act, nn.ReLU), adds, self.fused)
@@ -297,8 +297,8 @@ class LayerAttention(ScaledAttention):
                attends: bool = True) -> Optional[Tensor]:
         """P = softmax(q k^T / sqrt(d)) over the layers; None without a query.
 
-        In float32 at least, also under autocast: half precision would merge
-        close weights, and KL reads them.
+        In float32 or wider, also under autocast: in half precision close weights
+        would become equal, and KL compares them.
         """
         heads = (x.shape[0], self.num_heads, self.head_dim)
         with without_autocast(x.device):
@@ -323,8 +323,8 @@ class LayerAttention(ScaledAttention):
         return self.retrieval(weights, memory.values)
 
     def _finish(self, retrieved: Tensor) -> Tensor:
-        """What follows the sum: norm, relu and scale."""
-        # A batch norm would take in its statistics twice.
+        """Apply norm, relu and scale to the sum."""
+        # A checkpointed batch norm would update its running statistics twice.
         if (self.with_cp and retrieved.requires_grad
                 and not isinstance(self.norm, nn.BatchNorm2d)):
             return checkpoint(self._finish_now, retrieved, use_reentrant=False)

@@ -30,7 +30,7 @@ from .watched import is_watched
 
 
 class GatedSum(nn.Module):
-    """Equation 7's sum as a module, where it stands between value and norm."""
+    """Equation 7's sum as a module, placed between value and norm."""
 
     def forward(self, gate: Tensor, value: Tensor, mix: Tensor,
                 identity: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class LightLayerAttention(ScaledAttention):
                          Plan(self.head_dim, self.value, self.norm, adds=True))
 
     def can_bank(self) -> bool:
-        """Tell whether one function may stand in for all of the modules."""
+        """Tell whether one autograd function may replace all of the modules."""
         return (is_plain(self.query) and is_plain(self.key)
                 and is_depthwise(self.value)
                 and all(type(module) is kind and not is_watched(module)
@@ -125,7 +125,7 @@ class LightLayerAttention(ScaledAttention):
                 and can_be_recomputed(self.norm) and self.can_scale())
 
     def _gate(self, x: Tensor) -> Tensor:
-        """sigmoid(q k^T / sqrt(d)) per channel, (B, C), float32 at least."""
+        """sigmoid(q k^T / sqrt(d)) per channel, (B, C), float32 or wider."""
         heads = (x.shape[0], self.num_heads, self.head_dim)
         with without_autocast(x.device):
             pooled = x.mean(
@@ -133,6 +133,6 @@ class LightLayerAttention(ScaledAttention):
             query = project(self.query, pooled).view(heads)  # (B, h, d)
             key = project(self.key, pooled).view(heads)  # (B, h, d)
             logits = (query * key).sum(-1) / math.sqrt(self.head_dim)  # (B, h)
-            # As repeat_interleave, which reads a value in torch 2.0.
+            # Not repeat_interleave, which waits for the GPU in torch 2.0.
             return torch.sigmoid(logits).unsqueeze(2).expand(
                 -1, -1, self.head_dim).flatten(1)

@@ -6,15 +6,15 @@ MODELS.register_module('MapLayerNorm', module=LayerNorm2d, force=True)
 
 
 def norm_for_maps(norm_cfg: dict) -> dict:
-    """Turn a norm of tokens into the same of maps.
+    """Turn the config of a norm for tokens into that of the same norm for maps.
 
     Args:
-        norm_cfg (dict): As mmcv builds it. ``'LN'`` is over the last
-            dimension of tokens (B, HW, C); ``'LN2d'`` is known to some hosts
-            alone.
+        norm_cfg (dict): A config that mmcv builds. ``'LN'`` normalises the last
+            dimension of tokens (B, HW, C); only some hosts know ``'LN2d'``.
 
     Returns:
-        dict: Of a norm of maps (B, C, H, W), with the same parameters.
+        dict: The config of a norm for maps (B, C, H, W), with the same
+        parameters.
     """
     if norm_cfg['type'] in ('LN', 'LN2d'):
         return {**norm_cfg, 'type': 'MapLayerNorm'}

@@ -1,4 +1,4 @@
-"""What the layers of one stage leave for the later ones."""
+"""What the layers of one stage pass on to later ones: keys and values."""
 from typing import List, Optional, Tuple
 
 from torch import Tensor
@@ -13,26 +13,26 @@ class LayerMemory:
     One instance serves one stage and one forward pass.
 
     Args:
-        capacity (int, optional): T, the number of layers that will leave a
-            key and a value. If given, these lie in buffers, which makes
-            attention fast and its backward small; see
-            :func:`~ela_mm.models.layers.bank.can_bank` for when they may.
-            Defaults to None: lists, for anybody to read.
+        capacity (int, optional): T, the number of layers that will write a key
+            and a value. If given, buffers hold them, which makes attention fast
+            and saves memory in backward; see
+            :func:`~ela_mm.models.layers.bank.can_bank` for when that is
+            possible. Defaults to None: keys and values are kept in lists.
 
     Attributes:
         keys (List[Tensor]): n tensors (B, h, d), in the order of the layers;
-            none where ``key_bank`` holds them.
-        values (List[Tensor]): n tensors (B, C, H, W); none where
+            empty where ``key_bank`` holds them.
+        values (List[Tensor]): n tensors (B, C, H, W); empty where
             ``value_bank`` holds them.
         weights (Tensor | None): (B, h, n) float32, the attention weights P of
             the last layer that was called with this memory; None before the
             first. A stage does not read it: ``attend`` returns the weights.
-        hw_shape (Tuple[int, int] | None): H and W of the maps, where layers
-            are given tokens instead.
-        kept (Tensor | None): (B, N), where on the map, row by row, the N
-            tokens of each picture lie, if some were left out.
+        hw_shape (Tuple[int, int] | None): H and W of the map that tokens form,
+            for layers that are given tokens.
+        kept (Tensor | None): (B, N), the places on that map, row by row, of the
+            N tokens that were kept of each picture, if some were masked out.
         key_bank (KeyBank | None): The buffer of keys; None without capacity.
-        value_bank (ValueBank | None): The buffer of values, like the keys'.
+        value_bank (ValueBank | None): The buffer of values; None without capacity.
     """
 
     def __init__(self, capacity: Optional[int] = None) -> None:

@@ -10,34 +10,36 @@ from .watched import BranchedModule, is_watched
 
 
 class ScaledAttention(BranchedModule):
-    """Attention whose term is multiplied by a scale per channel, or by none.
+    """Attention whose term may be multiplied by a learnable scale per channel.
 
     Attributes:
-        scale (LayerScale | None): None is a scale of 1 that does not learn.
+        scale (LayerScale | None): The scale; None leaves the term as it is.
+        data_format (str): Where a term has its channels, in LayerScale's words.
     """
     scale: Optional[nn.Module]
+    data_format = 'channels_first'
 
     def add_scale(self, channels: int, zero_init: bool) -> None:
-        """Add the scale, 0 at first, if it is wanted.
+        """Add a scale that starts at 0, if ``zero_init`` asks for it.
 
-        A network with fresh attention is then the plain one, bit for bit. A
-        norm weight of 0 would not do: relu has no gradient at 0. This
-        project's choice.
+        A network with fresh attention then computes what the plain network
+        computes, bit for bit. A norm weight of 0 would not do: relu has no
+        gradient at 0. This project's choice.
         """
         self.scale = LayerScale(
-            channels, data_format='channels_first',
+            channels, data_format=self.data_format,
             scale=0.) if zero_init else None
 
     def can_scale(self) -> bool:
-        """Tell whether the scale's weight may stand for it."""
+        """Tell whether reading the scale's weight can replace calling it."""
         return self.scale is None or (
             type(self.scale) is LayerScale and not is_watched(self.scale))
 
     def scaled(self, term: Tensor) -> Tensor:
-        """Scale a term (B, C, H, W)."""
+        """Scale a term, (B, C, H, W) or (B, N, C)."""
         if self.scale is None:
             return term
-        # In the term's dtype, lest a float32 scale widens half precision.
+        # Keep the term's dtype: a float32 scale would widen half precision.
         return self.scale(term).to(term.dtype)
 
     def _load_from_state_dict(self, state_dict, prefix, *args,
@@ -52,6 +54,6 @@ class ScaledAttention(BranchedModule):
                 'the backbone that loads it')
         if (self.scale is not None and name not in state_dict
                 and prefix + 'value.weight' in state_dict):
-            # Attention trained without a scale is attention of scale 1.
+            # Attention that was trained without a scale has a scale of 1.
             state_dict[name] = torch.ones_like(self.scale.weight)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,7 +1,7 @@
-"""Layer attention of a plain vision transformer, as MRLA's DeiT has it.
+"""Layer attention for plain vision transformers, as in MRLA's DeiT.
 
 "Cross-Layer Retrospective Retrieving via Layer Attention" (Fang et al., ICLR
-2023), and its code for DeiT: a layer norm before attention, none behind it.
+2023), and its code for DeiT: a layer norm before attention, and none after it.
 """
 from typing import Optional, Tuple
 
@@ -15,21 +15,22 @@ from .memory import LayerMemory
 class TokenLayerAttention(LayerAttention):
     """Attention of one layer of tokens, with the norm before it.
 
-    Patches attend as the map that they form. The class token and others beside
-    them have no place on a map: to each, its own norm is added.
+    Patches attend as the map that they form. The class token and other extra
+    tokens have no place on that map: their term is their own normalised value.
 
     Args:
         channels (int): C.
         head_dim (int): d, channels per head. Defaults to 16.
-        norm_cfg (dict, optional): Of the tokens. Defaults to
+        norm_cfg (dict, optional): The norm of the tokens. Defaults to
             dict(type='LN', eps=1e-6).
         zero_init (bool): Multiply the term by a learnable scale per channel
-            that starts at 0, which MRLA has not. Defaults to False.
+            that starts at 0; MRLA has no such scale. Defaults to False.
 
     Raises:
         UsageError: If ``head_dim`` is not a positive divisor of ``channels``.
     """
     remembering = ('norm', 'key', 'value')
+    data_format = 'channels_last'
 
     def __init__(self,
                  channels: int,
@@ -45,13 +46,13 @@ class TokenLayerAttention(LayerAttention):
 
     def attend(self, x: Tensor,
                memory: LayerMemory) -> Tuple[Tensor, Tensor]:
-        """Retrieve features, and say from which layers.
+        """Retrieve features, and return the attention weights.
 
         Args:
             x (Tensor): (B, N, C), a block's output; the last H W tokens are
                 patches.
-            memory (LayerMemory): Knows H and W; this layer's key and value
-                are added.
+            memory (LayerMemory): Holds H and W; this layer's key and value are
+                added.
 
         Returns:
             tuple: The term (B, N, C) to add to ``x``, and the attention
@@ -62,9 +63,7 @@ class TokenLayerAttention(LayerAttention):
         term = retrieved.flatten(2).transpose(1, 2)  # (B, HW, C)
         if beside.shape[1]:
             term = torch.cat((beside, term), 1)  # (B, N, C)
-        if self.scale is not None:
-            term = (term * self.scale.weight).to(term.dtype)
-        return term, weights
+        return self.scaled(term), weights
 
     def remember(self, x: Tensor, memory: LayerMemory) -> None:
         """Add this layer's key and value to the memory without attending.
@@ -76,11 +75,10 @@ class TokenLayerAttention(LayerAttention):
         super().remember(self._split(x, memory)[1], memory)
 
     def _keep_value(self, x: Tensor, memory: LayerMemory) -> None:
-        """Convolve the map; that of few patches has zeros between them.
+        """Convolve the map; where patches were masked out, it has zeros.
 
-        So do sparse convolutions, with which convolutional networks are
-        trained on masked pictures (ConvNeXt V2, arXiv 2301.00808). What they
-        compute where no patch lies is left out again.
+        This is how sparse convolutions see masked pictures (ConvNeXt V2, arXiv
+        2301.00808). Results at the places of masked patches are dropped.
         """
         if memory.kept is None:
             super()._keep_value(x, memory)
@@ -94,9 +92,10 @@ class TokenLayerAttention(LayerAttention):
             value.flatten(2).gather(2, places).unsqueeze(2))  # (B, C, 1, N)
 
     def _split(self, x: Tensor, memory: LayerMemory) -> Tuple[Tensor, Tensor]:
-        """Normalise tokens (B, N, C); patches are a map in channels last.
+        """Normalise tokens (B, N, C), and split off the patches, as a map.
 
-        Where patches are left out, those that are there lie in one row.
+        The map is in channels last. If patches were masked out, the map is one
+        row of those that were kept.
         """
         height, width = memory.hw_shape
         if memory.kept is not None:
@@ -108,9 +107,9 @@ class TokenLayerAttention(LayerAttention):
         return x[:, :extra], patches
 
     def _can_recompute(self) -> bool:
-        """The norm is not behind the sum, where banks would form it."""
+        """The banks would apply the norm after the sum; here it comes before."""
         return False
 
     def _finish(self, retrieved: Tensor) -> Tensor:
-        """Nothing comes between the weighted sum and the sum with x."""
-        return retrieved
+        """Norm and scale are applied elsewhere: before, and to all tokens."""
+        return self.act(retrieved)

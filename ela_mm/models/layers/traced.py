@@ -1,14 +1,14 @@
-"""What compilers are given in place of plain operations, and why.
+"""What compilers see in place of plain operations, and why.
 
-Compilers fuse a plain sum over earlier values, and the gradients of these
-values, well: a kernel reads each map once. They do badly at two things, which
-are operators here, with the gradient of the plain operation:
+Compilers fuse a plain sum over earlier values well, and the gradients of these
+values too: a kernel reads each map once. Two things they do badly. These are
+operators here, with the gradient of the plain operation:
 
-- The gradient of the weights is a reduction over a map for each value, T^2 / 2
-  of them in a stage, which for a CPU they write as so many slow loops.
-- Inductor hands the backward of a depthwise convolution its maps in an order of
-  dimensions that suits the kernel's tensor (C, 1, k, k), and so copies each of
-  them there and back.
+- The gradient of the weights is one reduction over a map per value, T^2 / 2 in a
+  stage. On a CPU compilers make each of them a slow loop.
+- For the backward of a depthwise convolution Inductor lays out the maps in the
+  order of dimensions that suits the kernel's tensor (C, 1, k, k), and so copies
+  each of them there and back.
 """
 from inspect import signature
 from typing import List, Tuple
@@ -21,24 +21,24 @@ from ...compat.compiling import is_compiling, is_exporting
 
 
 def per_channel(weights: Tensor, values: Tensor) -> Tuple[Tensor, ...]:
-    """Spread attention weights over their heads' channels.
+    """Expand attention weights from heads to channels.
 
     Args:
         weights (Tensor): (B, h, n).
         values (Tensor): (B, C, H, W), one of them.
 
     Returns:
-        tuple: n factors (B, C, 1, 1), in the values' dtype. Channels lie side
-        by side: only then do compilers vectorise over channels.
+        tuple: n factors (B, C, 1, 1), in the values' dtype. Channels are adjacent
+        in memory: only then do compilers vectorise over them.
     """
     channels = values.shape[1] // weights.shape[1]  # of a head
-    # As repeat_interleave, which reads a value in torch 2.0.
+    # Not repeat_interleave, which waits for the GPU in torch 2.0.
     return weights.to(values.dtype).permute(2, 0, 1).unsqueeze(-1).expand(
         -1, -1, -1, channels).flatten(2)[..., None, None].unbind(0)
 
 
 def _products(x: Tensor, values: List[Tensor], heads: int) -> Tensor:
-    """Inner products per head of x and n values (B, C, H, W): (B, h, n)."""
+    """Inner products per head of x with n values (B, C, H, W): (B, h, n)."""
     products = [(x * value).sum((2, 3)) for value in values]  # (B, C)
     return torch.stack(products, -1).unflatten(1, (heads, -1)).sum(2)
 
@@ -49,7 +49,7 @@ def _head_products(x: Tensor, values: List[Tensor], heads: int) -> Tensor:
 
 def _depthwise_backward(grad: Tensor, x: Tensor, kernel: Tensor,
                         geometry: List[int]) -> Tuple[Tensor, Tensor]:
-    """The gradients of x (B, C, H, W) and kernel (C, 1, k, k), laid out alike.
+    """The gradients of x (B, C, H, W) and kernel (C, 1, k, k), with their strides.
 
     ``geometry`` is as for :class:`TracedValue`.
     """
@@ -60,17 +60,18 @@ def _depthwise_backward(grad: Tensor, x: Tensor, kernel: Tensor,
 
 
 def _laid_out_as(like: Tensor, x: Tensor) -> Tensor:
-    """The same map, a copy if its dimensions lie in another order."""
+    """Return x with the strides of ``like``, as a copy if they differ."""
     if x.stride() == like.stride():
         return x
     return torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
-# Since torch 2.4; before, compilers see the plain operations.
+# Since torch 2.4. In earlier versions compilers see the plain operations.
 CAN_TRACE = hasattr(torch.library, 'custom_op')
 if CAN_TRACE:
-    # Where it can be said, maps come as they lie. Else compilers, which lay maps
-    # out channels last on a CPU, copy them into the order of the traced ones.
+    # The operators take maps of any strides. Unless the tag says so, compilers,
+    # which use channels last on a CPU, copy maps to the strides they had when
+    # traced.
     _as_they_lie = {}
     if 'tags' in signature(torch.library.custom_op).parameters:
         _as_they_lie['tags'] = (torch.Tag.flexible_layout, )
@@ -90,7 +91,7 @@ if CAN_TRACE:
 
 
 def _wants_operator(grad: Tensor) -> bool:
-    """Whether a weights' gradient is one: compilers fuse it for a GPU."""
+    """Whether to use the operator: for a GPU, compilers fuse the plain one."""
     return grad.is_cpu
 
 
@@ -154,7 +155,7 @@ def traced_value(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def is_traced(*tensors: Tensor) -> bool:
-    """Tell whether a compiler traces a step that goes backward to any of these."""
+    """Tell whether a compiler traces a step with gradients for any of these."""
     return (CAN_TRACE and is_compiling() and not is_exporting()
             and torch.is_grad_enabled()
             and any(x.requires_grad for x in tensors))

@@ -1,4 +1,4 @@
-"""Norms of attention's own, which are trained from the start."""
+"""The norms of attention layers, which are always trained."""
 from typing import Optional
 
 from mmcv.cnn import build_norm_layer
@@ -6,18 +6,18 @@ from torch import nn
 
 
 def build_trained_norm(norm_cfg: Optional[dict], channels: int) -> nn.Module:
-    """Build a norm for maps that no pretrained weights belong to.
+    """Build a norm for which there are no pretrained weights.
 
     Args:
-        norm_cfg (dict, optional): What a backbone's norms are built of, by
-            mmcv. It may describe pretrained, frozen ones: ``requires_grad`` is
-            taken to be True, and of ``eps=0``, which divides by 0 where a
-            channel of fresh features is constant, the norm's default takes
-            the place. Defaults to dict(type='BN').
+        norm_cfg (dict, optional): The config of the backbone's norms, which may
+            describe pretrained, frozen ones. So ``requires_grad`` is taken to be
+            True, and ``eps=0`` is replaced by the norm's default: it would
+            divide by 0 where a channel of new features is constant. Defaults to
+            dict(type='BN').
         channels (int): C.
 
     Returns:
-        nn.Module: Of (B, C, H, W).
+        nn.Module: A norm of maps (B, C, H, W).
     """
     norm_cfg = {**(norm_cfg or dict(type='BN')), 'requires_grad': True}
     if norm_cfg.get('eps') == 0:

@@ -1,8 +1,8 @@
-"""How others see attention's modules: hooks, wrappers, and the order of children.
+"""How other tools see attention's modules: hooks, and the order of children.
 
-Attention has a fast form that reads the parameters of its modules and does not
-call them (:mod:`ela_mm.models.layers.bank`). That is right only where nobody
-waits for the call.
+Attention's fast form (:mod:`ela_mm.models.layers.bank`) reads the parameters of
+its modules and does not call them. That is right only where no hook and no
+replaced ``forward`` expects the call.
 """
 from typing import Iterator, Tuple
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules import module as globally
 from torch.nn.modules.batchnorm import _NormBase
 
-# Those of all modules. torch fills these dicts and never replaces them.
+# The hooks of all modules. torch fills these dicts and never replaces them.
 _GLOBAL_HOOKS = (globally._global_forward_hooks,
                  globally._global_forward_pre_hooks,
                  globally._global_backward_hooks,
@@ -19,10 +19,10 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Tell whether somebody waits for a module to be called.
+    """Tell whether a hook or a replaced ``forward`` expects a module's call.
 
     Args:
-        module (nn.Module): Any. Its children are not looked at.
+        module (nn.Module): Any module. Its children are not inspected.
 
     Returns:
         bool: True if a hook is registered on the module or on all modules, or
@@ -33,8 +33,8 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Tell whether somebody waits for this very module to be called."""
-    # Spelled out: it is asked of every module of attention at every step.
+    """Tell whether this very module has hooks, or a replaced ``forward``."""
+    # Spelled out for speed: every module of attention is asked at every step.
     return bool('forward' in module.__dict__ or module._forward_hooks
                 or module._forward_pre_hooks or module._backward_hooks
                 or module._backward_pre_hooks)
@@ -45,10 +45,10 @@ class BranchedModule(nn.Module):
 
     Tools that fold a norm into the convolution before it, such as
     ``mmcv.cnn.fuse_conv_bn``, take the order of children for the flow of data.
-    Here norms are listed first, so that none seems to follow a convolution.
-    The order of parameters, which optimizers save by number, stays; so does
-    that of ``named_modules``, where a module without parameters therefore
-    stands between each convolution and the norm after it.
+    Here norms are listed first, so that none seems to follow a convolution. The
+    order of parameters does not change, since optimizers save them by number. Nor
+    does that of ``named_modules``: there a module without parameters separates
+    each convolution from the norm after it.
     """
 
     def named_children(self) -> Iterator[Tuple[str, nn.Module]]:

@@ -1,9 +1,8 @@
 """The fast form of layer attention: buffers, and gradients by hand.
 
 :class:`~.keys.KeyBank` holds the keys of a stage, :class:`~.values.ValueBank`
-its values. What they compute stands in plain operations in
-:mod:`ela_mm.models.layers.layer_attention`, which is what the tests compare
-with, in float64, values and gradients.
+its values. :mod:`ela_mm.models.layers.layer_attention` computes the same in
+plain operations, and the tests compare the two in float64, values and gradients.
 """
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,10 +19,10 @@ _OFF: ContextVar[bool] = ContextVar('ela_mm_bank_off', default=False)
 
 @contextmanager
 def without_bank() -> Iterator[None]:
-    """Let stages use plain memory within this context.
+    """Let stages keep keys and values in lists within this context.
 
-    Every operation is then the framework's own, for those who count or trace
-    them. Other threads are not affected.
+    Every operation is then one of PyTorch's own, which tools that count or trace
+    operations need. Other threads are not affected.
     """
     token = _OFF.set(True)
     try:
@@ -33,19 +32,19 @@ def without_bank() -> Iterator[None]:
 
 
 def can_bank(layers: Iterable[nn.Module], x: Tensor) -> bool:
-    """Decide whether a stage may keep keys and values in buffers.
+    """Tell whether a stage may keep keys and values in buffers.
 
     Args:
-        layers (Iterable[LayerAttention]): Those that will leave a key or a
-            value.
+        layers (Iterable[LayerAttention]): The layers that will write a key or
+            a value.
         x (Tensor): (B, C, H, W), the stage's input.
 
     Returns:
-        bool: False where compilers or exporters trace the network, which fuse
-        the plain operations themselves; under function transforms
-        (``torch.func``) and forward-mode differentiation, which functions
-        with a gradient by hand do not take; for a batch of no picture; and
-        where somebody waits for a module that the buffers would not call.
+        bool: False while a compiler or exporter traces the network (it fuses
+        the plain operations itself); under function transforms
+        (``torch.func``) and forward-mode differentiation (they do not support
+        functions with a handwritten gradient); for an empty batch; and where
+        a hook or the like expects a call to a module that the buffers bypass.
     """
     if is_compiling() or torch.jit.is_tracing() or _OFF.get():
         return False

@@ -1,8 +1,8 @@
 """Batch norm in two halves: the statistics, and what follows from them.
 
-The value bank keeps no normalised features. It keeps the statistics, and
-recomputes the features in backward. Statistics are in float32 at least: the
-square of a number above 255 is infinite in half precision.
+The value bank does not keep normalised features. It keeps the statistics, and
+recomputes the features in backward. Statistics are float32 or wider: in half
+precision the square of a number above 255 is infinite.
 """
 import copy
 import logging
@@ -19,17 +19,18 @@ from .keys import at_least_float32
 
 
 class Statistics(NamedTuple):
-    """What a norm applied to a batch.
+    """The statistics by which a norm normalised a batch.
 
     Attributes:
-        mean (Tensor): (C), float32 at least.
-        spread (Tensor | None): (C), the biased variance, with ``eps`` added
-            if the statistics are the batch's own; None where ``invstd`` says
-            it.
+        mean (Tensor): (C), float32 or wider.
+        spread (Tensor | None): (C), the biased variance. If the statistics are
+            the batch's own, ``eps`` is already added. None where ``invstd`` is
+            given.
         invstd (Tensor | None): (C), 1 / sqrt(variance + eps) of the batch's own
-            statistics; None where ``spread`` says it.
-        eps (float): What is still to be added to ``spread``.
-        own (bool): Whether they are the batch's own.
+            statistics. None where ``spread`` is given.
+        eps (float): Still to be added to ``spread``.
+        own (bool): Whether the statistics are the batch's own, not the running
+            ones.
     """
     mean: Tensor
     spread: Optional[Tensor]
@@ -39,14 +40,14 @@ class Statistics(NamedTuple):
 
 
 def can_be_recomputed(norm: nn.Module) -> bool:
-    """Tell whether a norm is a plain batch norm that nobody watches.
+    """Tell whether a norm is a plain batch norm without hooks.
 
     Args:
-        norm (nn.Module): Any norm. Others (group norm, synchronised batch
-            norm) run as modules, and keep their input.
+        norm (nn.Module): Any norm. One that cannot be recomputed (group norm,
+            synchronised batch norm) runs as a module, and keeps its input.
 
     Returns:
-        bool: Also False where a hook waits for the module to be called.
+        bool: False also where a hook expects the module to be called.
     """
     return (type(norm) is nn.BatchNorm2d and norm.affine
             and norm.track_running_stats and norm.momentum is not None
@@ -54,7 +55,7 @@ def can_be_recomputed(norm: nn.Module) -> bool:
 
 
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Call a norm; one number per channel takes running statistics.
+    """Call a norm; with one number per channel, use its running statistics.
 
     Args:
         norm (nn.Module): Any norm.
@@ -65,7 +66,7 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """
     if (isinstance(norm, nn.BatchNorm2d) and norm.training
             and norm.track_running_stats and _is_single(x)):
-        # In another mode than the module, which other threads may be using.
+        # A copy, since other threads may be using the module in its own mode.
         norm = copy.copy(norm)
         norm.training = False
     return norm(x)
@@ -77,7 +78,7 @@ def normalize_batch(
         gamma: Tensor,
         beta: Tensor,
         tracked: Optional[List[Tensor]] = None) -> Tuple[Tensor, Statistics]:
-    """Do what a norm does, and say by which statistics.
+    """Normalise a batch, and return the statistics.
 
     Args:
         norm (nn.BatchNorm2d): In training mode its running statistics are
@@ -85,8 +86,9 @@ def normalize_batch(
         x (Tensor): (B, C, H, W).
         gamma (Tensor): (C), the norm's weight.
         beta (Tensor): (C), the norm's bias.
-        tracked (List[Tensor], optional): Takes the norm's count of batches,
-            which the caller raises. Defaults to None: it is raised here.
+        tracked (List[Tensor], optional): The norm's ``num_batches_tracked`` is
+            appended, for the caller to raise. Defaults to None: it is raised
+            here.
 
     Returns:
         tuple: (B, C, H, W), and the statistics. In training mode, a batch of
@@ -117,9 +119,9 @@ def normalize_batch(
 def _of_vectorized_moments(norm: nn.BatchNorm2d, x: Tensor) -> Statistics:
     """The batch's own statistics, which also update the running ones.
 
-    Of contiguous maps batch norm on a CPU adds one number after the other, in
-    double. Group norm's moments are vectorised, as good, and take a sixth of
-    the time; in channels last it is the other way round.
+    For contiguous maps on a CPU, batch norm adds up one number after the other,
+    in double. Group norm's moments are vectorised, as accurate, and take a sixth
+    of the time. In channels last it is the other way round.
     """
     batch, channels, height, width = x.shape
     count = batch * height * width
@@ -134,7 +136,7 @@ def _of_vectorized_moments(norm: nn.BatchNorm2d, x: Tensor) -> Statistics:
 
 def normalize(x: Tensor, gamma: Tensor, beta: Tensor,
               statistics: Statistics) -> Tensor:
-    """(B, C, H, W) by given statistics, times gamma, plus beta, (C) each."""
+    """Normalise (B, C, H, W) by given statistics, then apply gamma and beta (C)."""
     mean, spread, invstd, eps, _ = statistics
     return torch.native_batch_norm(
         x, gamma.to(mean.dtype), beta.to(mean.dtype), mean,
@@ -155,8 +157,8 @@ def normalize_backward(grad: Tensor, x: Tensor, gamma: Tensor,
         tuple: (B, C, H, W), (C) and (C).
     """
     mean, spread, invstd, eps, own = statistics
-    # With the batch's own statistics only mean and invstd are read, else the
-    # others; on GPUs invstd has to be there for maps of one number.
+    # The batch's own statistics are read from mean and invstd, running ones from
+    # the other arguments. GPUs need invstd for maps of one number even then.
     if invstd is None:
         invstd = (spread if own else spread + eps).rsqrt()
     grad_x, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
@@ -166,7 +168,7 @@ def normalize_backward(grad: Tensor, x: Tensor, gamma: Tensor,
 
 
 def _is_single(x: Tensor) -> bool:
-    """Whether there is one number per channel, which is said."""
+    """Whether there is one number per channel; if so, log it."""
     single = x.shape[0] * x.shape[2] * x.shape[3] == 1
     if single and not is_compiling():
         _say_single(tuple(x.shape))
@@ -175,7 +177,7 @@ def _is_single(x: Tensor) -> bool:
 
 @lru_cache(maxsize=None)
 def _say_single(shape: Tuple[int, ...]) -> None:
-    """Say it once a shape."""
+    """Log it once per shape."""
     print_log(
         f'attention norm in training: a map of shape {shape} has one number '
         'per channel and so no variance; running statistics are used. Larger '

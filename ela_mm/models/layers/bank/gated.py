@@ -1,9 +1,10 @@
-"""A value times a gate, with the gate in the kernels of its convolution.
+"""A value times a gate, with the gate folded into the convolution's kernels.
 
-A map is neither multiplied by its gate nor kept for the gate's gradient: each
-channel of each sample is convolved by a kernel of its own, gate times weight,
-and the gradient of these small kernels is that of both factors. It takes maps
-in one piece; in channels last the map itself is multiplied, and kept.
+Each channel of each sample is convolved by a kernel of its own, gate times
+weight. So no map is multiplied by the gate, and none is kept for the gate's
+gradient: the gradient of these small kernels yields the gradients of both
+factors. This needs contiguous maps. In channels last the map itself is
+multiplied, and kept.
 """
 from typing import Optional, Tuple
 
@@ -20,14 +21,15 @@ def gated_value(conv: nn.Conv2d, x: Tensor, kernel: Tensor,
     """Convolve x, and multiply by a factor per head.
 
     Args:
-        conv (nn.Conv2d): Whose strides and the like hold for ``kernel``.
+        conv (nn.Conv2d): Gives stride, padding, dilation and groups.
         x (Tensor): (B, C, H, W).
         kernel (Tensor): (C, 1, k, k).
         gate (Tensor): (B, h).
 
     Returns:
-        tuple: (B, C, H, W), and what backward needs beside the arguments: the
-        kernels (B C, 1, k, k), or in channels last the map before the gate.
+        tuple: The gated value (B, C, H, W), and what backward needs besides the
+        arguments: the kernels (B C, 1, k, k), or in channels last the map
+        before the gate.
     """
     stride, padding, dilation, groups = geometry(conv)
     if not x.is_contiguous():
@@ -55,10 +57,11 @@ def gated_value_backward(
         gate (Tensor): (B, h).
         kept (Tensor): The second result of :func:`gated_value`.
         of_x (bool): Whether the gradient of x is wanted.
-        share (float): A factor of the gate's gradient.
+        share (float): A factor by which the gate's gradient is multiplied.
 
     Returns:
-        tuple: (B, C, H, W) or None, (C, 1, k, k) and (B, h).
+        tuple: The gradients of x (B, C, H, W) or None, of the kernel
+        (C, 1, k, k), and of the gate (B, h).
     """
     if not x.is_contiguous():
         layout = Layout.of(kept, kept.shape[1] // gate.shape[1])

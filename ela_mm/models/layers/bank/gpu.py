@@ -1,9 +1,9 @@
-"""A layer of attention in some fourteen kernels of its own: an option for GPUs.
+"""A layer of attention in Triton kernels: an option for GPUs.
 
-With ``fused=True`` of a backbone. The same function of autograd as
+A backbone's ``fused=True`` turns it on. It is the same autograd function as in
 :mod:`~.layer`, over the same banks, in :mod:`~.kernels`: 5 kernels forward and 9
-backward instead of some 35 operations, with half of the passes over maps. The
-layers of a stage may choose each for itself.
+backward instead of some 35 operations, with half of the passes over maps. Each
+layer of a stage chooses for itself.
 """
 import math
 from contextlib import contextmanager, nullcontext
@@ -24,7 +24,7 @@ try:
 
     from .kernels import backward, forward
     from .kernels.launching import INTERPRETED
-except Exception:  # noqa: BLE001  none, or one that is made for another Python
+except Exception:  # noqa: BLE001  no Triton, or a version without what is used
     triton, INTERPRETED = None, False
 
 _OFF: ContextVar[bool] = ContextVar('ela_mm_kernels_off', default=False)
@@ -33,7 +33,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @contextmanager
 def without_kernels() -> Iterator[None]:
-    """Let layers run in the framework's operations within this context."""
+    """Let layers run in PyTorch's operations within this context."""
     token = _OFF.set(True)
     try:
         yield
@@ -42,7 +42,7 @@ def without_kernels() -> Iterator[None]:
 
 
 def has_device(x: Tensor) -> bool:
-    """Tell whether there are kernels for where a tensor is."""
+    """Tell whether there are kernels for a tensor's device."""
     return triton is not None and (x.is_cuda or INTERPRETED)
 
 
@@ -51,13 +51,14 @@ def has_kernels(x: Tensor, values: ValueBank, plan) -> bool:
 
     Args:
         x (Tensor): (B, C, H, W), the block's output.
-        values (ValueBank): Of the stage.
-        plan (ela_mm.models.layers.bank.layer.Plan): What the layer does.
+        values (ValueBank): The stage's values.
+        plan (ela_mm.models.layers.bank.layer.Plan): How the layer is computed.
 
     Returns:
-        bool: False in channels last, for a value that is no 3 x 3 convolution of
-        stride 1, in a stage that other layers have begun for themselves, and
-        where somebody counts or fakes the framework's operations.
+        bool: False in channels last; for a value other than a depthwise 3 x 3
+        convolution of stride 1; in a stage whose first layers ran without
+        kernels and laid out the bank differently; and while a dispatch mode
+        counts or fakes PyTorch's operations.
     """
     if not has_device(x) or _OFF.get() or type(x) is not Tensor or (
             _get_current_dispatch_mode() is not None):
@@ -68,7 +69,7 @@ def has_kernels(x: Tensor, values: ValueBank, plan) -> bool:
     if value.weight.shape[1:] != (1, 3, 3) or not (
             value.stride == value.padding == value.dilation == (1, 1)):
         return False
-    # A batch norm's statistics over samples are joined in one tile.
+    # One tile joins a batch norm's statistics over all samples.
     if norm is not None and (
             norm.running_mean.dtype != at_least_float32(dtype)
             or len(x) > 1024 or len(x) * x.shape[2:].numel() == 1):
@@ -79,14 +80,14 @@ def has_kernels(x: Tensor, values: ValueBank, plan) -> bool:
 
 
 def _dtype_of(x: Tensor) -> torch.dtype:
-    """Of a convolution's result."""
+    """The dtype of a convolution's result."""
     if x.is_cuda and torch.is_autocast_enabled() and x.dtype != torch.float64:
         return torch.get_autocast_gpu_dtype()
     return x.dtype
 
 
 def _on(x: Tensor) -> ContextManager:
-    """Triton launches on the current device, whatever its tensors are on."""
+    """Make x's device current: Triton launches there, wherever its tensors are."""
     return torch.cuda.device(x.device) if x.is_cuda and (
         x.device.index != torch.cuda.current_device()) else nullcontext()
 
@@ -95,10 +96,12 @@ class Tiles:
     """How kernels go over the planes of maps (B, C, H, W).
 
     Args:
-        x (Tensor): A map.
-        numbers (int): Of a tile: of one plane, or of several small ones.
-        warps (int): Of 32 threads each.
-        planes (int, optional): Of a tile at most. Defaults to as many as fit.
+        x (Tensor): A map (B, C, H, W), of B C planes.
+        numbers (int): The size of a tile, which covers one plane, a part of it, or
+            several small ones.
+        warps (int): The number of warps per program, of 32 threads each.
+        planes (int, optional): The number of planes in a tile. Defaults to as
+            many as fit.
     """
 
     def __init__(self, x: Tensor, numbers: int, warps: int,
@@ -113,23 +116,23 @@ class Tiles:
 
 
 def streaming(x: Tensor) -> Tiles:
-    """Of kernels that read each number once."""
+    """Tiles for kernels that read each number once."""
     return Tiles(x, 2048, 8)
 
 
 def one_by_one(x: Tensor) -> Tiles:
-    """A warp for each plane: its sums over the plane need no others."""
+    """Tiles of one plane and one warp: sums over a plane stay within the warp."""
     return Tiles(x, 256, 1, planes=1)
 
 
 def accumulator(x: Tensor):
-    """Triton's dtype of arithmetic with a tensor."""
+    """The Triton dtype in which kernels compute with a tensor."""
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 def _alike(x: Tensor, state: Tensor, maps: Iterable[Tensor],
            *others: Optional[Tensor]) -> tuple:
-    """What a compiled kernel takes for granted of its tensors."""
+    """What a kernel is compiled for: alignment, device, dtypes, missing tensors."""
     aligned = x.shape[2:].numel() % 16 == 0 and not any(
         t.data_ptr() % 16 for t in (x, state, *maps))
     return (aligned, x.device, x.dtype, state.dtype,
@@ -151,7 +154,7 @@ class Attend(torch.autograd.Function):
             state = bank.begin(x, _dtype_of(x), plan.head_dim) if (
                 state is None) else alias(state)
             retrievals = ctx.retrievals = bank.retrievals
-            ctx.first = retrievals.count  # the first one that sees the value
+            ctx.first = retrievals.count  # the first retrieval of this value
             table = retrievals.table(state)  # (T, B, h, T)
             alike = _alike(x, state, (), key, query, kernel, gamma, beta, scale)
             tiles = Tiles(x, 1024, 8)
@@ -231,7 +234,7 @@ class Attend(torch.autograd.Function):
 
 
 def _by_head(slot: int, keys: Tensor) -> tuple:
-    """Constants of the kernels that take a head of a sample each."""
+    """Constants of the kernels whose programs take one head of one sample."""
     return (triton.next_power_of_2(slot + 1),
             triton.next_power_of_2(keys.shape[-1]), accumulator(keys))
 
@@ -240,7 +243,7 @@ def _retrieve(plan, x: Tensor, state: Tensor, table: Tensor, number: int,
               slot: int, gamma: Optional[Tensor], beta: Optional[Tensor],
               scale: Optional[Tensor], tracked: List[Tensor],
               alike: tuple) -> Tuple[Optional[Tensor], ...]:
-    """Equation 5 and what follows it: (B, C, H, W), and the norm's statistics."""
+    """Equation 5, norm, relu and scale: (B, C, H, W), and the norm's statistics."""
     norm, tiles, channels = plan.norm, streaming(x), x.shape[1]
     along = (state.stride(0), table, number, table.stride(0), slot + 1)
     layout = (tiles.size, plan.head_dim, len(state))
@@ -261,7 +264,8 @@ def _retrieve(plan, x: Tensor, state: Tensor, table: Tensor, number: int,
         forward.join_statistics.launch(
             triton.cdiv(channels, 16), alike,
             (means, squares, mean, invstd, norm.running_mean, norm.running_var,
-             len(x), channels, tiles.size, norm.momentum, norm.eps),
+             len(x), channels, tiles.size, float(norm.momentum),
+             float(norm.eps)),
             (triton.next_power_of_2(len(x)), 16), 4)
         tracked.append(norm.num_batches_tracked)
     else:
@@ -283,11 +287,11 @@ def _retrieve_backward(ctx, grad: Tensor, state: Tensor, of_sum: Tensor,
                        gamma: Optional[Tensor], beta: Optional[Tensor],
                        scale: Optional[Tensor], mean: Optional[Tensor],
                        invstd: Optional[Tensor], alike: tuple):
-    """Write the gradient of the sum; return the others.
+    """Write the gradient of the sum to ``of_sum``; return the others.
 
     Returns:
-        tuple: Of gamma, beta and scale (C); and (B C, n), the inner products of
-        the sum's gradient with n > 1 values.
+        tuple: The gradients of gamma, beta and scale (C); and the inner products
+        (B C, n) of the sum's gradient with n > 1 values.
     """
     plan, seen, table = ctx.plan, ctx.slot + 1, ctx.retrievals.weights
     channels, tiles = grad.shape[1], streaming(grad)
@@ -317,9 +321,9 @@ def _retrieve_backward(ctx, grad: Tensor, state: Tensor, of_sum: Tensor,
 def _project_backward(grad_keys: Optional[Tensor], slot: int, pooled: Tensor,
                       key: Tensor, query: Optional[Tensor], weighs: bool,
                       alike: tuple) -> Tuple[Optional[Tensor], ...]:
-    """The gradients of pooled features (B, C) and the two kernels (1, 1, k).
+    """Return the gradients of pooled features (B, C) and two kernels (1, 1, k).
 
-    Zeros, not None, where somebody may wait for a gradient.
+    Zeros, not None: DDP waits for the gradient of every parameter.
     """
     none = None if query is None else torch.zeros_like(query)
     if grad_keys is None:
@@ -340,9 +344,9 @@ def _project_backward(grad_keys: Optional[Tensor], slot: int, pooled: Tensor,
 def _value_backward(ctx, beside: Optional[Tensor],
                     gradients: Optional[Tensor], of_pooled: Optional[Tensor],
                     x: Tensor, kernel: Tensor, alike: tuple):
-    """The gradients of x (B, C, H, W) and of the value's kernel (C, 1, 3, 3)."""
+    """Return the gradients of x (B, C, H, W) and the value's kernel (C, 1, 3, 3)."""
     retrievals, channels, tiles = ctx.retrievals, x.shape[1], streaming(x)
-    if gradients is None:  # nobody waits for the value
+    if gradients is None:  # the value was not used
         if of_pooled is None:
             return beside, None
         of_x = (of_pooled / tiles.size)[..., None, None].to(x.dtype).expand(

@@ -1,10 +1,10 @@
 """Attention weights: which earlier layers a layer retrieves from (equation 4).
 
-Query and key come from the pooled output of a block, so everything here is
-small, and what counts is how many operations there are. Query and key are one
-matrix product, the scale is a factor of the product with the keys, and the
-gradients of key and query lie in one piece for the first product's backward.
-``LayerAttention._weigh`` says the same in the framework's operations.
+Query and key come from the pooled output of a block, so all tensors here are
+small, and the cost is the number of operations. Query and key are one matrix
+product; the scale is a factor of the product with the keys; the gradients of key
+and query are adjacent in memory, for the backward of the first product.
+``LayerAttention._weigh`` computes the same in plain operations.
 """
 import math
 from contextlib import nullcontext
@@ -27,12 +27,13 @@ class KeyBank:
     Attributes:
         capacity (int): T.
         count (int): Keys so far.
-        state (Tensor | None): (T + 1, B, h, d) as autograd sees it: the layers
-            form a chain, on which the keys' gradients travel back in a buffer
-            like this one. There, the row after a layer's key is read no more,
-            and takes the query's gradient. None before the first key.
-        tracked (List[Tensor]): Counts of batches of the stage's norms, raised
-            together with the last key: one operation, not one per layer.
+        state (Tensor | None): (T + 1, B, h, d), the buffer as autograd sees it:
+            the layers form a chain, and the keys' gradients travel back along it
+            in a buffer of the same shape. In that buffer the row after a layer's
+            key is no longer needed, and takes the query's gradient. None before
+            the first key.
+        tracked (List[Tensor]): ``num_batches_tracked`` of the stage's norms,
+            raised together with the last key: one operation, not one per layer.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -49,7 +50,7 @@ class KeyBank:
             head_dim (int): d.
 
         Returns:
-            int: Of the buffer.
+            int: The row of the buffer.
 
         Raises:
             UsageError: If there are T keys already.
@@ -70,7 +71,7 @@ class KeyBank:
 
 
 def windows(pooled: Tensor, size: int) -> Tensor:
-    """What a convolution over channels sees.
+    """Unfold the windows that a convolution over channels sees.
 
     Args:
         pooled (Tensor): (B, C).
@@ -79,12 +80,12 @@ def windows(pooled: Tensor, size: int) -> Tensor:
     Returns:
         Tensor: (k, B C), with zeros beyond the first and last channel.
     """
-    # The batch is the height of one picture, for a product over all of it.
+    # The batch becomes the height of one picture: a single product covers it.
     return F.unfold(pooled[None, None], (1, size), padding=(0, size // 2))[0]
 
 
 def windows_backward(grad: Tensor, batch: int) -> Tensor:
-    """Form the gradient (B, C) of what :func:`windows` takes.
+    """Return the gradient (B, C) of the argument of :func:`windows`.
 
     Args:
         grad (Tensor): (k, B C).
@@ -114,7 +115,7 @@ def weigh(query: Tensor, keys: Tensor) -> Tensor:
 
 def weigh_backward(grad: Tensor, weights: Tensor, query: Tensor, keys: Tensor,
                    grad_keys: Tensor, grad_query: Tensor) -> None:
-    """Form the gradients of what :func:`weigh` takes.
+    """Compute the gradients of the arguments of :func:`weigh`.
 
     Args:
         grad (Tensor): (B, h, n).
@@ -140,7 +141,7 @@ def by_head(rows: Tensor) -> Tensor:
 
 
 def alias(state: Tensor) -> Tensor:
-    """The same memory with a version of its own, which inference has not."""
+    """Return the same memory with its own version counter; inference has none."""
     return state if state.is_inference() else state.data
 
 

@@ -1,9 +1,9 @@
-"""A layer of attention as one function of autograd.
+"""A layer of attention as one autograd function.
 
-What :class:`~ela_mm.LayerAttention` says in the framework's operations, from
-pooling to the addition to the block's output, with its gradient by hand: the
-gradient of the block's output is added up once, in place, and nothing is kept
-for backward but what the block and the banks keep anyway.
+It computes what :class:`~ela_mm.LayerAttention` computes in plain operations,
+from pooling to the addition to the block's output, with a handwritten gradient.
+The gradient of the block's output is added up once, in place, and nothing is kept
+for backward that the block and the banks do not keep anyway.
 """
 import logging
 from functools import lru_cache
@@ -31,18 +31,19 @@ from .values import ValueBank, head_products, weighted_sum
 
 
 class Plan(NamedTuple):
-    """What a layer does with its tensors.
+    """How a layer is computed: everything that is not a tensor.
 
     Attributes:
         head_dim (int): d.
-        value (nn.Conv2d): Whose strides and the like hold for its weight.
-        norm (nn.BatchNorm2d | None): That
-            :func:`~ela_mm.models.layers.bank.batch_norm.can_be_recomputed`;
-            None ends with the sum. Defaults to None.
+        value (nn.Conv2d): The value's convolution: gives stride, padding,
+            dilation and groups.
+        norm (nn.BatchNorm2d | None): A norm that
+            :func:`~ela_mm.models.layers.bank.batch_norm.can_be_recomputed`. With
+            None the layer ends with the sum. Defaults to None.
         relu (bool): Whether a relu follows the norm. Defaults to False.
-        adds (bool): Whether all of it is added to the block's output. Defaults
+        adds (bool): Whether the result is added to the block's output. Defaults
             to False.
-        fused (bool): Whether a GPU runs the layer in kernels of its own, see
+        fused (bool): Whether a GPU runs the layer in Triton kernels, see
             :mod:`ela_mm.models.layers.bank.gpu`. Defaults to False.
     """
     head_dim: int
@@ -60,17 +61,19 @@ def attend(x: Tensor, keys: KeyBank, values: ValueBank, plan: Plan,
 
     Args:
         x (Tensor): (B, C, H, W), the block's output.
-        keys (KeyBank): Of the stage.
-        values (ValueBank): Of the stage.
-        plan (Plan): What the layer does.
-        key (Tensor): (1, 1, k), of the convolution over channels.
-        query (Tensor, optional): (1, 1, k); None of a layer that only leaves
-            its key and value.
-        scale (Tensor, optional): (C), multiplied last.
+        keys (KeyBank): The stage's keys.
+        values (ValueBank): The stage's values.
+        plan (Plan): How the layer is computed.
+        key (Tensor): (1, 1, k), the weight of the key's convolution over
+            channels.
+        query (Tensor, optional): (1, 1, k), that of the query's; None for a
+            layer that only writes its key and value.
+        scale (Tensor, optional): (C), by which the term is multiplied last.
 
     Returns:
-        tuple: (B, C, H, W), and the attention weights P (B, h, n), float32 at
-        least; None and None without a query.
+        tuple: The term, or with ``plan.adds`` the sum of ``x`` and the term,
+        (B, C, H, W); and the attention weights P (B, h, n), float32 or wider.
+        None and None without a query.
 
     Raises:
         UsageError: If there are T keys already.
@@ -98,14 +101,14 @@ def _attend(function: Type[torch.autograd.Function], x: Tensor, keys: KeyBank,
 
 @lru_cache(maxsize=None)
 def _agree(device: torch.device) -> bool:
-    """Whether a device's kernels compute what the operations do; tried once.
+    """Check, once a device, that its kernels compute what the operations do.
 
-    No test without a GPU can say it of another compiler, driver or chip.
+    Tests on one machine cannot vouch for another compiler, driver or chip.
     """
     reason = 'there is no Triton for it'
     try:
-        # With maps that are read by several numbers at once, and others; each
-        # kernel is compiled, and launched once more without.
+        # Sides of 4 give maps of which several numbers are read at once, sides of
+        # 3 do not. Each runs twice: the second time a compiled kernel is launched.
         for side in (4, 4, 3, 3) if gpu.has_device(
                 torch.empty(0, device=device)) else ():
             ours, theirs = (_trial(function, device, side)
@@ -124,7 +127,7 @@ def _agree(device: torch.device) -> bool:
 
 def _trial(function: Type[torch.autograd.Function], device: torch.device,
            side: int) -> List[Tensor]:
-    """What two layers of noise make, with all gradients and statistics."""
+    """Outputs, gradients and statistics of two layers on fixed noise."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> nn.Parameter:
@@ -155,15 +158,16 @@ class _Attend(torch.autograd.Function):
         # x (B, C, H, W), keys (T + 1, B, h, d), state (T, B, h, L)
         ctx.set_materialize_grads(False)
         ctx.slot, ctx.plan = slot, plan
-        # Aliases with versions of their own: other layers saved other slots.
+        # Aliases with their own version counters: autograd would otherwise object
+        # to later layers' writes to other rows of what this layer has saved.
         keys, state = alias(keys), None if state is None else alias(state)
-        # Without its history, lest autocast (of some torch versions) remembers
-        # a cast that has none.
+        # Detached: some torch versions' autocast would cache the cast made here,
+        # which has no history, and hand it to later users of the weight.
         value = torch.conv2d(x.detach(), kernel.detach(), None,
                              *geometry(plan.value))  # (B, C, H, W)
         with without_autocast(x.device):
             state = bank.write(value, plan.head_dim, slot, state)
-            # Not the bank, whose state holds this very node: a cycle.
+            # Not the bank itself: its state refers to this node, a cycle.
             ctx.layout, ctx.retrievals = bank.layout, bank.retrievals
             ctx.first = ctx.retrievals.count  # the first one that sees it
             pooled = x.mean((2, 3), dtype=at_least_float32(x.dtype))  # (B, C)
@@ -189,7 +193,7 @@ class _Attend(torch.autograd.Function):
                 out, statistics = finish(plan, x, retrieved, gamma, beta,
                                          scale, tracked)
                 if slot == 0 and plan.norm is None:
-                    out = out.clone()  # the bank's own
+                    out = out.clone()  # else it would be the bank's memory
         ctx.rest = statistics and statistics[3:]
         ctx.save_for_backward(x, alias(keys), alias(state), key, query, kernel,
                               gamma, beta, scale, seen, kernels, projected,
@@ -274,7 +278,7 @@ def finish_backward(
         plan: Plan, grad: Tensor, retrieved: Tensor, gamma: Optional[Tensor],
         beta: Optional[Tensor], scale: Optional[Tensor],
         statistics: Optional[Statistics]) -> Tuple[Optional[Tensor], ...]:
-    """The gradients of the sum (B, C, H, W), gamma, beta and scale (C)."""
+    """Return the gradients of the sum (B, C, H, W), gamma, beta and scale (C)."""
     of_scale = None
     if plan.norm is None:
         return grad, None, None, None
@@ -294,7 +298,7 @@ def finish_backward(
 def _project_backward(grad_keys: Optional[Tensor], slot: int, seen: Tensor,
                       kernels: Tensor, key: Tensor, query: Optional[Tensor]
                       ) -> Tuple[Optional[Tensor], ...]:
-    """The gradients of pooled features (B, C) and the two kernels."""
+    """Return the gradients of the pooled features (B, C) and the two kernels."""
     of_pooled, of_kernels = None, []
     if grad_keys is not None:
         grad = grad_keys[slot:slot + len(kernels)].flatten(1)  # (2, B C)
@@ -302,7 +306,7 @@ def _project_backward(grad_keys: Optional[Tensor], slot: int, seen: Tensor,
             torch.mm(kernels.t(), grad), grad_keys.shape[1])
         of_kernels = torch.mm(grad, seen.t()).to(key.dtype)[
             :, None, None].unbind()  # (2, k)
-    # Zeros, not None, where somebody may wait for a gradient.
+    # Zeros, not None: DDP waits for the gradient of every parameter.
     of_kernels = [
         None if kernel is None else grad if grad is not None else
         torch.zeros_like(kernel)
@@ -313,7 +317,7 @@ def _project_backward(grad_keys: Optional[Tensor], slot: int, seen: Tensor,
 
 def value_backward(conv: nn.Conv2d, grad: Tensor, x: Tensor, kernel: Tensor,
                    of_x: bool, of_kernel: bool) -> Tuple[Optional[Tensor], ...]:
-    """The gradients of x (B, C, H, W) and kernel, as far as they are wanted."""
+    """Return the gradients of x (B, C, H, W) and kernel, None where not wanted."""
     stride, padding, dilation, groups = geometry(conv)
     grad_x, grad_kernel, _ = torch.ops.aten.convolution_backward(
         grad, x.to(grad.dtype), kernel.to(grad.dtype), None, stride, padding,
@@ -324,7 +328,7 @@ def value_backward(conv: nn.Conv2d, grad: Tensor, x: Tensor, kernel: Tensor,
 
 def add_up(of_x: Optional[Tensor], grad: Optional[Tensor],
            of_pooled: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
-    """All gradients of x in one map, into the first that is our own."""
+    """Add up the gradients of x, in place in ``of_x`` where it is given."""
     own = of_x is not None
     if grad is not None:
         of_x = of_x.to(x.dtype).add_(grad) if own else grad.to(x.dtype)

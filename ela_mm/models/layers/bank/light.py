@@ -1,8 +1,8 @@
-"""A layer of MRLA-light as one function of autograd.
+"""A layer of MRLA-light as one autograd function.
 
-What :class:`~ela_mm.models.layers.light_attention.LightLayerAttention` says in
-the framework's operations, from pooling to the addition to the block's output,
-with its gradient by hand.
+It computes what :class:`~ela_mm.models.layers.light_attention.LightLayerAttention`
+computes in plain operations, from pooling to the addition to the block's output,
+with a handwritten gradient.
 """
 import math
 from typing import Tuple
@@ -21,9 +21,9 @@ from .layer import Plan, add_up, along_channels, finish, finish_backward
 class Mix(torch.autograd.Function):
     """Norm and scale of gate * value + mix * identity, added to x.
 
-    ``apply`` takes x (B, C, H, W), the identity (B, C, H, W), the kernels of
-    key and query (1, 1, k), that of the value (C, 1, 3, 3), mix (C), gamma,
-    beta and scale (C), of which the last may be None, and a
+    ``apply`` takes x and the identity (B, C, H, W), the kernels of key and query
+    (1, 1, k) and of the value (C, 1, 3, 3), mix, gamma, beta and scale (C) (scale
+    may be None), and a
     :class:`~ela_mm.models.layers.bank.layer.Plan`. It returns (B, C, H, W).
     """
 
@@ -33,7 +33,7 @@ class Mix(torch.autograd.Function):
         ctx.plan = plan
         with without_autocast(x.device):
             pooled = x.mean((2, 3), dtype=at_least_float32(x.dtype))  # (B, C)
-            # In the order of forward, and from the second on of backward.
+            # The first two are forward's; the last two, swapped, are backward's.
             kernels = torch.cat([query, key, query]).unsqueeze(1).to(
                 pooled.dtype)  # (3, 1, 1, k)
             projected = _project(pooled, kernels[:2]).view(
@@ -41,8 +41,8 @@ class Mix(torch.autograd.Function):
             gate = torch.sigmoid(scaled_bmm(  # (B h, 1, d) @ (B h, d, 1)
                 projected[0].unsqueeze(1), projected[1].unsqueeze(2),
                 1 / math.sqrt(plan.head_dim))).view(len(x), -1)  # (B, h)
-        # Without its history, lest autocast (of some torch versions) remembers
-        # a cast that has none.
+        # Detached: some torch versions' autocast would cache the cast made here,
+        # which has no history, and hand it to later users of the weight.
         value, kept = gated_value(plan.value, x.detach(), kernel.detach(),
                                   gate)  # (B, C, H, W)
         with without_autocast(x.device):
@@ -74,7 +74,7 @@ class Mix(torch.autograd.Function):
                 plan.value, of_mixed, x, kernel, gate, kept, needs[0],
                 1 / math.sqrt(plan.head_dim))
             of_logits = torch.ops.aten.sigmoid_backward(of_gate, gate)  # (B, h)
-            # Key's and query's: each has the other one for a factor.
+            # The gradient of the key has the query as a factor, and vice versa.
             of_pooled, of_kernels = _project_backward(
                 (projected.view(2, *gate.shape, -1) *
                  of_logits[..., None]).view(2, *pooled.shape), pooled,
@@ -88,9 +88,9 @@ class Mix(torch.autograd.Function):
 
 def _project(pooled: Tensor, kernels: Tensor) -> Tensor:
     """Convolve (B, C) over the channels by (2, 1, 1, k): (2, B, C)."""
-    # The batch is the height of one picture: each result lies in one piece.
+    # The batch becomes the height of one picture: each result is contiguous.
     size, padding = kernels.shape[2:], (0, kernels.shape[-1] // 2)
-    if pooled.device.type == 'cpu':  # where that of oneDNN is slow, below too
+    if pooled.device.type == 'cpu':  # oneDNN is slow here, and in backward
         return torch.ops.aten._slow_conv2d_forward(
             pooled[None, None], kernels, size, None, (1, 1), padding)[0]
     return torch.conv2d(pooled[None, None], kernels, None, 1, padding)[0]
@@ -98,7 +98,7 @@ def _project(pooled: Tensor, kernels: Tensor) -> Tensor:
 
 def _project_backward(grad: Tensor, pooled: Tensor,
                       kernels: Tensor) -> Tuple[Tensor, Tensor]:
-    """The gradients (B, C) and (2, 1, 1, k) of :func:`_project`."""
+    """Return the gradients of :func:`_project`: (B, C) and (2, 1, 1, k)."""
     size, padding = kernels.shape[2:], (0, kernels.shape[-1] // 2)
     wanted = (True, True, False)
     if pooled.device.type == 'cpu':

@@ -2,18 +2,18 @@
 
 As the equations are written, each layer concatenates all earlier values: in a
 stage of T layers that copies T^2 / 2 values, in time and in memory. Here the
-values of a stage lie in one buffer, a :class:`ValueBank`, each written once:
+values of a stage are in one buffer, a :class:`ValueBank`, each written once:
 
-- The sum of a layer is one batched matrix product over the buffer, which
-  reads each value once and writes the result once.
-- For backward a layer keeps its small weights only. The sum and what follows
+- The sum of a layer is one batched matrix product over the buffer. It reads
+  each value once and writes the result once.
+- For backward a layer keeps only its small weights. The sum and what follows
   it (norm, relu, scale) are recomputed from the buffer when they are needed.
-- The gradient of a value sums over all later layers. Autograd would add T^2 /
-  2 products to it, one by one, out of place. Here it is done in place, in one
-  of two ways (:class:`ShortStage`, :class:`LongStage`), chosen by T.
+- The gradient of a value is a sum over all later layers. Autograd would add up
+  its T^2 / 2 products one by one, out of place. Here they are added in place,
+  in one of two ways (:class:`ShortStage`, :class:`LongStage`), chosen by T.
 
-:func:`ela_mm.models.layers.layer_attention.retrieve` says the same in one line
-per value.
+:func:`ela_mm.models.layers.layer_attention.retrieve` computes the same in one
+line per value.
 """
 from typing import Dict, NamedTuple, Optional, Tuple
 
@@ -22,14 +22,14 @@ from torch import Tensor
 
 from .keys import by_head
 
-# The longest stage that adds to the values' gradients layer by layer. Passes
-# over a map that T layers make in backward, with :class:`ShortStage` and with
-# :class:`LongStage`: 48 and 50 for T = 5, 67 and 63 for T = 6, 89 and 77 for
-# T = 7; the former starts an operation a layer less.
+# The longest stage that adds to the values' gradients layer by layer. The number
+# of passes over a map in backward, ShortStage against LongStage: 48 and 50 for
+# T = 5, 67 and 63 for T = 6, 89 and 77 for T = 7. ShortStage starts one
+# operation less per layer.
 SHORT = 6
 
-# So many layers' sums are recomputed at once. More would read the buffer
-# less often, and hold more sums at a time.
+# How many layers' sums are recomputed at once. More would read the buffer less
+# often, but hold more sums at a time.
 GROUP = 12
 
 
@@ -40,12 +40,13 @@ class ValueBank:
         capacity (int): T, the number of values to come.
 
     Attributes:
-        layout (Layout | None): Of a value in the buffer; None before the
-            first.
-        state (Tensor | None): (T, B, h, L) as autograd sees it: the layers
-            form a chain, on which the buffer of gradients travels back.
+        layout (Layout | None): How a value lies in the buffer; None before the
+            first value.
+        state (Tensor | None): (T, B, h, L), the buffer as autograd sees it: the
+            layers form a chain, and the buffer of gradients travels back along
+            it.
         retrievals (ShortStage | LongStage | None): What backward needs to know
-            of the layers that retrieved.
+            about the layers that retrieved.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -61,7 +62,7 @@ class ValueBank:
         Args:
             value (Tensor): (B, C, H, W), contiguous or in channels last.
             head_dim (int): d.
-            slot (int): Of the buffer.
+            slot (int): The row of the buffer.
             state (Tensor, optional): The buffer; None before the first value.
 
         Returns:
@@ -78,15 +79,15 @@ class ValueBank:
         return state
 
     def begin(self, x: Tensor, dtype: torch.dtype, head_dim: int) -> Tensor:
-        """Make the buffer for layers that write their values themselves.
+        """Allocate the buffer, for layers that write their values themselves.
 
         Args:
-            x (Tensor): (B, C, H, W), contiguous; a value is of its shape.
-            dtype (torch.dtype): Of the values.
+            x (Tensor): (B, C, H, W), contiguous; values have the same shape.
+            dtype (torch.dtype): The values' dtype.
             head_dim (int): d.
 
         Returns:
-            Tensor: The buffer, not yet written.
+            Tensor: The buffer, uninitialised.
         """
         self.layout = Layout(x.shape[1] // head_dim, x.shape, False)
         self.retrievals = LongStage()
@@ -97,8 +98,8 @@ class ValueBank:
 class Layout(NamedTuple):
     """How a map (B, C, H, W) lies in the bank: head by head.
 
-    A head's d H W numbers lie side by side, whatever the map's memory format:
-    a weighted sum is then one batched product over heads.
+    A head's d H W numbers are adjacent, whatever the map's memory format, so that
+    a weighted sum is one batched product over heads.
     """
     heads: int
     shape: torch.Size  # (B, C, H, W)
@@ -117,7 +118,7 @@ class Layout(NamedTuple):
         return self.shape[0], self.heads, self.shape[1:].numel() // self.heads
 
     def flat(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, h, L), a copy only if it must be one."""
+        """(B, C, H, W) -> (B, h, L), a view where possible."""
         return self._split(x).reshape(self.flat_shape)
 
     def write(self, slot: Tensor, x: Tensor) -> None:
@@ -145,21 +146,21 @@ class Layout(NamedTuple):
 
 
 class ShortStage:
-    """The retrievals of a stage of few layers.
+    """The retrievals of a stage with few layers.
 
     Each layer's backward recomputes its own sum, and adds its part to the
-    gradients of all values that it saw: a value's gradient is ready when its
-    own layer is reached.
+    gradients of all values that it saw. A value's gradient is complete when
+    backward reaches the layer that wrote it.
 
     Attributes:
-        count (int): Of the retrievals so far.
+        count (int): The number of retrievals so far.
     """
 
     def __init__(self) -> None:
         self.count = 0
 
     def add(self, weights: Tensor, state: Tensor) -> int:
-        """Note a retrieval; return its number.
+        """Record a retrieval; return its number.
 
         Args:
             weights (Tensor): (B, h, n), in the values' dtype.
@@ -170,12 +171,12 @@ class ShortStage:
 
     def recompute(self, number: int, weights: Tensor,
                   values: Tensor) -> Tensor:
-        """A retrieval's sum, for backward.
+        """Recompute a retrieval's sum, for backward.
 
         Args:
-            number (int): Of the retrieval. Backward comes from the last.
+            number (int): The retrieval's number. Backward starts with the last.
             weights (Tensor): (B, h, n), in the values' dtype.
-            values (Tensor): (n, B, h, L), that it saw.
+            values (Tensor): (n, B, h, L), the values that it saw.
 
         Returns:
             Tensor: (B, h, L).
@@ -185,16 +186,16 @@ class ShortStage:
     def spread(self, gradients: Optional[Tensor], number: int, grad: Tensor,
                weights: Tensor, state: Tensor,
                layout: Layout) -> Tuple[Tensor, Tensor]:
-        """Take in the gradient of a retrieval's sum.
+        """Add the gradient of a retrieval's sum to the buffer of gradients.
 
         Args:
             gradients (Tensor, optional): (T, B, h, L), the buffer, written;
-                None where this retrieval is the last that has a gradient.
-            number (int): Of the retrieval.
-            grad (Tensor): (B, C, H, W).
+                None where this is the last retrieval that has a gradient.
+            number (int): The retrieval's number.
+            grad (Tensor): (B, C, H, W), the gradient of the sum.
             weights (Tensor): (B, h, n), in the values' dtype.
             state (Tensor): (T, B, h, L), the values.
-            layout (Layout): Of the bank.
+            layout (Layout): The bank's layout.
 
         Returns:
             tuple: The buffer, and ``grad`` as (B, h, L).
@@ -216,15 +217,15 @@ class ShortStage:
         return gradients, flat
 
     def leave_out(self, gradients: Tensor, number: int) -> None:
-        """Say that a retrieval has no gradient, and an earlier one has."""
+        """Note that a retrieval has no gradient, though an earlier one has."""
 
     def of_value(self, gradients: Tensor, slot: int, first: int) -> Tensor:
-        """The gradient of a value.
+        """Return the gradient of a value.
 
         Args:
             gradients (Tensor): (T, B, h, L), the buffer.
-            slot (int): Of the value.
-            first (int): Number of the first retrieval that saw it.
+            slot (int): The value's row.
+            first (int): The number of the first retrieval that saw it.
 
         Returns:
             Tensor: (B, h, L).
@@ -233,17 +234,17 @@ class ShortStage:
 
 
 class LongStage(ShortStage):
-    """The retrievals of a stage of many layers.
+    """The retrievals of a stage with many layers.
 
     The gradients of the retrieved sums are collected in a buffer like the
-    values', and the gradient of a value is one batched product over it. The
-    sums of several layers are recomputed in one product. Arguments as those of
-    :class:`ShortStage`.
+    values', and the gradient of a value is one batched product over it. The sums
+    of several layers are recomputed in one product. The methods take the same
+    arguments as those of :class:`ShortStage`.
 
     Attributes:
-        weights (Tensor | None): (T, B, h, T), by value and retrieval, without
-            gradient; 0 for values that a retrieval did not see. None before the
-            first.
+        weights (Tensor | None): (T, B, h, T), indexed by value and retrieval,
+            without gradient; 0 for values that a retrieval did not see. None
+            before the first retrieval.
     """
 
     def __init__(self) -> None:
@@ -252,20 +253,20 @@ class LongStage(ShortStage):
         self._recomputed: Dict[int, Tensor] = {}
 
     def table(self, state: Tensor) -> Tensor:
-        """The weights (T, B, h, T), for the values (T, B, h, L)."""
+        """Return the weights (T, B, h, T) for the values (T, B, h, L)."""
         if self.weights is None:
             self.weights = state.new_zeros(*state.shape[:3], len(state))
         return self.weights
 
     def add(self, weights: Tensor, state: Tensor) -> int:
-        """Note a retrieval's weights; return its number."""
+        """Record a retrieval's weights; return its number."""
         self.table(state)[:weights.shape[-1], ..., self.count] = (
             weights.permute(2, 0, 1))
         return super().add(weights, state)
 
     def recompute(self, number: int, weights: Tensor,
                   values: Tensor) -> Tensor:
-        """A retrieval's sum; those of the ones before it come along."""
+        """Recompute a retrieval's sum, together with those before it."""
         if number not in self._recomputed:
             first = max(number - GROUP + 1, 0)
             grouped = self.weights[:len(values), ..., first:number + 1].permute(
@@ -279,7 +280,7 @@ class LongStage(ShortStage):
     def spread(self, gradients: Optional[Tensor], number: int, grad: Tensor,
                weights: Tensor, state: Tensor,
                layout: Layout) -> Tuple[Tensor, Tensor]:
-        """Collect the gradient of a retrieval's sum."""
+        """Store the gradient of a retrieval's sum."""
         if gradients is None:
             gradients = new_gradients(state)
             gradients[number + 1:].zero_()
@@ -287,7 +288,7 @@ class LongStage(ShortStage):
         return gradients, gradients[number]
 
     def leave_out(self, gradients: Tensor, number: int) -> None:
-        """Say that a retrieval has no gradient."""
+        """Note that a retrieval has no gradient."""
         gradients[number].zero_()
 
     def of_value(self, gradients: Tensor, slot: int, first: int) -> Tensor:
@@ -297,8 +298,8 @@ class LongStage(ShortStage):
 
 
 def new_gradients(state: Tensor) -> Tensor:
-    """A buffer (T, B, h, L) for gradients, all of which will be written."""
-    # Anomaly detection would take what lies in memory for NaN.
+    """Allocate a buffer (T, B, h, L) for gradients; every row will be written."""
+    # Anomaly detection would report NaN that happen to be in fresh memory.
     make = torch.zeros_like if torch.is_anomaly_enabled() else torch.empty_like
     return make(state)
 

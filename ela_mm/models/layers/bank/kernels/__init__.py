@@ -1,12 +1,12 @@
-"""Layer attention's work as kernels of Triton, for GPUs.
+"""Layer attention as Triton kernels, for GPUs.
 
-A map (B, C, H, W) is B C planes of H W numbers, plane after plane, and a plane
-belongs to one head: what retrieves reads weights by head, and what follows reads
-the norm's by channel. Most kernels take a tile of planes and walk along them, so
-that a sum, what follows it, and what is to be known of the result take one pass
-together. Arithmetic is in ``ACC``: float32, or float64 for maps in float64.
+A map (B, C, H, W) is B C planes of H W numbers, one after the other. A plane
+belongs to one head, whose attention weights it is summed with, and to one channel,
+whose norm it is normalised with. Most kernels take a tile of planes and walk along
+them, so that one pass forms a sum, applies the norm, and measures the result.
+Arithmetic is in ``ACC``: float32, or float64 for maps in float64.
 
-:mod:`ela_mm.models.layers.bank.gpu` launches them, and
-:mod:`~ela_mm.models.layers.bank.layer` says the same in the framework's
-operations. Importing these modules takes Triton 3.
+:mod:`ela_mm.models.layers.bank.gpu` launches the kernels;
+:mod:`~ela_mm.models.layers.bank.layer` computes the same in PyTorch's operations.
+Importing these modules requires Triton 3.
 """

@@ -1,7 +1,7 @@
-"""Backward: from the gradient of a block's output to that of its input.
+"""Backward kernels: from the gradient of what leaves the layer to that of x.
 
-A layer's sum is formed again, twice: once for the sums over all planes that the
-norm's gradient needs, once with them.
+A layer's sum is recomputed twice: first to add up, over all planes, what the
+norm's gradient needs, then to apply it.
 """
 import triton
 import triton.language as tl
@@ -13,7 +13,7 @@ from .launching import Kernel
 @triton.jit
 def _of_channels(gamma, beta, mean, invstd, scale, channel, here,
                  SCALED: tl.constexpr, ACC: tl.constexpr):
-    """What a norm and a scale have for the channels of planes."""
+    """Load the parameters and statistics of the planes' channels."""
     slope = tl.load(gamma + channel, mask=here, other=0).to(ACC)
     shift = tl.load(beta + channel, mask=here, other=0).to(ACC)
     level = tl.load(mean + channel, mask=here, other=0)
@@ -27,7 +27,7 @@ def _of_channels(gamma, beta, mean, invstd, scale, channel, here,
 @triton.jit
 def _normalized(total, grad, slope, shift, level, invstd, factor,
                 RELU: tl.constexpr, SCALED: tl.constexpr):
-    """Before gamma; the gradient that reaches the norm; and the scale's part."""
+    """The normalised sum, the gradient of the norm's result, that of the scale."""
     normed = (total - level[:, None]) * invstd[:, None]
     term = normed * slope[:, None] + shift[:, None]
     of_scale = grad
@@ -45,9 +45,9 @@ def finish_backward(grad, values, stride, table, entry, step, seen, gamma,
                     capacity, RELU: tl.constexpr, SCALED: tl.constexpr,
                     PLANES: tl.constexpr, BLOCK: tl.constexpr,
                     ACC: tl.constexpr):
-    """What backward has to know of all planes: sums for the affine part.
+    """Sum up each plane's part of the gradients of beta, gamma and scale.
 
-    grad (B, C, H, W); sums (3, B, C), of beta, gamma and scale.
+    grad (B, C, H, W); sums (3, B, C), in this order.
     """
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     here = plane < planes
@@ -86,8 +86,9 @@ def retrieve_backward(grad, values, stride, table, entry, step, seen, gamma, bet
                       ACC: tl.constexpr):
     """The gradient of a sum, and its inner products with the values.
 
-    grad, of_sum (B, C, H, W); sums (3, C), those of :func:`finish_backward` over
-    samples; products (B C, n), of n > 1. ``OWN``: the statistics are the batch's own.
+    grad, of_sum (B, C, H, W); sums (3, C), those of :func:`finish_backward` summed
+    over samples; products (B C, n), for n > 1. ``OWN``: the statistics are the
+    batch's own.
     """
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     here = plane < planes
@@ -136,10 +137,10 @@ def weigh_backward(products, extra, weights, queries, keys, grad_keys, slot,
                    DIM: tl.constexpr, ACC: tl.constexpr):
     """The gradients of equation 4 for one head of one sample.
 
-    products (B C, n), of the sum's gradient with the values; extra (B, h, n), what
-    others make of P; weights (B, h, n); queries (B, h, d); keys, grad_keys
-    (T + 1, B, h, d): the gradients of n keys are added to, and the row after them
-    takes the query's.
+    products (B C, n), of the sum's gradient with the values; extra (B, h, n), the
+    gradient of P from elsewhere; weights (B, h, n); queries (B, h, d); keys,
+    grad_keys (T + 1, B, h, d): the gradients of n keys are added to, and the row
+    after them takes the query's.
     """
     row, rows = tl.program_id(0), tl.num_programs(0)
     layer, place = tl.arange(0, SEEN), tl.arange(0, DIM)
@@ -170,7 +171,7 @@ def weigh_backward(products, extra, weights, queries, keys, grad_keys, slot,
 def project_backward(grads, pooled, key, query, of_pooled, of_kernels, rows,
                      channels, COUNT: tl.constexpr, KERNEL: tl.constexpr,
                      CHANNELS: tl.constexpr, ACC: tl.constexpr):
-    """The gradients of what query and key are made of, for one sample.
+    """The gradients of pooled features and of both kernels, for one sample.
 
     grads (2, B, C), of key and query; pooled, of_pooled (B, C); of_kernels
     (B, 2, k).
@@ -204,7 +205,7 @@ def project_backward(grads, pooled, key, query, of_pooled, of_kernels, rows,
 def sum_up(maps, stride, table, entry, step, count, out, planes, size, head_dim,
            capacity, PLANES: tl.constexpr, BLOCK: tl.constexpr,
            ACC: tl.constexpr):
-    """The gradient of a value: a sum over those that retrieved it."""
+    """The gradient of a value: a sum over the layers that retrieved it."""
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     here = plane < planes
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -221,10 +222,10 @@ def project_value_backward(grad, x, kernel, beside, of_pooled, of_x, of_kernel,
                            BESIDE: tl.constexpr, POOLED: tl.constexpr,
                            PLANES: tl.constexpr, BLOCK: tl.constexpr,
                            ACC: tl.constexpr):
-    """The gradient of a block's output, all in one, and of the value's kernel.
+    """The complete gradient of x, and the gradient of the value's kernel.
 
-    grad, x, beside (what comes past attention), of_x (B, C, H, W); kernel
-    (C, 3, 3); of_pooled (B, C); of_kernel (B, C, 9).
+    grad, x, of_x (B, C, H, W); beside (B, C, H, W), the gradient that bypasses
+    attention; kernel (C, 3, 3); of_pooled (B, C); of_kernel (B, C, 9).
     """
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     here = plane < planes
@@ -251,7 +252,7 @@ def project_value_backward(grad, x, kernel, beside, of_pooled, of_x, of_kernel,
             part = tl.sum(
                 own * tl.load(x + moved, mask=seen, other=0).to(ACC), 1)
             of_taps += tl.where(ninth[None] == tap, part[:, None], 0)
-            # What this place gave to its neighbour, by the opposite tap.
+            # This place contributed to its neighbour by the opposite tap.
             total += tl.load(taps + 8 - tap, mask=here, other=0).to(ACC)[
                 :, None] * tl.load(grad + moved, mask=seen, other=0).to(ACC)
         tl.store(of_x + offset, total, mask=inside)

@@ -1,4 +1,4 @@
-"""Forward: value and average, attention weights, the sum, and what follows it."""
+"""Forward kernels: value and average, attention weights, the sum, norm and relu."""
 import triton
 import triton.language as tl
 
@@ -7,7 +7,10 @@ from .launching import Kernel
 
 @triton.jit
 def neighbours(moved, column, width, size, right: tl.constexpr):
-    """Which places have the neighbour ``moved``, one to the left or right."""
+    """Mask the places whose neighbour ``moved`` lies within the map.
+
+    ``right`` is the neighbour's column minus the place's: -1, 0 or 1.
+    """
     seen = (moved >= 0) & (moved < size)
     if right == -1:
         seen &= column > 0
@@ -20,7 +23,7 @@ def neighbours(moved, column, width, size, right: tl.constexpr):
 def project_value(x, kernel, value, pooled, planes, channels, size, height,
                   width, PLANES: tl.constexpr, BLOCK: tl.constexpr,
                   ACC: tl.constexpr):
-    """Value of a map by a 3 x 3 kernel per channel, and the map's average.
+    """Convolve each channel by its 3 x 3 kernel, and average each plane.
 
     x, value (B, C, H, W); kernel (C, 3, 3); pooled (B, C).
     """
@@ -54,9 +57,9 @@ def weigh(pooled, key, query, keys, queries, weights, table, slot, number,
           ACC: tl.constexpr):
     """Equation 4 for one head of one sample: P = softmax(q k^T scale).
 
-    pooled (B, C); key, query (k); keys (T + 1, B, h, d), one row of which is
-    written; queries (B, h, d); weights (B, h, n); table (T, B, h, T) by value and
-    retrieval.
+    pooled (B, C); key, query (k); keys (T + 1, B, h, d), of which row ``slot`` is
+    written; queries (B, h, d); weights (B, h, n); table (T, B, h, T), indexed by
+    value and retrieval.
     """
     row, rows = tl.program_id(0), tl.num_programs(0)  # of B h
     channels = heads * head_dim
@@ -95,14 +98,14 @@ def weigh(pooled, key, query, keys, queries, weights, table, slot, number,
 @triton.jit
 def weighted_sum(maps, stride, weights, step, count, inside, here,
                  ACC: tl.constexpr):
-    """Sum of count tiles, stride apart, by a weight per plane, step apart."""
+    """Sum count tiles, stride apart, times a weight per plane, step apart."""
     total = tl.zeros(inside.shape, ACC)
     for _ in range(count):
         weight = tl.load(weights, mask=here, other=0).to(ACC)
         total += weight[:, None] * tl.load(maps, mask=inside, other=0).to(ACC)
         maps += stride
         weights += step
-    return total.to(maps.dtype.element_ty).to(ACC)  # as it would be kept
+    return total.to(maps.dtype.element_ty).to(ACC)  # rounded as if stored
 
 
 @Kernel
@@ -111,9 +114,9 @@ def retrieve(values, stride, table, entry, step, seen, retrieved, means,
              PLANES: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):
     """Equation 5, and the mean and summed squared deviation of each plane.
 
-    values (n, B, C, H, W), stride apart; table (T, B, h, T), of which a plane's
-    weights begin at entry, step apart; retrieved (B, C, H, W); means, squares
-    (B, C).
+    values (n, B, C, H, W), stride apart; table (T, B, h, T), in which a plane's
+    weights begin at entry and are step apart; retrieved (B, C, H, W); means,
+    squares (B, C).
     """
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     here = plane < planes
@@ -145,9 +148,9 @@ def retrieve(values, stride, table, entry, step, seen, retrieved, means,
 def join_statistics(means, squares, mean, invstd, running_mean, running_var,
                     batch, channels, size, momentum, eps, BATCH: tl.constexpr,
                     CHANNELS: tl.constexpr):
-    """Batch norm's statistics of channels from those of planes.
+    """Combine the planes' statistics into the channels', as batch norm does.
 
-    means, squares (B, C); the others (C), the running ones updated.
+    means, squares (B, C); the others (C). The running ones are updated.
     """
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     sample = tl.arange(0, BATCH)
@@ -176,10 +179,10 @@ def finish(x, values, stride, table, entry, step, seen, gamma, beta, mean,
            RETRIEVES: tl.constexpr, RELU: tl.constexpr, SCALED: tl.constexpr,
            ADDS: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.constexpr,
            ACC: tl.constexpr):
-    """Norm, relu and scale of a sum, added to x: (B, C, H, W).
+    """Apply norm, relu and scale to a sum, and add x: (B, C, H, W).
 
-    ``RETRIEVES``: the sum is formed here, of values as in :func:`retrieve`; else
-    values is the sum.
+    With ``RETRIEVES`` the sum is formed here, as in :func:`retrieve`; otherwise
+    ``values`` is the sum.
     """
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     here = plane < planes

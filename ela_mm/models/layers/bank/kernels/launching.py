@@ -1,15 +1,15 @@
-"""How a kernel is compiled, and launched without asking what it needs anew."""
+"""Compiling Triton kernels, and launching them without Triton's own dispatch."""
 import inspect
 import os
 from typing import Any, Callable, Dict
 
 import triton
 
-# Triton's own switch, to run on a CPU: for tests.
+# Triton's own switch to run kernels on a CPU, for tests.
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
-# Maps, of which several numbers are read at once where that is possible; and
-# what has to be a multiple of 16 for it.
+# Arguments by which Triton decides whether to read several numbers at once: the
+# maps' addresses and these sizes have to be multiples of 16.
 _MAPS = ('x', 'value', 'values', 'retrieved', 'out', 'grad', 'of_sum', 'maps',
          'beside', 'of_x')
 _SIZES = ('size', 'stride')
@@ -18,17 +18,18 @@ _compiled: Dict[tuple, Any] = {}
 
 
 class Kernel:
-    """A kernel that is compiled once for all that is launched alike.
+    """A kernel that is compiled once per kind of arguments.
 
-    Triton finds out at every launch what its arguments have in common with
-    earlier ones, which takes longer than the launch. Here the caller says it.
+    At every launch Triton inspects the arguments to find the compiled kernel that
+    fits, which takes longer than the launch itself. Here the caller names the kind.
 
     Args:
-        function (Callable): Of Triton's language, its constants last.
+        function (Callable): A function in Triton's language, with its constants
+            last.
     """
 
     def __init__(self, function: Callable) -> None:
-        # Constants are what a kernel is compiled for anyhow.
+        # Kernels are compiled for their constants in any case.
         names = [name for name in inspect.signature(function).parameters
                  if not name.isupper()]
         self.name = function.__name__
@@ -42,16 +43,17 @@ class Kernel:
 
     def launch(self, programs: int, alike: tuple, arguments: tuple,
                constants: tuple, warps: int, across: int = 1) -> None:
-        """Run so many programs, times those across.
+        """Launch ``programs`` x ``across`` programs.
 
         Args:
-            programs (int): Of the grid.
-            alike (tuple): Says which tensors there are and of what dtypes;
-                first, whether maps lie at multiples of 16 bytes and planes have
-                a multiple of 16 numbers.
-            arguments (tuple): All but the constants.
-            constants (tuple): Of ``tl.constexpr``.
-            warps (int): Of 32 threads each.
+            programs (int): The grid's first size.
+            alike (tuple): The kind of arguments. The first entry is True where
+                the maps' addresses are multiples of 16 bytes and planes have a
+                multiple of 16 numbers; the others are dtypes, and None for
+                missing tensors.
+            arguments (tuple): All arguments but the constants.
+            constants (tuple): The values of the ``tl.constexpr`` arguments.
+            warps (int): The number of warps per program, of 32 threads each.
             across (int): The grid's second size. Defaults to 1.
         """
         grid = programs, across, 1
