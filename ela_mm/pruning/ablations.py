@@ -1,9 +1,9 @@
 """The criteria that the paper compares EBQM with (tables 4, 6 and 7).
 
-Table 4 prunes on KL itself. Table 6 keeps algorithm 1 and replaces the Beta
-distribution. Table 7 is classic quantile mapping (algorithm 2). The paper
-names them and gives no parameters; what is compared with the threshold, and
-why, stands at each function and is this project's choice.
+Table 4 prunes by the KL divergence itself. Table 6 keeps algorithm 1 but
+replaces the Beta distribution. Table 7 is classic quantile mapping
+(algorithm 2). The paper names these criteria without parameters. Each function
+says what it compares with the threshold and why: this project's choice.
 """
 from typing import Optional
 
@@ -23,9 +23,9 @@ def threshold(kl: ArrayLike, t: float = 0.3) -> np.ndarray:
 
     Args:
         kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
-        t (float): Threshold in nats on KL itself, >= 0. Defaults to 0.3; it
-            depends on network and data, which is what table 4 holds against
-            it.
+        t (float): Threshold on the KL divergence in nats, >= 0. Defaults to
+            0.3. A good value depends on network and data: the weakness of
+            this criterion according to table 4.
 
     Returns:
         np.ndarray: (L, ) bool, True = skip.
@@ -39,13 +39,13 @@ def threshold(kl: ArrayLike, t: float = 0.3) -> np.ndarray:
 
 
 def fixed(kl: ArrayLike, n: int = 1) -> np.ndarray:
-    """Skip the n layers of smallest KL divergence.
+    """Skip the n layers with the smallest KL divergence.
 
     Args:
         kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
-        n (int): Layers to skip at each window, >= 0; all candidates where
-            there are fewer. Of equal layers the earlier go first. Defaults to
-            1.
+        n (int): Number of layers to skip at each window, >= 0; all candidates
+            if there are fewer. Among equal values earlier layers are skipped
+            first. Defaults to 1.
 
     Returns:
         np.ndarray: (L, ) bool, True = skip.
@@ -74,19 +74,20 @@ def normal_map(kl: ArrayLike,
                gamma: float = 0.75,
                alpha: float = 2.0,
                beta: float = 5.0) -> np.ndarray:
-    """F_Normal(x'), with the mean and variance of Beta(alpha, beta).
+    """Map x' by the normal CDF with the moments of Beta(alpha, beta).
 
-    Of equal moments, so that only the family differs from EBQM. It puts mass
-    outside of [0, 1]: the smallest layer does not map to 0.
+    Mean and variance are the same, so that only the family of the distribution
+    differs from EBQM's. It has mass outside of [0, 1], so the smallest value
+    does not map to 0.
 
     Args:
         kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
-        gamma (float): As in :func:`~ela_mm.ebqm`. Defaults to 0.75.
-        alpha (float): As in :func:`~ela_mm.ebqm`. Defaults to 2.
-        beta (float): As in :func:`~ela_mm.ebqm`. Defaults to 5.
+        gamma (float): Quantile, as in :func:`~ela_mm.ebqm`. Defaults to 0.75.
+        alpha (float): First shape of that Beta distribution. Defaults to 2.
+        beta (float): Second shape. Defaults to 5.
 
     Returns:
-        np.ndarray: (L, ) float64 in [0, 1], NaN out of reach.
+        np.ndarray: (L, ) float64 in [0, 1], NaN where out of reach.
 
     Raises:
         UsageError: On parameters out of range, no candidates, NaN or inf.
@@ -100,16 +101,16 @@ def gamma_map(kl: ArrayLike,
               gamma: float = 0.75,
               alpha: float = 2.0,
               beta: float = 5.0) -> np.ndarray:
-    """F_Gamma(x'), with the mean and variance of Beta(alpha, beta).
+    """Map x' by the Gamma CDF with the mean and variance of Beta(alpha, beta).
 
     Args:
         kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
-        gamma (float): As in :func:`~ela_mm.ebqm`. Defaults to 0.75.
-        alpha (float): As in :func:`~ela_mm.ebqm`. Defaults to 2.
-        beta (float): As in :func:`~ela_mm.ebqm`. Defaults to 5.
+        gamma (float): Quantile, as in :func:`~ela_mm.ebqm`. Defaults to 0.75.
+        alpha (float): First shape of that Beta distribution. Defaults to 2.
+        beta (float): Second shape. Defaults to 5.
 
     Returns:
-        np.ndarray: (L, ) float64 in [0, 1), NaN out of reach.
+        np.ndarray: (L, ) float64 in [0, 1), NaN where out of reach.
 
     Raises:
         UsageError: On parameters out of range, no candidates, NaN or inf.
@@ -122,17 +123,17 @@ def gamma_map(kl: ArrayLike,
 
 
 def softmax_map(kl: ArrayLike, gamma: float = 0.75) -> np.ndarray:
-    """Softmax over x' of the layers in reach, stretched to [0, 1].
+    """Map x' by a softmax over the layers in reach, stretched to [0, 1].
 
-    A softmax over n layers has values around 1 / n, which no fixed threshold
-    fits; stretched, ``mu`` means what it means for EBQM.
+    A softmax over n layers gives values around 1 / n, which no fixed threshold
+    suits. Stretching them lets ``mu`` mean what it means for EBQM.
 
     Args:
         kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
-        gamma (float): As in :func:`~ela_mm.ebqm`. Defaults to 0.75.
+        gamma (float): Quantile, as in :func:`~ela_mm.ebqm`. Defaults to 0.75.
 
     Returns:
-        np.ndarray: (L, ) float64 in [0, 1], NaN out of reach.
+        np.ndarray: (L, ) float64 in [0, 1], NaN where out of reach.
 
     Raises:
         UsageError: On parameters out of range, no candidates, NaN or inf.
@@ -147,17 +148,17 @@ def softmax_map(kl: ArrayLike, gamma: float = 0.75) -> np.ndarray:
 
 
 def sigmoid_map(kl: ArrayLike, gamma: float = 0.75) -> np.ndarray:
-    """Sigmoid of x', standardised over the layers in reach.
+    """Map x' by a sigmoid, after standardising it over the layers in reach.
 
-    On [0, 1] itself a sigmoid stays between 0.5 and 0.73, above every
-    threshold in use; mean 0 and variance 1 are what it is meant for.
+    On [0, 1] a sigmoid stays between 0.5 and 0.73, above every threshold in
+    use. So x' first gets mean 0 and variance 1.
 
     Args:
         kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
-        gamma (float): As in :func:`~ela_mm.ebqm`. Defaults to 0.75.
+        gamma (float): Quantile, as in :func:`~ela_mm.ebqm`. Defaults to 0.75.
 
     Returns:
-        np.ndarray: (L, ) float64 in (0, 1), NaN out of reach.
+        np.ndarray: (L, ) float64 in (0, 1), NaN where out of reach.
 
     Raises:
         UsageError: On parameters out of range, no candidates, NaN or inf.
@@ -174,23 +175,25 @@ def sigmoid_map(kl: ArrayLike, gamma: float = 0.75) -> np.ndarray:
 
 def quantile_map(kl: ArrayLike, distribution, gamma: float,
                  parameters: Optional[tuple]) -> np.ndarray:
-    """Algorithm 2, then what algorithm 1 does before it thresholds.
+    """Map quantiles to a target distribution (algorithm 2) and normalise them.
 
-    p(x) is the share of candidates at or below x, x' = F^-1(p(x)) under the
-    target distribution. Its values are KL divergences again, so those in reach
-    of the gamma-quantile are normalised to [0, 1] before ``mu`` applies. The
-    largest candidate has p = 1, which such a distribution maps to infinity:
-    it is out of reach.
+    p(x) is the share of candidates at or below x, and x' = F^-1(p(x)) under
+    the target distribution. Like KL divergences, the x' are unbounded, so
+    those in reach of the gamma-quantile are normalised to [0, 1], as in
+    algorithm 1, before ``mu`` applies. The largest candidate has p = 1, which
+    such a distribution maps to infinity, so it is out of reach.
 
     Args:
         kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
-        distribution (scipy.stats.rv_continuous): The target's family.
+        distribution (scipy.stats.rv_continuous): Family of the target
+            distribution.
         gamma (float): Quantile in (0, 1].
-        parameters (tuple, optional): Of the target, as scipy orders them;
-            None fits them to ``kl`` by maximum likelihood, with location 0.
+        parameters (tuple, optional): Parameters of the target distribution in
+            scipy's order; None fits them to ``kl`` by maximum likelihood,
+            with location 0.
 
     Returns:
-        np.ndarray: (L, ) float64 in [0, 1], NaN out of reach.
+        np.ndarray: (L, ) float64 in [0, 1], NaN where out of reach.
 
     Raises:
         UsageError: On parameters out of range, no candidates, NaN or inf.
@@ -217,17 +220,18 @@ def gamma_quantile_map(kl: ArrayLike,
                        gamma: float = 0.75,
                        shape: Optional[float] = None,
                        scale: Optional[float] = None) -> np.ndarray:
-    """:func:`quantile_map` on a Gamma distribution, fitted unless given.
+    """Map by :func:`quantile_map` to a Gamma distribution.
 
     Args:
         kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
         gamma (float): Quantile in (0, 1]. Defaults to 0.75.
-        shape (float, optional): Shape of the distribution, > 0.
-        scale (float, optional): Its scale in nats, > 0; with ``shape`` or
-            not at all.
+        shape (float, optional): Shape of the distribution, > 0. Defaults to
+            None: fitted.
+        scale (float, optional): Scale of the distribution in nats, > 0. Has to
+            be given with ``shape``, or neither.
 
     Returns:
-        np.ndarray: (L, ) float64 in [0, 1], NaN out of reach.
+        np.ndarray: (L, ) float64 in [0, 1], NaN where out of reach.
 
     Raises:
         UsageError: On parameters out of range, no candidates, NaN or inf.
@@ -245,15 +249,16 @@ def gamma_quantile_map(kl: ArrayLike,
 def exponential_quantile_map(kl: ArrayLike,
                              gamma: float = 0.75,
                              rate: Optional[float] = None) -> np.ndarray:
-    """:func:`quantile_map` on an exponential one, fitted unless given.
+    """Map by :func:`quantile_map` to an exponential distribution.
 
     Args:
         kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
         gamma (float): Quantile in (0, 1]. Defaults to 0.75.
         rate (float, optional): Rate of the distribution in 1 / nats, > 0.
+            Defaults to None: fitted.
 
     Returns:
-        np.ndarray: (L, ) float64 in [0, 1], NaN out of reach.
+        np.ndarray: (L, ) float64 in [0, 1], NaN where out of reach.
 
     Raises:
         UsageError: On parameters out of range, no candidates, NaN or inf.
@@ -265,14 +270,15 @@ def exponential_quantile_map(kl: ArrayLike,
 
 
 # --- the criteria ------------------------------------------------------------
-# Each takes its mapping's parameters and ``mu``, a threshold in [0, 1] on the
-# mapped value, and returns (L, ) bool, True = skip; errors as the mapping's.
+# Each takes the parameters of its mapping and ``mu``, a threshold in [0, 1] on
+# the mapped value, returns (L, ) bool, True = skip, and raises what its mapping
+# raises.
 
 normal = Thresholded(normal_map)
 gamma = Thresholded(gamma_map)
 softmax = Thresholded(softmax_map)
 sigmoid = Thresholded(sigmoid_map)
 gqm = Thresholded(gamma_quantile_map)
-# The exponential distributions are one family of scale, which normalising
-# cancels: a fit changes the mapped values' unit and not the decision.
+# Exponential distributions differ only in scale, which normalising cancels: the
+# fitted rate changes the unit of the mapped values and not the decision.
 eqm = Thresholded(exponential_quantile_map)

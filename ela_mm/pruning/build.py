@@ -1,8 +1,8 @@
-"""The criteria in mmengine's registry, where both hosts' configs find them.
+"""Registers the criteria with mmengine, where the configs of all hosts look.
 
-A function of a user's own becomes a criterion by
-``@mmengine.registry.FUNCTIONS.register_module()``; see
-:mod:`ela_mm.pruning.criteria` for what it takes and returns.
+Users make a function of their own a criterion by
+``@mmengine.registry.FUNCTIONS.register_module()``;
+:mod:`ela_mm.pruning.criteria` says what it takes and returns.
 """
 from typing import Any, Callable, Optional
 
@@ -21,11 +21,12 @@ def build_criterion(config: Optional[dict] = None) -> Criterion:
     """Build a criterion from its config.
 
     Args:
-        config (dict, optional): ``type`` and the criterion's parameters.
-            Defaults to dict(type='EBQM').
+        config (dict, optional): ``type`` and the parameters of the criterion.
+            Defaults to ``dict(type='EBQM')``.
 
     Returns:
-        Criterion: Checked and with its defaults filled in.
+        Criterion: The criterion, its parameters checked and defaults filled
+        in.
 
     Raises:
         UsageError: On an unknown type or wrong parameters.
@@ -35,7 +36,7 @@ def build_criterion(config: Optional[dict] = None) -> Criterion:
                          "such as dict(type='EBQM', mu=0.2)")
     config = dict(config or dict(type='EBQM'))
     for key, value in config.items():
-        if isinstance(value, ConfigDict):  # plain, for records and checkpoints
+        if isinstance(value, ConfigDict):  # records and checkpoints hold dicts
             config[key] = value.to_dict()
     kind = config.pop('type', None)
     function = FUNCTIONS.get(kind) if isinstance(kind, str) else kind
@@ -45,12 +46,12 @@ def build_criterion(config: Optional[dict] = None) -> Criterion:
             f'{", ".join(CRITERIA)}, or a function registered in '
             'mmengine.registry.FUNCTIONS')
     if function is ebqm:
-        function = CRITERIA['EBQM']  # the same, which also says the score
+        function = CRITERIA['EBQM']  # decides alike, and returns scores too
     return Criterion(_name(kind, function), function, **config)
 
 
 def _name(kind: Any, function: Callable) -> str:
-    """As registered, whatever the config names it by: records have that."""
+    """Find the registered name, which records keep, of a type in a config."""
     registered = (name for name, known in FUNCTIONS.module_dict.items()
                   if known is function)
     own = kind if isinstance(kind, str) else function.__name__

@@ -1,8 +1,8 @@
-"""Prune by what it costs: the loss that skipping a layer adds.
+"""Prunes by the loss that skipping a layer adds.
 
-The other criteria judge by attention weights. This one asks the network, and is
-what they can be compared with. It takes a network that can be tried, as any
-criterion may: see :class:`Network`.
+The other criteria judge layers by attention weights. This one measures on the
+network itself, and so is the reference for the others. Like any criterion with
+an argument ``network``, it is given a :class:`Network`.
 """
 import math
 from typing import List, Optional, Protocol, Sequence, Tuple
@@ -12,15 +12,16 @@ from numpy.typing import ArrayLike
 
 from ..errors import UsageError
 
-# Pictures that are held out, unless a criterion says otherwise.
+# Number of images to hold out, unless a criterion says otherwise.
 IMAGES = 256
 
 
 class Network(Protocol):
-    """What a criterion that takes an argument ``network`` can ask.
+    """What a criterion can ask of the network in its argument ``network``.
 
     Attributes:
-        candidates (List[str]): Names of the layers, in the order of ``kl``.
+        candidates (List[str]): Names of the candidate layers, in the order of
+            ``kl``.
     """
     candidates: List[str]
 
@@ -28,22 +29,26 @@ class Network(Protocol):
         """Measure what skipping some layers together adds to the loss.
 
         Args:
-            names (Sequence[str]): Of ``candidates``.
+            names (Sequence[str]): Names of the layers, out of ``candidates``.
 
         Returns:
-            float: The loss without them minus that with them, the mean over
-            the pictures that are held out; negative where they did harm.
+            float: Loss without these layers minus loss with them, averaged
+            over the images held out; negative if they do harm.
         """
 
 
 class Rehearsal:
-    """A network of which nothing is known, to try a criterion on."""
+    """A stand-in network, on which parameters of a criterion are checked.
+
+    Args:
+        layers (int): Number of candidate layers.
+    """
 
     def __init__(self, layers: int) -> None:
         self.candidates = [f'layer{i}' for i in range(layers)]
 
     def added_loss(self, names: Sequence[str]) -> float:
-        """Every layer adds the same."""
+        """Return a loss of 0.1 for each layer."""
         return .1 * len(names)
 
 
@@ -54,23 +59,23 @@ def ablation(kl: ArrayLike,
              images: int = IMAGES) -> Tuple[np.ndarray, np.ndarray]:
     """Skip the layers that the network does best without.
 
-    Each candidate is skipped alone, and they are ranked by the loss that this
-    adds. Then the cheapest go, one after the other, as long as all of them
-    *together* add no more than the budget, and until there are n: what two
-    layers cost together is not what they cost one by one. This project's
+    Each candidate is skipped alone, and candidates are ranked by the loss that
+    this adds. Then they are skipped in that order, the cheapest first, until
+    there are n or until all of them *together* would add more than the
+    budget: two layers may cost more together than one by one. This project's
     choice.
 
     Args:
-        kl (ArrayLike): (L, ), of all candidates; only their number matters.
-        network (Network): To try it on.
-        n (int, optional): Layers to skip at each window at most, >= 0.
-            Defaults to None: as many as the budget allows.
+        kl (ArrayLike): (L, ), KL divergences of all candidates; not used.
+        network (Network): The network to measure on.
+        n (int, optional): Largest number of layers to skip at each window,
+            >= 0. Defaults to None: as many as the budget allows.
         budget (float, optional): Loss that the layers of one decision may add
-            together on the pictures held out, >= 0, in the unit of the loss.
-            Layers that were skipped before do not count: the network has
-            trained without them. Defaults to None: any.
-        images (int): Pictures of the training set to hold out for this, evenly
-            spaced in it; the network is not trained on them. Defaults to 256.
+            together on the images held out, >= 0, in the unit of the loss.
+            Layers that were skipped before do not count, since the network
+            has trained without them. Defaults to None: no limit.
+        images (int): Number of images of the training set to hold out, evenly
+            spaced; the network is not trained on them. Defaults to 256.
 
     Returns:
         tuple: (L, ) bool, True = skip, and (L, ) float64, the loss that
@@ -100,7 +105,7 @@ def ablation(kl: ArrayLike,
 
 def check_limits(n: Optional[int], budget: Optional[float],
                  images: int) -> None:
-    """Raise a UsageError unless they limit what may be skipped."""
+    """Raise a UsageError unless the limits are valid; see :func:`ablation`."""
     if n is None and budget is None:
         raise UsageError('expected n (layers at each window), budget (loss '
                          'that they may add together), or both')

@@ -1,11 +1,12 @@
 """Pruning criteria: which layers to skip, given their KL divergences.
 
 A criterion is a function ``(kl, **parameters) -> skip``, (L, ) bool, True =
-skip. It may return a pair ``(skip, score)`` instead: (L, ) float, what it has
-compared with its threshold, for tables and pictures. The paper's are a score
-and a threshold (:class:`~ela_mm.pruning.thresholded.Thresholded`), evaluated
-once. One that takes an argument ``network`` is given the network as it is at
-the end of the window (:class:`~ela_mm.pruning.by_loss.Network`).
+skip. It may return a pair ``(skip, score)`` instead, where ``score`` (L, )
+float is what it compares with its threshold, shown in tables and pictures.
+The paper's criteria consist of a score and a threshold
+(:class:`~ela_mm.pruning.thresholded.Thresholded`). A criterion with an argument
+``network`` is given the network as it is at the end of the window
+(:class:`~ela_mm.pruning.by_loss.Network`).
 """
 import inspect
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -19,7 +20,7 @@ from .by_loss import IMAGES, Network, Rehearsal, ablation
 from .ebqm import as_candidates, beta_quantile_map
 from .thresholded import Thresholded
 
-# By the name that a config gives as ``criterion=dict(type=name)``.
+# Keys are the names used in configs: ``criterion=dict(type=name)``.
 CRITERIA: Dict[str, Callable[..., np.ndarray]] = dict(
     EBQM=Thresholded(beta_quantile_map),  # ela_mm.ebqm
     threshold=threshold,
@@ -38,9 +39,9 @@ def why_none(config: Dict[str, Any], kl: ArrayLike,
     """Say why a criterion has skipped no layer.
 
     Args:
-        config (Dict[str, Any]): Its ``type`` and every parameter.
-        kl (ArrayLike): (L, ), what it decided on.
-        scores (ArrayLike): (L, ), from ``Criterion.__call__``.
+        config (Dict[str, Any]): ``type`` and all parameters of the criterion.
+        kl (ArrayLike): (L, ), the values that it decided on.
+        scores (ArrayLike): (L, ), the scores that it returned.
 
     Returns:
         str: A sentence without a full stop.
@@ -63,26 +64,28 @@ def why_none(config: Dict[str, Any], kl: ArrayLike,
 
 
 def asks_network(function: Callable) -> bool:
-    """Say whether a criterion decides on the network itself."""
+    """Return whether a criterion has an argument ``network``."""
     return 'network' in inspect.signature(function).parameters
 
 
 class Criterion:
-    """A criterion with its parameters, checked when it is built.
+    """A criterion with its parameters, which are checked on construction.
 
     Args:
-        name (str): As in the config's ``criterion=dict(type=name)``.
-        function (Callable): ``(kl, **parameters) -> (L, ) bool``.
-        parameters (Any): Its keyword arguments; defaults are filled in.
+        name (str): Name of the criterion, for records and errors.
+        function (Callable): Function that decides,
+            ``(kl, **parameters) -> (L, ) bool``.
+        parameters (Any): Keyword arguments of the function; missing ones get
+            its defaults.
 
     Attributes:
-        config (dict): ``type`` and every parameter, defaults included.
-        asks_network (bool): Whether it decides on the network itself, and not
-            on numbers alone.
+        config (dict): ``type`` and all parameters, defaults included.
+        asks_network (bool): Whether the function measures on the network and
+            not only on KL divergences.
 
     Raises:
-        UsageError: On a parameter that the function does not take or whose
-            value it refuses.
+        UsageError: On a parameter that the function does not take, or a value
+            that it refuses.
     """
 
     def __init__(self, name: str, function: Callable[..., np.ndarray],
@@ -101,12 +104,12 @@ class Criterion:
         self.function = function
         self.parameters = dict(bound.arguments)
         for name_given in (next(iter(signature.parameters)), *given):
-            self.parameters.pop(name_given)  # kl itself, and the network
+            self.parameters.pop(name_given)  # kl and network are no parameters
         for parameter in signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
                 self.parameters.update(self.parameters.pop(parameter.name))
         self.config = dict(type=name, **self.parameters)
-        try:  # wrong values are found now, not at the end of the first window
+        try:  # find wrong values now, not at the end of the first window
             self([0.1, 0.2, 0.3, 0.4],
                  Rehearsal(4) if self.asks_network else None)
         except ValueError as error:
@@ -114,26 +117,27 @@ class Criterion:
 
     @property
     def images(self) -> int:
-        """Pictures of the training set that it wants to be held out."""
+        """Number of training images to hold out for this criterion."""
         return self.parameters.get('images', IMAGES) if self.asks_network else 0
 
     def __call__(self,
                  kl: ArrayLike,
                  network: Optional[Network] = None
                  ) -> Tuple[np.ndarray, np.ndarray]:
-        """Decide.
+        """Decide which layers to skip.
 
         Args:
             kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
-            network (Network, optional): For a criterion that asks it.
+            network (Network, optional): Network to measure on; needed if
+                ``asks_network``.
 
         Returns:
             tuple: (L, ) bool, True = skip, and (L, ) float64, the scores (the
-            KL divergences where the criterion has none).
+            KL divergences if the criterion has no scores).
 
         Raises:
-            UsageError: If ``kl`` is empty or not finite, or there is no
-                network to ask.
+            UsageError: If ``kl`` is empty or not finite, or if a network is
+                needed and missing.
         """
         kl = as_candidates(kl)
         parameters = self.parameters
@@ -159,7 +163,7 @@ class Criterion:
         if isinstance(verdict, tuple):
             skip, score = verdict
             return np.asarray(skip), np.asarray(score, dtype=np.float64)
-        # A function hung on the criterion, as was the way once.
+        # Criteria written for earlier versions carry their score's function.
         mapping = getattr(self.function, 'mapping', None)
         if mapping is None:
             return np.asarray(verdict), kl

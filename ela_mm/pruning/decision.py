@@ -1,4 +1,4 @@
-"""What a window's measurements decide: a type, and a pure function."""
+"""The decision on a window: its types, and the pure function that takes it."""
 import enum
 import math
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from .by_loss import Network
 from .criteria import why_none
-from .kl import REDUNDANCY
+from .kl import MEASURES
 from .stability import Decider
 from .statistics import LayerKL
 from .step_times import StepTimes
@@ -26,7 +26,7 @@ from .windows import Window
 
 
 class Outcome(enum.Enum):
-    """What becomes of a layer; the values are what the record says."""
+    """What a decision does with a layer; records store the values."""
     FIRST = 'kept (first of its stage)'
     NOT_MEASURED = 'kept (not measured)'
     KEPT = 'kept'
@@ -36,34 +36,36 @@ class Outcome(enum.Enum):
 
     @property
     def stays(self) -> bool:
-        """Whether the layer is active afterwards."""
+        """Whether the layer is active after the decision."""
         return self not in (Outcome.SKIPPED, Outcome.SKIPPED_BEFORE)
 
 
 @dataclass
 class LayerDecision:
-    """One layer in a decision.
+    """One layer in a decision. All divergences are in nats.
 
     Attributes:
-        name (str): ``layer<stage>.<index>``.
-        stage (int): From 1.
-        index (int): Of its block within the stage, from 0.
-        outcome (Outcome): What becomes of it.
-        kl (float | None): Mean KL divergence in nats; None where it was not
-            measured or not finite.
+        name (str): Name of the layer, ``layer<stage>.<index>``.
+        stage (int): Number of its stage, from 1.
+        index (int): Index of its block within the stage, from 0.
+        outcome (Outcome): What the decision does with it.
+        kl (float | None): Mean KL divergence; None if it was not measured or
+            is not finite.
         kl_std (float | None): Standard deviation between iterations.
-        bad_iterations (int): Those whose value was not finite.
-        kl_iterations (List[float | None]): Of single steps, in order, the
-            mean over the samples of all ranks.
-        excess (float | None): ``kl`` less what uniform weights would have.
-        conditional (float | None): Mean of the first part of equation 11;
-            this and ``excess`` as in :class:`~ela_mm.pruning.kl.Parts`.
+        bad_iterations (int): Number of iterations whose value was not finite.
+        kl_iterations (List[float | None]): KL divergence of single steps in
+            order, each averaged over the samples of all ranks.
+        excess (float | None): ``kl`` minus the KL divergence of uniform
+            weights, see :class:`~ela_mm.pruning.kl.Parts`.
+        conditional (float | None): Mean of the first part of equation 11, see
+            :class:`~ela_mm.pruning.kl.Parts`.
         conditional_std (float | None): Standard deviation between iterations.
-        conditional_iterations (List[float | None]): As ``kl_iterations``.
-        mapped (float | None): What the criterion compared with its threshold;
-            None where the layer was out of reach.
+        conditional_iterations (List[float | None]): First part of equation 11
+            in single steps, as ``kl_iterations``.
+        mapped (float | None): Score that the criterion compared with its
+            threshold; None if the layer was out of reach.
         stability (float | None): Share of resampled windows that skip the
-            layer; None without two steps that were recorded.
+            layer; None if fewer than two steps were recorded.
     """
     name: str
     stage: int
@@ -83,22 +85,23 @@ class LayerDecision:
 
     @property
     def was_active(self) -> bool:
-        """Whether the layer attended while the window was measured."""
+        """Whether the layer was active while the window was measured."""
         return self.outcome is not Outcome.SKIPPED_BEFORE
 
     @property
     def short(self) -> str:
-        """``<stage>.<index>``, for pictures and tables."""
+        """Short name for pictures and tables, ``<stage>.<index>``."""
         return f'{self.stage}.{self.index}'
 
     def measured(self, redundancy: str) -> 'Measured':
-        """What a measure says of the layer.
+        """Return the values of one measure of redundancy.
 
         Args:
-            redundancy (str): A key of :data:`ela_mm.pruning.kl.REDUNDANCY`.
+            redundancy (str): Name of the measure, a key of
+                :data:`ela_mm.pruning.kl.REDUNDANCY`.
 
         Returns:
-            Measured: Of None where it is not known.
+            Measured: The values; None and empty where they are unknown.
         """
         if redundancy == 'conditional':
             return Measured(self.conditional, self.conditional_std,
@@ -114,7 +117,7 @@ class LayerDecision:
 
 
 class Measured(NamedTuple):
-    """A measure of a layer: mean, std, and of single steps; nats."""
+    """One measure of a layer: mean, std and values of single steps, in nats."""
     mean: Optional[float] = None
     std: Optional[float] = None
     iterations: Sequence[Optional[float]] = ()
@@ -126,28 +129,30 @@ class Decision:
 
     Attributes:
         window (Window): First and last epoch or iteration, inclusive.
-        epoch (int): When it was taken, from 1.
-        iter (int): Iterations done by then.
-        criterion (dict): ``type`` and every parameter of what decided.
-        skip_mode (str): ``'layer'`` or ``'retrieval'``.
-        layers (List[LayerDecision]): All of the network, in order.
-        samples (int): That the statistics rest on, of all ranks.
-        iterations (int): That they rest on, every rank's counted: on R ranks
-            R times the steps.
-        steps (int): Training steps that they rest on, each of all ranks;
-            recorded one by one, or from 1,000 on every second, fourth, ...
-        step_samples (List[int]): Samples of all ranks in the steps that are
-            recorded one by one; empty where they are equal or unknown.
-        note (str | None): Why nothing is skipped.
-        by_position (bool): Whether the layers rank by their position, see
+        epoch (int): Epoch at whose end it was taken, from 1.
+        iter (int): Number of iterations done by then.
+        criterion (dict): ``type`` and all parameters of the criterion.
+        skip_mode (str): How layers are skipped, ``'layer'`` or
+            ``'retrieval'``.
+        layers (List[LayerDecision]): All attention layers of the network, in
+            order.
+        samples (int): Number of samples behind the statistics, on all ranks.
+        iterations (int): Number of iterations behind them, summed over ranks:
+            with R ranks R times ``steps``.
+        steps (int): Number of training steps behind them. Up to 1,000 are
+            recorded one by one, then every second, every fourth, and so on.
+        step_samples (List[int]): Samples of all ranks in each recorded step;
+            empty if they are equal or unknown.
+        note (str | None): Reason why nothing is skipped; None otherwise.
+        by_position (bool): Whether layers rank by their position, see
             :func:`ela_mm.pruning.trust.is_by_position`.
-        saturated (bool): Whether most measured values are 0 or at their
-            ceiling.
-        as_drawn (bool): Whether most measured values are still those of the
-            run's first step.
-        redundancy (str): What the criterion has ranked by, a key of
+        saturated (bool): Whether most values are 0 or at their ceiling, see
+            :func:`ela_mm.pruning.trust.is_saturated`.
+        as_drawn (bool): Whether most values are still those of the first step
+            of the run, see :func:`ela_mm.pruning.trust.is_as_drawn`.
+        redundancy (str): Measure that the criterion ranked by, a key of
             :data:`ela_mm.pruning.kl.REDUNDANCY`.
-        times (StepTimes): What the pruning gained, once it is timed.
+        times (StepTimes): Step times before and after, once they are known.
     """
     window: Window
     epoch: int
@@ -173,24 +178,24 @@ class Decision:
 
     @property
     def active(self) -> int:
-        """Number of layers that remain."""
+        """Number of layers that stay active."""
         return sum(x.outcome.stays for x in self.layers)
 
     @property
     def total(self) -> int:
-        """Number of layers of the network."""
+        """Number of attention layers of the network."""
         return len(self.layers)
 
     def why_unmapped(self, layer: LayerDecision) -> Optional[str]:
         """Say why a measured layer was kept without a mapped value.
 
         Args:
-            layer (LayerDecision): Of this decision.
+            layer (LayerDecision): A layer of this decision.
 
         Returns:
-            str | None: ``'out of reach'``; ``'not ranked'`` where no layer has
-            a mapped value, such as a single one in reach, with nothing to rank
-            it with; None of all other layers.
+            str | None: ``'out of reach'``; ``'not ranked'`` if no layer has a
+            mapped value, for instance because only one is in reach; None for
+            layers of another outcome or with a mapped value.
         """
         if layer.outcome is not Outcome.KEPT or layer.mapped is not None:
             return None
@@ -202,9 +207,9 @@ class Moment(NamedTuple):
     """When a decision is taken, and on which window.
 
     Attributes:
-        window (Window): That has ended.
-        epoch (int): From 1.
-        iter (int): Iterations done.
+        window (Window): The window that has ended.
+        epoch (int): Current epoch, from 1.
+        iter (int): Number of iterations done.
     """
     window: Window
     epoch: int
@@ -222,33 +227,36 @@ def decide(layers: Sequence,
            redundancy: str = 'paper',
            network: Optional[Network] = None,
            first: Optional[FirstKL] = None) -> Decision:
-    """Decide which layers to skip.
+    """Decide which layers to skip at the end of a window.
 
     Args:
-        layers (Sequence[AttentionLayerInfo]): All of the network, in order.
-        measured (Dict[str, LayerKL]): Of the candidates, by name.
-        criterion (Callable): From values of ``redundancy`` to a verdict and
-            scores.
-        config (Dict[str, Any]): The criterion's, for the record.
-        moment (Moment): Of the decision.
+        layers (Sequence[AttentionLayerInfo]): All attention layers of the
+            network, in order.
+        measured (Dict[str, LayerKL]): Measurements of the candidates, by name.
+        criterion (Callable): Maps (L, ) values of ``redundancy`` to a pair:
+            (L, ) bool, True = skip, and (L, ) scores.
+        config (Dict[str, Any]): Config of the criterion, for the record.
+        moment (Moment): When the decision is taken, and on which window.
         skip_mode (str): How layers are skipped. Defaults to ``'layer'``.
         diverged (str, optional): Name of a parameter of the network that is
-            not finite.
+            not finite. Defaults to None: there is none.
         rules (Rules, optional): When not to trust the criterion. Defaults to
-            the paper's: always trust it.
-        redundancy (str): What the criterion ranks by, a key of
+            None: ``Rules()``, which always follows it and warns.
+        redundancy (str): Measure that the criterion ranks by, a key of
             :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to ``'paper'``.
-        network (Network, optional): For a criterion that asks it.
-        first (FirstKL, optional): Of the run's first step, if its attention
-            was fresh then. Defaults to None: not known.
+        network (Network, optional): Network for a criterion that measures on
+            it. Defaults to None.
+        first (FirstKL, optional): KL divergences of the first step of the run,
+            if attention was fresh then. Defaults to None: unknown.
 
     Returns:
-        Decision: It skips nothing, and says why, where the measurements
-        cannot be trusted or the criterion cannot rank them.
+        Decision: The decision. It skips nothing, and its note says why, if the
+        measurements cannot be trusted or the criterion cannot rank them.
     """
     rules = rules or Rules()
     asks = getattr(criterion, 'asks_network', False)
-    # A verdict on the network does not rest on weights, nor on single steps.
+    # Doubts and stability concern KL divergences. A criterion that measures on
+    # the network does not use them.
     doubts = {} if asks else dict(
         by_position=is_by_position(measured, redundancy),
         saturated=is_saturated(measured),
@@ -299,7 +307,7 @@ def decide(layers: Sequence,
 
 def _why_not(layers: Sequence, measured: Dict[str, LayerKL],
              diverged: Optional[str], least: int) -> Optional[str]:
-    """Why nothing may be decided on what was measured, else None."""
+    """Say why the measurements allow no decision; None if they do."""
     stages = [layer.stage for layer in layers if layer.active]
     if not measured and len(set(stages)) < len(stages):
         return 'no iteration was measured in this window'
@@ -324,21 +332,21 @@ def _why_unknown(ranked: Dict[str, LayerKL],
                 "second one is 0: nothing to rank (redundancy='conditional')")
     if all(map(math.isfinite, means)):
         return None
-    return (f'the {REDUNDANCY[redundancy]} is not known of this whole window, '
-            'which began in an earlier version (redundancy='
-            f'{redundancy!r})')
+    return (f'the {MEASURES[redundancy]} was not recorded from the start of '
+            'this window, which an earlier version of this package began '
+            f'(redundancy={redundancy!r})')
 
 
 def _apply(
     criterion: Decider, measured: Dict[str, LayerKL], config: Dict[str, Any]
 ) -> Tuple[List[str], Dict[str, Optional[float]], Optional[str]]:
-    """Names to skip, scores by name, and why nothing is skipped."""
+    """Return names to skip, scores by name, and why nothing is skipped."""
     means = [kl.mean for kl in measured.values()]
     try:
         skip, scores = criterion(means)
     except ValueError as error:
         return [], {}, str(error)
-    except Exception as error:  # a failing fit must not end a training
+    except Exception as error:  # a failed fit must not end a training
         return [], {}, f'{type(error).__name__}: {error}'
     skipped = [name for name, gone in zip(measured, skip) if gone]
     note = None if skipped else why_none(config, means, scores)
@@ -346,7 +354,7 @@ def _apply(
 
 
 def _firsts(layers: Sequence) -> Dict[int, str]:
-    """The first active layer of every stage, which has no predecessor."""
+    """Find each stage's first active layer, which has no predecessor."""
     firsts: Dict[int, str] = {}
     for layer in layers:
         if layer.active:

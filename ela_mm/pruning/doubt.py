@@ -1,4 +1,4 @@
-"""Why a window's ranking says little of what attention has learned, in words."""
+"""Puts into words why a ranking says little of what attention has learned."""
 from typing import List, Optional
 
 from .decision import Decision, LayerDecision
@@ -17,10 +17,10 @@ def doubt_of(decision: Decision) -> Optional[str]:
     """Say why a decision's ranking says little of what attention has learned.
 
     Args:
-        decision (Decision): Taken now, or read from a record.
+        decision (Decision): Decision just taken, or read from a record.
 
     Returns:
-        str | None: A sentence without its full stop; None if nothing is known
+        str | None: A sentence without its full stop; None if nothing speaks
         against the ranking.
     """
     if decision.saturated:
@@ -41,7 +41,7 @@ def doubt_of(decision: Decision) -> Optional[str]:
 
 
 def _measured(decision: Decision) -> List[LayerDecision]:
-    """Layers whose KL divergence and that of uniform weights are known."""
+    """Select the layers that have a KL divergence and an excess."""
     return [x for x in decision.layers
             if x.kl is not None and x.excess is not None]
 

@@ -7,7 +7,7 @@ from ..errors import UsageError
 
 
 def as_candidates(kl: ArrayLike) -> np.ndarray:
-    """Check the KL values that a criterion decides on.
+    """Check the values that a criterion decides on and make them an array.
 
     Args:
         kl (ArrayLike): (L, ), one value per candidate layer.
@@ -16,7 +16,7 @@ def as_candidates(kl: ArrayLike) -> np.ndarray:
         np.ndarray: (L, ) float64.
 
     Raises:
-        UsageError: If there is none, or one of them is NaN or infinite.
+        UsageError: If there are none, or if any is NaN or infinite.
     """
     kl = np.asarray(kl, dtype=np.float64)
     if kl.ndim != 1 or not len(kl):
@@ -30,17 +30,17 @@ def as_candidates(kl: ArrayLike) -> np.ndarray:
 
 
 def normalize_below_quantile(kl: ArrayLike, gamma: float) -> np.ndarray:
-    """Lines 3 to 5 of algorithm 1: what is in reach, normalised.
+    """Normalise the candidates in reach to [0, 1] (algorithm 1, lines 3 to 5).
 
     Args:
         kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
-        gamma (float): Quantile in (0, 1]; S holds the candidates at or below
-            it.
+        gamma (float): Quantile in (0, 1]; S, the set in reach, holds the
+            candidates at or below it.
 
     Returns:
         np.ndarray: (L, ) float64, (x - min S) / (max S - min S). NaN above
-        the quantile, and everywhere if the values of S do not differ: equal
-        values rank nothing.
+        the quantile, and everywhere if all values of S are equal, since equal
+        values cannot be ranked.
 
     Raises:
         UsageError: On a gamma out of range, no candidates, NaN or inf.
@@ -56,7 +56,7 @@ def normalize_below_quantile(kl: ArrayLike, gamma: float) -> np.ndarray:
 
 
 def check_shapes(alpha: float, beta: float) -> None:
-    """Raise a UsageError unless both are shapes of a Beta distribution."""
+    """Raise a UsageError unless both can be shapes of a Beta distribution."""
     for name, value in (('alpha', alpha), ('beta', beta)):
         if not 0 < value < np.inf:
             raise UsageError(f'{name}={value}: expected a shape parameter > 0')
@@ -72,18 +72,18 @@ def beta_quantile_map(kl: ArrayLike,
                       gamma: float = 0.75,
                       alpha: float = 2.0,
                       beta: float = 5.0) -> np.ndarray:
-    """Map KL divergences to [0, 1], lines 3 to 6 of algorithm 1.
+    """Map KL divergences to [0, 1] (algorithm 1, lines 3 to 6).
 
     Args:
         kl (ArrayLike): (L, ), KL divergences in nats of all candidates of the
             network, in any order.
-        gamma (float): As in :func:`~ela_mm.ebqm`. Defaults to 0.75.
-        alpha (float): As in :func:`~ela_mm.ebqm`. Defaults to 2.
-        beta (float): As in :func:`~ela_mm.ebqm`. Defaults to 5.
+        gamma (float): Quantile, as in :func:`~ela_mm.ebqm`. Defaults to 0.75.
+        alpha (float): First shape of the Beta distribution. Defaults to 2.
+        beta (float): Second shape. Defaults to 5.
 
     Returns:
         np.ndarray: (L, ) float64, y = F_Beta(x'; alpha, beta), NaN where
-        :func:`normalize_below_quantile` is.
+        :func:`normalize_below_quantile` returns NaN.
 
     Raises:
         UsageError: On parameters out of range, no candidates, NaN or inf.
@@ -108,10 +108,11 @@ def ebqm(kl: ArrayLike,
             be skipped. Defaults to 0.75, this project's choice: the paper
             gives none.
         alpha (float): First shape of the Beta distribution, > 0. Defaults to
-            2, the paper's on ImageNet and COCO.
-        beta (float): Second shape, > 0. Defaults to 5, likewise.
+            2, the paper's value for ImageNet and COCO.
+        beta (float): Second shape, > 0. Defaults to 5, the paper's value for
+            ImageNet and COCO.
         mu (float): Threshold in [0, 1] on the mapped value. Defaults to 0.2,
-            the paper's on COCO (ImageNet 0.25; CIFAR 0.3 with alpha=5,
+            the paper's value for COCO (ImageNet 0.25; CIFAR 0.3 with alpha=5,
             beta=1).
 
     Returns:

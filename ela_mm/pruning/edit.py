@@ -1,4 +1,4 @@
-"""A change of the mask by hand, after a window has decided."""
+"""Describes a change of the mask by hand, after a window has decided."""
 from dataclasses import dataclass, field
 from typing import List, Optional
 
@@ -10,11 +10,12 @@ class MaskEdit:
     """Which layers somebody has restored or skipped in a checkpoint.
 
     Attributes:
-        epoch (int): Epochs done by then.
-        iter (int): Iterations done by then.
-        restored (List[str]): Names of layers that attend again.
-        skipped (List[str]): Names of layers that attend no more.
-        undone (Window | None): That whose decision was taken back.
+        epoch (int): Number of epochs done when it was edited.
+        iter (int): Number of iterations done when it was edited.
+        restored (List[str]): Names of layers made active again.
+        skipped (List[str]): Names of layers that are skipped from here on.
+        undone (Window | None): Window whose decision was undone; None if the
+            layers were chosen by name.
     """
     epoch: int
     iter: int

@@ -11,9 +11,10 @@ from ..errors import UsageError
 # this project's choice, bounds D at -log(eps) = 18.4 nats.
 EPS = 1e-8
 CEILING = -math.log(EPS)
-#: What a criterion may rank layers by, and the value of ``Parts`` that it is.
+#: Measures that a criterion may rank layers by, each with its field of
+#: :class:`Parts`.
 REDUNDANCY = dict(paper='kl', excess='excess', conditional='conditional')
-# In words.
+# What each measure is called in reports.
 MEASURES = dict(
     paper='KL divergence',
     excess='excess of the KL divergence over that of uniform weights',
@@ -21,7 +22,7 @@ MEASURES = dict(
 
 
 def check_redundancy(name: str) -> str:
-    """Return the name of a measure; raise a UsageError if it is none."""
+    """Return ``name``; raise a UsageError if no measure is called that."""
     if not isinstance(name, str) or name not in REDUNDANCY:
         raise UsageError(f'redundancy={name!r}: expected one of '
                          f'{tuple(REDUNDANCY)}')
@@ -29,26 +30,27 @@ def check_redundancy(name: str) -> str:
 
 
 class Parts(NamedTuple):
-    """How redundant a layer is, by each measure, means over batch and heads.
+    """A layer's redundancy by each measure, averaged over batch and heads.
 
-    With P (n, ) the weights of the active layer before, P' (m, ) its own, and
-    s the share of P' on what that one has not seen, equation 11 splits::
+    Let P (n, ) be the weights of the previous active layer, P' (m, ) those of
+    this layer, and s the share of P' on layers that the previous one has not
+    seen. Equation 11 then splits into two parts::
 
         D(P || P') = KL(P || P'_1..n / (1 - s)) - log(1 - s)
 
-    into how differently the two attend to what both see, and how much the
-    later one attends to what is new: itself, and layers between the two that
-    only later ones see. With uniform weights the first is 0 and the second
-    log(m / n).
+    The first says how differently the two attend to the layers that both see.
+    The second says how much the later one attends to what is new: itself, and
+    layers in between that are visible to later layers only. With uniform
+    weights the first part is 0 and the second is log(m / n).
 
     Attributes:
         kl (Tensor): D, equation 11, nats.
-        excess (Tensor): D less that of uniform weights, log(m / n), nats;
-            negative where a layer attends to what is new less than uniform
+        excess (Tensor): D minus the D of uniform weights, log(m / n), nats;
+            negative where a layer attends less to what is new than uniform
             weights would.
-        conditional (Tensor): The first part alone, nats, >= 0; 0 in any case
-            where n is 1.
-        own_share (Tensor): s, 0 to 1.
+        conditional (Tensor): The first part alone, nats, >= 0; always 0 if n
+            is 1.
+        own_share (Tensor): s, in [0, 1].
     """
     kl: Tensor
     excess: Tensor
@@ -57,7 +59,7 @@ class Parts(NamedTuple):
 
 
 def redundancy_parts(prev: Tensor, curr: Tensor, eps: float = EPS) -> Parts:
-    """Measure a layer's redundancy, and split it, in one pass over the weights.
+    """Measure a layer's redundancy and split it into its parts, in one pass.
 
     Args:
         prev (Tensor): (B, h, n), P: weights of the earlier active layer.
@@ -96,20 +98,20 @@ def kl_and_first_part(prev: Tensor, curr: Tensor,
     p = p.clamp(min=eps)  # (B, h, m)
     p_next = curr.float().clamp(min=eps)  # (B, h, m)
     terms = p * (p / p_next).log()  # (B, h, m)
-    # Not 1 - s: where all weight is on what is new, that leaves only rounding.
+    # Not 1 - s: if all weight is on new layers, only rounding would be left.
     rest = p_next[..., :before].sum(-1)  # (B, h)
     first = terms[..., :before].sum(-1) + rest.log()  # (B, h)
-    if before == 1:  # one layer alone has all of the weight, but for rounding
+    if before == 1:  # a single layer has all the weight; the rest is rounding
         first = torch.zeros_like(first)
     return terms.sum(-1).mean(), first.mean()
 
 
 def adjacent_kl(prev: Tensor, curr: Tensor, eps: float = EPS) -> Tensor:
-    """KL divergence between the attention weights of two neighbours.
+    """Compute the KL divergence between the weights of two neighbours (eq. 11).
 
-    D(P || P') = sum_i P_i log(P_i / P'_i), where P, which knows fewer layers,
-    is padded with eps. It belongs to the later layer: a small value says that
-    its weights repeat those of the layer before.
+    D(P || P') = sum_i P_i log(P_i / P'_i), where the shorter P is padded with
+    eps. The value belongs to the later layer: if it is small, that layer
+    repeats the weights of the layer before.
 
     Args:
         prev (Tensor): (B, h, n), P: weights of the earlier active layer.
@@ -130,14 +132,16 @@ def adjacent_kl(prev: Tensor, curr: Tensor, eps: float = EPS) -> Tensor:
 
 
 def uniform_kl(before: int, now: int) -> float:
-    """KL divergence of two neighbours that weigh all layers alike.
+    """Compute the KL divergence of two neighbours with uniform weights.
 
-    Equation 11 compares distributions of different length: it is
-    log(now / before), 0.693, 0.405, 0.288 and so on, by position alone.
+    Equation 11 compares distributions of different length, so it does not
+    vanish for uniform weights: it is log(now / before), that is 0.693, 0.405,
+    0.288, ..., which depends on the position in the stage alone.
 
     Args:
-        before (int): n, layers in memory when the earlier one attends.
-        now (int): m, when the later one does.
+        before (int): n, the number of layers in memory when the earlier layer
+            attends.
+        now (int): m, the number when the later layer attends.
 
     Returns:
         float: Nats.

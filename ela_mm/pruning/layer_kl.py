@@ -1,4 +1,4 @@
-"""What a window knows of one layer."""
+"""Statistics of one layer over a window."""
 import math
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .kl import kl_and_first_part, uniform_kl
 
-# Iterations of a window whose single values are kept; even.
+# Number of iterations of a window whose single values are kept; must be even,
+# since every other one is dropped when they are full.
 ITERATIONS_KEPT = 1000
 
 
@@ -15,24 +16,25 @@ class LayerKL(NamedTuple):
     """The redundancy of one layer over a window.
 
     Attributes:
-        mean (float): KL divergence in nats, over all samples and heads; NaN
-            or infinite if it was so in any iteration.
-        std (float): Standard deviation in nats between iterations.
-        samples (int): Samples of all ranks that it rests on.
-        iterations (int): Iterations that it rests on, every rank's counted:
-            on R ranks R times the steps.
-        bad_iterations (int): Those of them whose value was not finite.
-        series (List[float]): Mean over the samples of all ranks in single
-            steps, in order: all of them, or from 1,000 on every second,
-            fourth, ... so that at most 1,000 remain.
+        mean (float): KL divergence in nats, averaged over all samples and
+            heads; NaN or infinite if that of any iteration was.
+        std (float): Standard deviation between iterations, nats.
+        samples (int): Number of samples behind it, on all ranks.
+        iterations (int): Number of iterations behind it, summed over ranks:
+            with R ranks R times ``steps``.
+        bad_iterations (int): Number of iterations whose value was not finite.
+        series (List[float]): Values of single steps in order, each averaged
+            over the samples of all ranks; of more than 1,000 steps every
+            second, every fourth, and so on, so that at most 1,000 remain.
         weights (Sequence[int]): Samples of all ranks in these steps.
-        steps (int): Training steps that it rests on, each of all ranks.
-        uniform (float): What uniform weights would have, log(m / n), nats;
-            NaN where an earlier version of this package has not recorded it.
+        steps (int): Number of training steps behind it.
+        uniform (float): KL divergence of uniform weights, log(m / n), nats;
+            NaN if an earlier version of this package did not record it.
         conditional (float): Mean of the first part of equation 11, nats; NaN
-            likewise.
-        conditional_std (float): Standard deviation between iterations.
-        conditional_series (List[float]): As ``series``.
+            if an earlier version did not record it.
+        conditional_std (float): Standard deviation between iterations, nats.
+        conditional_series (List[float]): First part of equation 11 in single
+            steps, as ``series``.
     """
     mean: float
     std: float
@@ -49,17 +51,18 @@ class LayerKL(NamedTuple):
 
     @property
     def excess(self) -> float:
-        """The mean less what uniform weights would have, nats."""
+        """Mean minus the KL divergence of uniform weights, nats."""
         return self.mean - self.uniform
 
     def by(self, redundancy: str) -> 'LayerKL':
         """Put another measure in the place of the KL divergence.
 
         Args:
-            redundancy (str): A key of :data:`ela_mm.pruning.kl.REDUNDANCY`.
+            redundancy (str): Name of the measure, a key of
+                :data:`ela_mm.pruning.kl.REDUNDANCY`.
 
         Returns:
-            LayerKL: With its mean, std and series.
+            LayerKL: A copy with mean, std and series of that measure.
         """
         if redundancy == 'excess':
             return self._replace(
@@ -73,25 +76,27 @@ class LayerKL(NamedTuple):
         return self
 
 
-# Per layer: sums over iterations of b * kl, b * c, b * kl^2, b * c^2, and of 1
-# where kl is not finite, where b is the batch size and c the first part.
+# Number of sums over iterations that a layer has: of b * kl, b * c, b * kl^2,
+# b * c^2 (b is the batch size, c the first part of equation 11), and the number
+# of iterations whose kl is not finite.
 SUMS = 5
-# Besides: samples, iterations, log(m / n), and 1 if that is known.
+# A row also has: samples, iterations, log(m / n), and 1 if that is known.
 _COUNTS = 4
 
 
 class LayerSums:
-    """What is known of one layer, on its weights' device.
+    """Running sums of one layer, on the device of its weights.
 
     Attributes:
-        sums (Tensor): (5, ) float64. Left on the device, no step waits for
-            the GPU.
-        samples (int): Sum of b.
-        iterations (int): Summed over ranks wherever ``sums`` is.
-        seen (int): Iterations of this rank, the same on all of them.
+        sums (Tensor): (5, ) float64, see ``SUMS``. They stay on the device, so
+            that no step waits for the GPU.
+        samples (int): Number of samples, the sum of b.
+        iterations (int): Number of iterations in ``sums``; once those of all
+            ranks are moved to rank 0, summed over ranks.
+        seen (int): Number of iterations of this rank; equal on all ranks.
         values (Tensor): (2, ITERATIONS_KEPT) float64, b * kl and b * c of
             every ``stride``-th iteration.
-        batches (List[int]): b of the same.
+        batches (List[int]): b of these iterations.
         uniform (float): log(m / n); NaN until it is known.
     """
 
@@ -106,7 +111,7 @@ class LayerSums:
         self.values = self.sums.new_zeros(2, ITERATIONS_KEPT)
         if 'sums' in state:
             sums, values = state['sums'], state.get('values', torch.zeros(0))
-            if values.dim() == 1:  # KL alone, as once was saved
+            if values.dim() == 1:  # earlier versions saved KL alone
                 values = torch.stack([values, values * math.nan])
             if len(sums) == 3:
                 total, squares, bad = sums
@@ -117,12 +122,14 @@ class LayerSums:
 
     @property
     def stride(self) -> int:
+        """Distance between two iterations whose values are kept."""
         stride = 1
         while self.seen > stride * ITERATIONS_KEPT:
             stride *= 2
         return stride
 
     def add(self, step: 'Observed') -> None:
+        """Add one iteration."""
         batch = step.batch
         values = step.values.to(self.sums)  # (2, ), kl and c
         weighted = values * batch
@@ -135,7 +142,7 @@ class LayerSums:
         self.seen += 1
         if left_out:
             return
-        if position == ITERATIONS_KEPT:  # full: every other one goes
+        if position == ITERATIONS_KEPT:  # full: drop every other one
             position //= 2
             self.values[:, :position] = self.values[:, ::2].clone()
             self.batches = self.batches[::2]
@@ -143,14 +150,14 @@ class LayerSums:
         self.batches.append(batch)
 
     def forget_values(self) -> None:
-        """Keep the place in the series alone: the first rank has the rest."""
+        """Zero all numbers, which rank 0 has now; keep the series' position."""
         self.sums = torch.zeros_like(self.sums)
         self.values = torch.zeros_like(self.values)
         self.batches = [0] * len(self.batches)
         self.samples = self.iterations = 0
 
     def totals(self) -> Tensor:
-        """What is known of all iterations together, (9, ) float64."""
+        """Return the sums and counts of all iterations, (9, ) float64."""
         known = not math.isnan(self.uniform)
         return torch.cat([
             self.sums,
@@ -161,19 +168,24 @@ class LayerSums:
         ])
 
     def to_row(self) -> Tensor:
-        """All numbers but ``seen`` as (9 + 3 * ITERATIONS_KEPT, ) float64."""
+        """Return all numbers but ``seen``, to be summed over ranks.
+
+        Returns:
+            Tensor: (9 + 3 * ITERATIONS_KEPT, ) float64.
+        """
         batches = self.sums.new_zeros(ITERATIONS_KEPT)
         batches[:len(self.batches)] = self.sums.new_tensor(self.batches)
         return torch.cat([self.totals(), self.values.flatten(), batches])
 
     @staticmethod
     def split(row: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Take a row apart: sums, counts, values and batches."""
+        """Split a row into sums, counts, values and batches."""
         sums, counts, values, batches = row.split(
             [SUMS, _COUNTS, 2 * ITERATIONS_KEPT, ITERATIONS_KEPT])
         return sums, counts, values.view(2, ITERATIONS_KEPT), batches
 
     def from_row(self, row: Tensor) -> None:
+        """Take over the numbers of a row of :meth:`to_row`."""
         self.sums, counts, self.values, batches = self.split(row)
         samples, iterations, uniform, known = counts.tolist()
         self.samples, self.iterations = int(samples), int(iterations)
@@ -181,6 +193,7 @@ class LayerSums:
         self.batches = [int(n) for n in batches[:len(self.batches)].tolist()]
 
     def state_dict(self) -> Dict[str, Any]:
+        """Return all numbers, tensors on the CPU."""
         return dict(
             sums=self.sums.cpu().clone(),
             samples=self.samples,
@@ -192,13 +205,13 @@ class LayerSums:
 
 
 class Observed(NamedTuple):
-    """One iteration of one layer.
+    """What one iteration shows of one layer.
 
     Attributes:
-        values (Tensor): (2, ) float32, KL and its first part: means over the
-            samples and heads; of no samples 0, which weighs nothing.
-        batch (int): Samples.
-        uniform (float): What uniform weights would have.
+        values (Tensor): (2, ) float32, KL divergence and its first part in
+            nats, averaged over samples and heads; 0 for an empty batch.
+        batch (int): Number of samples.
+        uniform (float): KL divergence of uniform weights, log(m / n), nats.
     """
     values: Tensor
     batch: int
@@ -206,14 +219,14 @@ class Observed(NamedTuple):
 
     @classmethod
     def of(cls, prev: Tensor, curr: Tensor) -> 'Observed':
-        """Measure; arguments as ``KLStatistics.update``'s."""
+        """Measure two neighbours; arguments as in `KLStatistics.update`."""
         values = torch.stack(kl_and_first_part(prev, curr)) if len(
             curr) else curr.new_zeros(2, dtype=torch.float32)
         return cls(values, len(curr), uniform_kl(prev.shape[2], curr.shape[2]))
 
 
 def is_state(layer: Any) -> bool:
-    """Whether it is what ``LayerSums.state_dict`` returns, or once did."""
+    """Return whether this is a state of `LayerSums`, of any version."""
     if not isinstance(layer, dict):
         return False
     values = layer.get('values', torch.zeros(0))
@@ -223,11 +236,16 @@ def is_state(layer: Any) -> bool:
     steps = len(batches)
     shapes = tuple(sums.shape), tuple(values.shape)
     return steps <= ITERATIONS_KEPT and shapes in (
-        ((SUMS, ), (2, steps)), ((3, ), (steps, )))  # of earlier versions
+        ((SUMS, ), (2, steps)), ((3, ), (steps, )))  # now; earlier versions
 
 
 def reduced(row: Tensor, seen: int) -> Optional[LayerKL]:
-    """What a row of all ranks says; None if it is of no samples."""
+    """Turn a row, summed over ranks, into averages; None without samples.
+
+    Args:
+        row (Tensor): (9 + 3 * ITERATIONS_KEPT, ), from `LayerSums.to_row`.
+        seen (int): Number of training steps.
+    """
     sums, counts, values, batches = LayerSums.split(row)
     samples, iterations, uniform, known = counts.tolist()
     if not samples:
@@ -246,12 +264,12 @@ def reduced(row: Tensor, seen: int) -> Optional[LayerKL]:
 
 def _moments(total: float, squares: float,
              samples: float) -> Tuple[float, float]:
-    """Mean and standard deviation."""
+    """Compute mean and standard deviation from sums."""
     mean = total / samples
     return mean, max(squares / samples - mean * mean, 0.)**.5
 
 
 def _widest(device) -> torch.dtype:
-    """float64, but on devices that have none (Apple's MPS)."""
+    """Return float64, or float32 on Apple's MPS, which has no float64."""
     mps = torch.device(device).type == 'mps'
     return torch.float32 if mps else torch.float64

@@ -20,16 +20,16 @@ from .windows import Window
 
 
 class KLStatistics:
-    """Running sums of the KL divergence of every layer.
+    """Running sums of every layer's KL divergence over a window.
 
-    Each iteration counts by its number of samples, so that a short last batch
-    weighs no more than its samples: this project's choice, equal to the mean
-    over iterations wherever batches are equal.
+    Each iteration is weighted by its number of samples, so that a short last
+    batch does not count as much as a full one. This is this project's choice;
+    with batches of equal size it is the mean over iterations.
     """
 
     def __init__(self) -> None:
         self._layers: Dict[str, LayerSums] = {}
-        # Of the step that is running: it counts once it has ended.
+        # What the running step has shown; added to the sums when it ends.
         self._pending: List[Tuple[str, Observed]] = []
         self._step: Optional[int] = None
         self._ended: Optional[int] = None  # the last step that counts
@@ -37,13 +37,13 @@ class KLStatistics:
         self.window: Optional[Window] = None
 
     def begin_step(self, window: Window, step: int) -> None:
-        """Begin a training step; one that an error has cut off is forgotten.
+        """Begin a training step and drop what an interrupted step has shown.
 
         Args:
-            window (Window): That the statistics are of. Sums of another are
-                forgotten.
-            step (int): Its number. A step that is repeated, since an error
-                came after it had ended, counts once.
+            window (Window): The window that is being measured. Sums of any
+                other window are dropped.
+            step (int): Number of the step. A step that is repeated because an
+                error came after its end counts once.
         """
         if self.window not in (None, window):
             self.reset()
@@ -52,12 +52,12 @@ class KLStatistics:
         self._scattered = _distributed() and dist.get_world_size() > 1
 
     def observe(self, layer: str, prev: Tensor, curr: Tensor) -> None:
-        """See one layer within a step; arguments as :meth:`update`'s."""
+        """Note one layer of the running step; arguments as in `update`."""
         if not _recomputing():
             self._pending.append((layer, Observed.of(prev, curr)))
 
     def end_step(self) -> None:
-        """Add what the step has shown."""
+        """End the step and add to the sums what it has shown."""
         if self._step != self._ended:
             for layer, observed in self._pending:
                 self._add(layer, observed)
@@ -66,30 +66,30 @@ class KLStatistics:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was added; the same on all ranks."""
+        """Whether nothing has been added yet; the same on all ranks."""
         return not self._layers
 
     @property
     def samples(self) -> int:
-        """Samples so far; on the first rank those of all ranks it has."""
+        """Number of samples in this rank's sums.
+
+        On rank 0 that includes what :meth:`move_to_rank_0` has moved there.
+        """
         return max((x.samples for x in self._layers.values()), default=0)
 
     @property
     def is_scattered(self) -> bool:
-        """Whether other ranks may hold sums that the first one lacks.
-
-        It is the same on all ranks.
-        """
+        """Whether ranks other than 0 may hold sums; the same on all ranks."""
         return self._scattered
 
     def update(self, layer: str, prev: Tensor, curr: Tensor) -> None:
         """Add one iteration of one layer.
 
-        A forward pass that activation checkpointing repeats within the
-        backward pass shows the same samples again: it is left out.
+        The forward pass that activation checkpointing repeats during the
+        backward pass sees the same samples again and is ignored.
 
         Args:
-            layer (str): Name of the later layer, whose redundancy it is.
+            layer (str): Name of the layer whose redundancy is measured.
             prev (Tensor): (B, h, n), weights of its active predecessor.
             curr (Tensor): (B, h, m), its own weights.
         """
@@ -104,7 +104,7 @@ class KLStatistics:
 
     def _total(self, layers: List[str],
                row: Callable[[LayerSums], Tensor] = LayerSums.to_row) -> Tensor:
-        """Rows of all layers, summed over ranks: the same bits on each."""
+        """Sum the rows of all layers over ranks; bitwise equal on all ranks."""
         device = next((x.sums.device for x in self._layers.values()), 'cpu')
         rows = torch.stack([
             row(self._layers.get(name) or LayerSums(device))
@@ -118,15 +118,16 @@ class KLStatistics:
         return rows
 
     def reduce(self, layers: List[str]) -> Dict[str, LayerKL]:
-        """Average over what was added, on all ranks alike.
+        """Average what was added, with the same result on all ranks.
 
-        Every rank must call it, with the same layers.
+        This is a collective: every rank must call it, with the same layers.
 
         Args:
             layers (List[str]): Names of the active layers, in order.
 
         Returns:
-            Dict[str, LayerKL]: Of the layers that any rank has measured.
+            Dict[str, LayerKL]: Averages by name, of the layers that at least
+            one rank has measured.
         """
         if not layers:
             return {}
@@ -139,17 +140,18 @@ class KLStatistics:
         return statistics
 
     def so_far(self, layers: List[str]) -> Dict[str, LayerKL]:
-        """Average over what was added until now, without single steps.
+        """Average what was added until now, without the single steps.
 
-        Every rank must call it, with the same layers. It waits for the
-        device; between ranks nine numbers per layer are exchanged.
+        This is a collective: every rank must call it, with the same layers.
+        It synchronises with the device, and ranks exchange nine numbers per
+        layer.
 
         Args:
             layers (List[str]): Names of the active layers, in order.
 
         Returns:
-            Dict[str, LayerKL]: Of the layers that any rank has measured,
-            their series empty.
+            Dict[str, LayerKL]: Averages by name, of the layers that at least
+            one rank has measured; their series are empty.
         """
         if not layers:
             return {}
@@ -159,11 +161,11 @@ class KLStatistics:
         return {name: kl for name, kl in found.items() if kl is not None}
 
     def move_to_rank_0(self, layers: List[str]) -> None:
-        """Move the sums of all ranks to the first, before it saves them.
+        """Move the sums of all ranks to rank 0, before it saves them.
 
-        Every rank must call it, with the same layers. What they add up to
-        stays as it is, so that a run resumed on any number of ranks goes on
-        with all samples.
+        This is a collective: every rank must call it, with the same layers.
+        The totals stay the same, so a run that is resumed on any number of
+        ranks goes on with all samples.
 
         Args:
             layers (List[str]): Names of the active layers, in order.
@@ -180,14 +182,14 @@ class KLStatistics:
         self._scattered = False
 
     def reset(self) -> None:
-        """Forget everything, for the next window."""
+        """Drop everything, ready for the next window."""
         self._layers.clear()
         self._pending.clear()
         self.window = self._ended = None
         self._scattered = False
 
     def state_dict(self) -> Dict[str, Dict[str, Any]]:
-        """Per layer, numbers, lists and tensors on the CPU."""
+        """Return the sums by layer, as numbers, lists and CPU tensors."""
         return {
             name: layer.state_dict()
             for name, layer in self._layers.items()
@@ -195,22 +197,22 @@ class KLStatistics:
 
     def load_state_dict(self, state: Dict[str, Any], device,
                         window: Optional[Window] = None) -> None:
-        """Go on from what :meth:`state_dict` returned on the first rank.
+        """Continue from what :meth:`state_dict` returned on rank 0.
 
         Args:
-            state (Dict[str, Any]): The first rank takes all of it up, since it
-                holds what :meth:`move_to_rank_0` moved there.
-            device (torch.device): Where the weights are.
-            window (Window, optional): That they are of. Defaults to None:
-                unknown.
+            state (Dict[str, Any]): State of rank 0, which holds the sums of
+                all ranks (:meth:`move_to_rank_0`) and takes them back.
+            device (torch.device): Device of the attention weights.
+            window (Window, optional): The window that was being measured.
+                Defaults to None: unknown.
 
         Raises:
-            UsageError: If it is no such state.
+            UsageError: If ``state`` is not such a state.
         """
         self.reset()
         self.window = window
         for name, layer in state.items():
-            if isinstance(layer, Tensor):  # sums alone, as once was saved
+            if isinstance(layer, Tensor):  # earlier versions saved sums alone
                 layer = dict(
                     sums=layer * layer.new_tensor([1., 1., 0.]),
                     samples=int(layer[2]))
@@ -225,8 +227,8 @@ class KLStatistics:
 
 
 def _recomputing() -> bool:
-    """Whether a backward pass is running, where only a repetition runs."""
-    if is_compiling():  # repeats in its graph, not in Python
+    """Whether this forward pass is one that a backward pass repeats."""
+    if is_compiling():  # compiled graphs recompute without running Python
         return False
     return torch._C._current_graph_task_id() != -1
 

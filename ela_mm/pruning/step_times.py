@@ -1,8 +1,8 @@
-"""What a pruning gained: seconds of steps, and how sure they are."""
+"""Step times before and after a pruning, and how certain they are."""
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
-# With fewer on a side, the two medians are not compared.
+# Medians of fewer steps than this are not compared.
 LEAST_STEPS = 10
 
 
@@ -11,15 +11,19 @@ class StepTimes:
     """Seconds of a training step, before and after a pruning.
 
     Attributes:
-        before (float | None): Median at the window's end, measuring included.
-        after (float | None): Median right after it; None until timed.
-        steps (Tuple[int, int]): Steps behind the two medians.
-        before_quartiles (Tuple[float, float] | None): First and third.
-        after_quartiles (Tuple[float, float] | None): First and third.
+        before (float | None): Median at the end of the window, measuring of KL
+            included.
+        after (float | None): Median right after the window; None until timed.
+        steps (Tuple[int, int]): Number of steps behind the two medians;
+            (0, 0) in records of earlier versions, which do not say.
+        before_quartiles (Tuple[float, float] | None): First and third
+            quartile, seconds.
+        after_quartiles (Tuple[float, float] | None): First and third
+            quartile, seconds.
         ratio (Tuple[float, float, float] | None): Quartiles of the time
-            without the skipped layers over that with them, taken in turns
-            right after the pruning; None where that was not done.
-        rounds (int): Pairs of steps behind ``ratio``.
+            without the skipped layers over that with them, timed in turns
+            right after the pruning; None if that was not done.
+        rounds (int): Number of pairs of steps behind ``ratio``.
     """
     before: Optional[float] = None
     after: Optional[float] = None
@@ -31,23 +35,20 @@ class StepTimes:
 
     @property
     def are_enough(self) -> bool:
-        """Whether steps were timed on both sides, and enough to compare.
-
-        Records of earlier versions do not say how many they were.
-        """
+        """Whether enough steps were timed before and after to compare them."""
         return bool(self.before and self.after) and (
             self.steps == (0, 0) or min(self.steps) >= LEAST_STEPS)
 
     @property
     def differ(self) -> bool:
-        """Whether the middle halves of both lie apart, as far as is known."""
+        """Whether the interquartile ranges do not overlap, or are unknown."""
         if self.before_quartiles is None or self.after_quartiles is None:
             return True
         first, second = sorted([self.before_quartiles, self.after_quartiles])
         return first[1] < second[0]
 
     def medians(self) -> str:
-        """Say both medians, with quartiles, and whether they differ."""
+        """Put both medians into words, and whether they differ."""
         steps = '' if self.steps == (0, 0) else (
             f' of {self.steps[0]} and {self.steps[1]} steps')
         quartiles = ' and quartiles' if self.after_quartiles else ''
@@ -58,7 +59,7 @@ class StepTimes:
                  ': they differ by less than their spread'))
 
     def in_turns(self) -> str:
-        """Say what was measured in turns; only where it was."""
+        """Put ``ratio`` into words; it must have been measured."""
         first, median, third = self.ratio
         return (f'{median:.3f} times as long without the skipped layers as '
                 f'with them (quartiles {first:.3f} to {third:.3f}, '

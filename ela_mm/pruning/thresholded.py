@@ -9,15 +9,15 @@ from .ebqm import check_threshold
 
 
 class Thresholded:
-    """Skip every layer whose score lies below ``mu``.
+    """A criterion that skips every layer whose score lies below ``mu``.
 
-    One evaluation of the score gives the verdict and what tables and pictures
-    show beside it.
+    The score is evaluated once, for the verdict and for the values that tables
+    and pictures show.
 
     Args:
-        score (Callable): ``(kl, **parameters) -> (L, ) float``; NaN where a
-            layer is out of reach.
-        mu (float): Default of the threshold, in [0, 1]. Defaults to 0.2.
+        score (Callable): Function ``(kl, **parameters) -> (L, ) float`` that
+            returns NaN for a layer out of reach.
+        mu (float): Default value of the threshold, in [0, 1]. Defaults to 0.2.
     """
 
     def __init__(self,
@@ -42,11 +42,11 @@ class Thresholded:
 
     def evaluate(self, kl: ArrayLike,
                  **parameters: Any) -> Tuple[np.ndarray, np.ndarray]:
-        """Decide, and say on what.
+        """Decide, and return the scores as well.
 
         Args:
             kl (ArrayLike): (L, ), KL divergences in nats of all candidates.
-            **parameters: Of the score, and ``mu``.
+            **parameters: Parameters of the score, and ``mu``.
 
         Returns:
             tuple: (L, ) bool, True = skip, and the scores (L, ) float64.

@@ -1,4 +1,4 @@
-"""When not to trust a criterion: rankings by position, or by chance."""
+"""Finds out when a ranking cannot be trusted: by position, or by chance."""
 import math
 from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -10,18 +10,19 @@ from .kl import CEILING
 from .stability import Decider, shares
 from .statistics import LayerKL
 
-# A value this near to another, as a share of that one, says no more than it
-# does, however small the noise: this project's choice.
+# A value within this share of an expected one counts as equal to it, however
+# small the noise: this project's choice.
 NEAR = .05
-# A KL divergence this near to 0 is 0, nats.
+# KL divergences within this distance of 0 count as 0, nats.
 ROUNDING = 1e-6
-# The rank correlation of KL with that of uniform weights from which on a
-# ranking is one by position: this project's choice. It also has to be no
-# accident (p of Spearman's test), which few layers never show.
+# A ranking is one by position if the rank correlation of KL with the KL of
+# uniform weights is at least RANKED: this project's choice. It must also be
+# significant (p of Spearman's test below CHANCE), which it never is for fewer
+# than MIN_LAYERS layers.
 RANKED, CHANCE, MIN_LAYERS = .8, .01, 5
-# What to do in a window that ranks by position, or not at all.
+# What to do with a window whose ranking says nothing.
 UNINFORMATIVE = ('warn', 'wait', 'prune')
-# Of single layers: KL divergence and that of uniform weights, nats.
+# By name of the layer: its KL divergence and that of uniform weights, nats.
 FirstKL = Dict[str, Tuple[float, float]]
 
 
@@ -29,19 +30,20 @@ class Rules(NamedTuple):
     """When a criterion's verdict is not followed.
 
     Attributes:
-        uninformative (str): Of a window whose ranking says nothing of what
-            attention has learned, see :func:`is_by_position`,
-            :func:`is_as_drawn` and :func:`is_saturated`: ``'prune'``, the
-            paper's rule, follows it; ``'warn'`` does and says so; ``'wait'``
-            skips nothing in that window and says so.
-        min_stability (float): A layer is skipped only if at least this share
-            of resampled windows skips it, 0 to 1; 0: always.
+        uninformative (str): What to do with a window whose ranking says
+            nothing of what attention has learned (:func:`is_by_position`,
+            :func:`is_as_drawn`, :func:`is_saturated`). ``'prune'``, the
+            paper's rule, follows the criterion; ``'warn'`` follows it and logs
+            a warning; ``'wait'`` skips nothing in that window and logs why.
+            Defaults to ``'warn'``.
+        min_stability (float): Share of resampled windows, in [0, 1], that must
+            skip a layer for it to be skipped. Defaults to 0: no condition.
     """
     uninformative: str = 'warn'
     min_stability: float = 0.
 
     def check(self) -> 'Rules':
-        """Raise a UsageError on values that are none."""
+        """Return itself; raise a UsageError on invalid values."""
         if self.uninformative not in UNINFORMATIVE:
             raise UsageError(f'uninformative={self.uninformative!r}: expected '
                              f'one of {UNINFORMATIVE}')
@@ -55,20 +57,20 @@ class Rules(NamedTuple):
 
 def is_by_position(measured: Dict[str, LayerKL],
                    redundancy: str = 'paper') -> bool:
-    """Whether a window ranks layers as their position in the stage does.
+    """Return whether layers rank by their position in the stage alone.
 
-    So it is where most layers measure what a layer of uniform weights would,
-    within the window's own noise (the standard deviation between iterations)
-    or within ``NEAR`` of it; and, if KL itself is what ranks them, where its
-    rank correlation with that of uniform weights is ``RANKED`` or more.
+    They do if most of them have the KL divergence of uniform weights, up to
+    the noise of the window (the standard deviation between iterations) or
+    ``NEAR``. They also do if KL itself ranks them and its rank correlation
+    with the KL of uniform weights is at least ``RANKED``.
 
     Args:
-        measured (Dict[str, LayerKL]): Of the candidates, by name.
-        redundancy (str): What ranks them, a key of
+        measured (Dict[str, LayerKL]): Measurements of the candidates, by name.
+        redundancy (str): Measure that ranks them, a key of
             :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to ``'paper'``.
 
     Returns:
-        bool: False where it is not known, as of a window that an earlier
+        bool: False also if it is unknown, as for a window that an earlier
         version of this package has begun.
     """
     known = [kl for kl in measured.values() if math.isfinite(kl.excess)]
@@ -81,15 +83,17 @@ def is_by_position(measured: Dict[str, LayerKL],
 
 def rank_by_position(kl: Sequence[float],
                      uniform: Sequence[float]) -> Optional[float]:
-    """Spearman's rank correlation of KL with that of uniform weights.
+    """Compute Spearman's rank correlation of KL with that of uniform weights.
 
     Args:
-        kl (Sequence[float]): Of each candidate, finite.
-        uniform (Sequence[float]): What uniform weights would have, log(m / n).
+        kl (Sequence[float]): (L, ), finite KL divergences of the candidates.
+        uniform (Sequence[float]): (L, ), KL divergences of uniform weights,
+            log(m / n).
 
     Returns:
-        float | None: None where it may well be chance, p >= ``CHANCE``, with
-        fewer than ``MIN_LAYERS`` layers, or where one side is all equal.
+        float | None: The rank correlation; None if it may be chance
+        (p >= ``CHANCE``), with fewer than ``MIN_LAYERS`` layers, or if all
+        values of one side are equal.
     """
     if len(kl) < MIN_LAYERS or min(len(set(kl)), len(set(uniform))) < 2:
         return None
@@ -98,16 +102,16 @@ def rank_by_position(kl: Sequence[float],
 
 
 def is_as_drawn(measured: Dict[str, LayerKL], first: FirstKL) -> bool:
-    """Whether attention has learned nothing since the run began.
+    """Return whether attention has learned nothing since the run began.
 
-    Most layers measure what they did in the run's first step, within the
-    window's own noise or within ``NEAR`` of it: the ranking is that of their
-    random first weights.
+    That is so if most layers still have the KL divergence of the first step of
+    the run, up to the noise of the window or ``NEAR``: they rank by their
+    random initial weights.
 
     Args:
-        measured (Dict[str, LayerKL]): Of the candidates, by name.
-        first (FirstKL): Of that step. A layer that had other layers before it
-            then, since some were skipped, is not compared.
+        measured (Dict[str, LayerKL]): Measurements of the candidates, by name.
+        first (FirstKL): KL divergences of the first step. Layers whose
+            predecessors have changed since then are not compared.
     """
     return most(
         is_near(kl.mean, kl.std, first[name][0]) for name, kl in measured.items()
@@ -116,23 +120,25 @@ def is_as_drawn(measured: Dict[str, LayerKL], first: FirstKL) -> bool:
 
 
 def is_near(kl: float, std: float, expected: float) -> bool:
-    """Whether a value is another within its noise or ``NEAR``; nats."""
+    """Return whether two values agree up to ``std`` or ``NEAR``; nats."""
     return abs(kl - expected) <= max(std, NEAR * abs(expected))
 
 
 def most(found: Iterable[bool]) -> bool:
-    """Whether more than half are true."""
+    """Return whether more than half are true."""
     found = list(found)
     return sum(found) > len(found) / 2
 
 
 def is_saturated(measured: Dict[str, LayerKL]) -> bool:
-    """Whether in most layers single weights are all there is.
+    """Return whether most layers put all their weight on a single layer.
 
-    As MRLA-base may become in a few steps without a warm-up. The KL divergence
-    of two such layers is 0 where they attend to the same one, which takes a
-    weight on oneself that rounds to 0, and at its ceiling where they do not:
-    within each of the two groups nothing is told apart.
+    MRLA-base may get there in a few steps without a warm-up. The KL divergence
+    of two such layers is 0 if they attend to the same layer and at its ceiling
+    if they do not, so layers cannot be told apart within either group.
+
+    Args:
+        measured (Dict[str, LayerKL]): Measurements of the candidates, by name.
     """
     return most(
         abs(kl.mean) <= ROUNDING or kl.mean >= (1 - NEAR) * CEILING
@@ -140,7 +146,7 @@ def is_saturated(measured: Dict[str, LayerKL]) -> bool:
 
 
 def in_short(by_position: bool, saturated: bool, as_drawn: bool) -> str:
-    """Say why a window is left alone; arguments as of a decision."""
+    """Say why a window skips nothing; arguments as in `Decision`."""
     if saturated:
         return ('attention is saturated, with most KL divergences at 0 or '
                 'their ceiling')
@@ -151,7 +157,7 @@ def in_short(by_position: bool, saturated: bool, as_drawn: bool) -> str:
 
 def stability_of(criterion: Decider,
                  measured: Dict[str, LayerKL]) -> Dict[str, float]:
-    """By name, the share of resampled windows that skip a layer."""
+    """Compute by name the share of resampled windows that skip a layer."""
     lengths = {len(kl.series) for kl in measured.values()}
     if len(lengths) != 1 or min(lengths) < 2:
         return {}
@@ -164,7 +170,7 @@ def stability_of(criterion: Decider,
 
 def why_unstable(names: List[str], stability: Dict[str, float],
                  rules: Rules) -> str:
-    """Say why none of the layers that were to go is sure enough."""
+    """Say why no layer is skipped by enough of the resampled windows."""
     if not stability:
         return ('fewer than 2 steps were recorded, so that nothing is known of '
                 f'stability (min_stability={rules.min_stability})')
@@ -174,7 +180,7 @@ def why_unstable(names: List[str], stability: Dict[str, float],
 
 
 def step_samples_of(measured: Dict[str, LayerKL]) -> List[int]:
-    """Samples of the steps, unless they are equal, or the layers differ."""
+    """Return the samples of each step; empty if equal, or if layers differ."""
     weights = {tuple(kl.weights) for kl in measured.values()}
     if len(weights) != 1 or len(set(*weights)) < 2:
         return []

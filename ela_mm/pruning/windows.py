@@ -5,8 +5,8 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 from ..errors import UsageError
 
 Window = Tuple[int, int]
-# A window as a config has it: (first, last), two shares of the training, or
-# (AFTER_WARMUP, how many).
+# A window as configs give it: (first, last), two shares of the training, or
+# (AFTER_WARMUP, number of epochs or iterations).
 Given = Tuple[Any, Any]
 AFTER_WARMUP = 'after_warmup'
 FORMS = ('expected a pair (first, last) of whole numbers, which count from 1, '
@@ -16,41 +16,47 @@ FORMS = ('expected a pair (first, last) of whole numbers, which count from 1, '
 
 
 class Course(NamedTuple):
-    """What has to be known of a training to say when a window is.
+    """The course of a training, from which relative windows are resolved.
 
     Attributes:
-        length (int): Its epochs or iterations, whichever windows count.
-        warm_up (int | None): How many of them the warm-up of the learning
-            rate takes, begun ones included; None if there is no warm-up.
+        length (int): Number of epochs, or of iterations if windows count
+            those.
+        warm_up (int | None): How many of them the warm-up of the learning rate
+            takes, rounded up; None if there is no warm-up.
     """
     length: int
     warm_up: Optional[int] = None
 
 
 class Windows:
-    """Inclusive spans of epochs or iterations, counted from 1.
+    """Windows in which redundancy is measured, each decided on at its end.
+
+    A window is a span of epochs or iterations, counted from 1, both ends
+    included.
 
     Args:
         windows (Sequence): Pairs, mixed freely: ``(first, last)``; two shares
-            of the training, ``(0.0, 0.1)``; or ``('after_warmup', 1)``, so
-            many epochs or iterations after the warm-up of the learning rate.
-            Where a window is to be decided by a criterion of its own,
+            of the training, such as ``(0.0, 0.1)``; or ``('after_warmup', n)``,
+            the n epochs or iterations after the warm-up of the learning rate.
+            A window with a criterion of its own is
             ``dict(window=PAIR, criterion=dict(...))`` or
             ``dict(first=1, last=1, criterion=dict(...))``.
-        by_epoch (bool): Whether they count epochs; if False, iterations.
-            Defaults to True.
+        by_epoch (bool): Whether whole numbers are epochs; if False, they are
+            iterations. Defaults to True.
 
     Attributes:
-        given (List[Given]): Pairs as they were given, in the order of time
+        given (List[Given]): Pairs as they were given; in the order of time
             once they are resolved.
-        spans (List[Window]): What they are in this training, in order; empty
-            before :meth:`resolve` if any window depends on it.
-        criteria (Dict[Given, dict]): Configs of criteria of their own.
-        begun (Dict[Given, Window]): What windows were that an earlier part of
-            this run has begun: they stay so, however long it has become.
+        spans (List[Window]): First and last epoch or iteration of each window
+            in this training, in order; empty before :meth:`resolve` if any
+            window depends on the training.
+        criteria (Dict[Given, dict]): Configs of the windows' own criteria.
+        begun (Dict[Given, Window]): Spans of windows that an earlier part of
+            this run has begun. They keep them, even if the training has become
+            longer.
 
     Raises:
-        UsageError: If there is none, one is no such window, or they overlap
+        UsageError: If there are no windows, one is malformed, or they overlap
             or are out of order.
     """
 
@@ -71,7 +77,7 @@ class Windows:
 
     @property
     def are_relative(self) -> bool:
-        """Whether any of them depends on the training."""
+        """Whether any window depends on the training."""
         return any(map(is_relative, self.given))
 
     @property
@@ -80,7 +86,7 @@ class Windows:
         return 'epoch' if self.by_epoch else 'iteration'
 
     def containing(self, count: int) -> Optional[Window]:
-        """Find the window of an epoch or iteration, counted from 1."""
+        """Find the window that contains an epoch or iteration, from 1."""
         return window_of(self.spans, count)
 
     def given_of(self, window: Window) -> Given:
@@ -88,19 +94,19 @@ class Windows:
         return self.given[self.spans.index(window)]
 
     def name(self, window: Window) -> str:
-        """A window in words, and how it was given where that differs."""
+        """Put a window into words, with how it was given if that differs."""
         given = self.given_of(window)
         return window_name(window, self.unit) + (
             f' {given}' if is_relative(given) else '')
 
     def resolve(self, course: Course) -> None:
-        """Find out when they are in a training, in the order of time.
+        """Compute the spans of all windows, in the order of time.
 
         Args:
-            course (Course): Of the training.
+            course (Course): Course of the training.
 
         Raises:
-            UsageError: If one has no place in it, or they overlap then.
+            UsageError: If a window does not fit the training, or two overlap.
         """
         if self.are_relative:
             found = [(self.begun.get(given) or _placed(given, course), given)
@@ -116,7 +122,7 @@ class Windows:
                 f'the training, {course.length}: it would never be decided')
 
     def check_loop(self, counts_epochs: bool) -> None:
-        """Raise a UsageError if they count epochs and a train loop does not."""
+        """Raise a UsageError if windows count epochs and the loop does not."""
         if self.by_epoch and not counts_epochs:
             raise UsageError(
                 f'windows={self.given} count epochs, but the train loop is '
@@ -132,35 +138,35 @@ class Windows:
                     'ends')
 
     def _words(self, i: int) -> str:
-        """As it was given, and what it is where that differs."""
+        """Put window i into words: as given, and its span if that differs."""
         if not is_relative(self.given[i]):
             return str(self.given[i])
         return f'{self.given[i]}, {window_name(self.spans[i], self.unit)},'
 
 
 def is_relative(given: Given) -> bool:
-    """Whether a window is said by something else than counts."""
+    """Return whether a window depends on the training."""
     return not all(type(bound) is int for bound in given)
 
 
 def check_windows(windows: Sequence[Sequence[int]]) -> List[Window]:
-    """Check windows for what can be known without a training.
+    """Check windows as far as is possible without a training.
 
     Args:
-        windows (Sequence[Sequence[int]]): Pairs (first, last), inclusive,
-            counted from 1.
+        windows (Sequence[Sequence[int]]): Windows, as in :class:`Windows`.
 
     Returns:
-        List[Window]: The same as tuples; empty if any depends on the training.
+        List[Window]: The windows as tuples; empty if any depends on the
+        training.
 
     Raises:
-        UsageError: As :class:`Windows`.
+        UsageError: As in :class:`Windows`.
     """
     return Windows(windows).spans
 
 
 def _listed(windows: Any) -> Sequence[Any]:
-    """Windows, if it is a list of some."""
+    """Return the windows; raise a UsageError unless they are a list."""
     if isinstance(windows, (str, bytes)) or not isinstance(windows, Sequence):
         raise UsageError(f'windows={windows!r}: expected a list of pairs '
                          '(first, last), such as [(1, 1), (7, 7)]')
@@ -176,7 +182,7 @@ def _listed(windows: Any) -> Sequence[Any]:
 
 
 def _taken_apart(window: Any) -> Tuple[Any, Optional[dict]]:
-    """The pair of a window, and the criterion of its own if it has one."""
+    """Return the pair of a window, and the config of its own criterion."""
     if not isinstance(window, Mapping):
         return window, None
     keys = set(window) - {'criterion'}
@@ -195,7 +201,7 @@ def _taken_apart(window: Any) -> Tuple[Any, Optional[dict]]:
 
 
 def _checked(window: Any) -> Given:
-    """A window as a tuple, if it is one whatever the training."""
+    """Return a window as a tuple; raise a UsageError if it is malformed."""
     if (isinstance(window, (str, bytes)) or not isinstance(window, Sequence)
             or len(window) != 2):
         raise UsageError(f'window {window!r}: {FORMS}')
@@ -230,7 +236,7 @@ def _checked(window: Any) -> Given:
 
 
 def _placed(given: Given, course: Course) -> Window:
-    """What a window is in a training."""
+    """Compute the span of a window in a training."""
     first, last = given
     if first == AFTER_WARMUP:
         if course.warm_up is None:
@@ -242,26 +248,26 @@ def _placed(given: Given, course: Course) -> Window:
         return course.warm_up + 1, course.warm_up + last
     if not is_relative(given):
         return given
-    # Bounds are rounded alike, so that shares that meet do not overlap.
+    # All bounds are rounded half up, so that shares that meet do not overlap.
     begin, end = (math.floor(share * course.length + .5) for share in given)
     begin = max(0, min(begin, course.length - 1))
     return begin + 1, max(begin + 1, end)
 
 
 def window_of(windows: Sequence[Window], count: int) -> Optional[Window]:
-    """The window that contains an epoch or iteration, counted from 1."""
+    """Find the window that contains an epoch or iteration, from 1."""
     return next((w for w in windows if w[0] <= count <= w[1]), None)
 
 
 def window_name(window: Sequence[int], unit: str) -> str:
-    """A window in words.
+    """Put a window into words.
 
     Args:
-        window (Sequence[int]): First and last, inclusive.
-        unit (str): ``'epoch'`` or ``'iteration'``.
+        window (Sequence[int]): First and last epoch or iteration, inclusive.
+        unit (str): What it counts, ``'epoch'`` or ``'iteration'``.
 
     Returns:
-        str: Such as ``'epoch 1'`` or ``'epochs 1 to 3'``.
+        str: The words, such as ``'epoch 1'`` or ``'epochs 1 to 3'``.
     """
     first, last = window
     return f'{unit} {first}' if first == last else (
