@@ -1,7 +1,15 @@
 """The error for what a user can put right, and how tools end."""
+import contextlib
+import logging
+import os
+import select
+import sys
+from typing import Iterator
 
 # What a shell expects of a process that Ctrl-C has ended: 128 + SIGINT.
 INTERRUPTED = 130
+# And of one that has written to where nobody reads any more: 128 + SIGPIPE.
+UNREAD = 141
 
 
 class UsageError(ValueError):
@@ -9,3 +17,50 @@ class UsageError(ValueError):
 
     The tools end with its message alone, without a traceback.
     """
+
+
+@contextlib.contextmanager
+def while_read() -> Iterator[None]:
+    """End the process quietly once nobody reads its output any more.
+
+    ``head`` closes a pipe when it has its lines. Other programs are killed by
+    SIGPIPE, which Python ignores: a training's sockets may break as well, and
+    that is an error.
+
+    Raises:
+        SystemExit: With the status that a shell shows for SIGPIPE.
+    """
+    handle = logging.StreamHandler.handleError
+    logging.StreamHandler.handleError = _handle_error
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        sys.exit(UNREAD)
+    finally:
+        logging.StreamHandler.handleError = handle
+        if _is_unread():  # Python flushes once more when it ends
+            with open(os.devnull, 'wb') as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _handle_error(self: logging.StreamHandler,
+                  record: logging.LogRecord) -> None:
+    """Raise what logging would print at every line, and go on."""
+    error = sys.exc_info()[1]
+    if isinstance(error, BrokenPipeError) and _is_unread():
+        raise error
+    logging.Handler.handleError(self, record)
+
+
+def _is_unread() -> bool:
+    """Whether the standard output is a pipe whose reader has closed it."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)  # errors alone
+        return any(event & (select.POLLERR | select.POLLHUP)
+                   for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # Windows; a notebook's
+        return False

@@ -16,7 +16,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..engine.checkpoints import is_intact
-from ..errors import INTERRUPTED, UsageError
+from ..errors import INTERRUPTED, UsageError, while_read
 from .data import prepare_config
 from .loading import config_from_file, override, settings
 
@@ -159,7 +159,8 @@ def run(main: Callable[[], None]) -> None:
     """Run a tool's main function; what users can mend ends it with a line."""
     _escape(sys.stdout)
     try:
-        main()
+        with while_read():
+            main()
     except UsageError as error:
         sys.exit(f'error: {error}')
     except URLError as error:
