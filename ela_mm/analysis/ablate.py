@@ -78,6 +78,7 @@ class Ablated(NamedTuple):
         criterion (dict): ``type`` and every parameter.
         redundancy (Dict[str, Redundancy]): Of layers with a predecessor.
         ranked_by (str): What the criterion ranked by, one of ``MEASURES``.
+        skip (str): How layers were skipped, ``'layer'`` or ``'retrieval'``.
     """
     images: int
     batches: int
@@ -88,6 +89,7 @@ class Ablated(NamedTuple):
     criterion: dict
     redundancy: Dict[str, Redundancy]
     ranked_by: str = 'kl'
+    skip: str = 'layer'
 
     def rank_correlation(self, measure: str) -> Optional[float]:
         """Spearman's between a measure and the loss that skipping adds.
@@ -145,7 +147,8 @@ class _Weights:
 
 @torch.no_grad()
 def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
-           accuracy: bool = True, redundancy: str = 'paper') -> Ablated:
+           accuracy: bool = True, redundancy: str = 'paper',
+           skip: str = 'layer') -> Ablated:
     """Skip each active layer in turn, and see what the loss says.
 
     Args:
@@ -158,6 +161,8 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
             each batch. Defaults to True.
         redundancy (str): What the criterion ranks by, a key of
             :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to ``'paper'``.
+        skip (str): How layers are skipped, see ``skip_layers`` of the
+            backbone. Defaults to ``'layer'``.
 
     Returns:
         Ablated: On the same batches for every layer.
@@ -185,7 +190,7 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
         finally:
             backbone.observe(None)
         for name, tally in single.items():
-            with without(model, [name]):
+            with without(model, [name], skip):
                 tally.add(model, batch)
         kept.append(batch)
         counts.append(len(batch['inputs']))
@@ -194,10 +199,10 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
                          'batch_sampler drops a batch that is not full')
     looks = _redundancy(active, weights, np.array(counts), criterion, ranked_by)
     skipped = _decision(looks, criterion, ranked_by,
-                        Trial(model, kept, counts, list(looks)))
+                        Trial(model, kept, counts, list(looks), skip))
     together = _Tally(accuracy)
     if skipped:
-        with without(model, skipped):
+        with without(model, skipped, skip):
             for batch in kept:
                 together.add(model, batch)
     return Ablated(
@@ -206,7 +211,7 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
         {name: _cost([name], tally, whole, counts)
          for name, tally in single.items()},
         _cost(skipped, together, whole, counts) if skipped else None,
-        criterion.config, looks, ranked_by)
+        criterion.config, looks, ranked_by, skip)
 
 
 def _observed(weights: _Weights, whole: _Tally, model: nn.Module,

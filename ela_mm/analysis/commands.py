@@ -13,7 +13,13 @@ from ..apis.data import (
     loader_of,
     set_of,
 )
-from ..apis.loading import build_model, criterion_of, load_model, redundancy_of
+from ..apis.loading import (
+    build_model,
+    criterion_of,
+    load_model,
+    redundancy_of,
+    skip_mode_of,
+)
 from ..engine.journal.record import write_whole
 from ..errors import UsageError
 from ..plotting import printable
@@ -154,7 +160,8 @@ def ablate(args: Namespace) -> None:
         model,
         progress_bar('batches')(list(batches)),
         criterion,
-        redundancy=args.redundancy or redundancy_of(cfg))
+        redundancy=args.redundancy or redundancy_of(cfg),
+        skip=skip_mode_of(cfg))
     times = None if args.no_time else _or_none(lambda: cost_of_config(
         cfg, model, progress=progress_bar('timing stages')))
     show([ablation_section(found, f'the first of {set_of(cfg)}', times)],

@@ -2,7 +2,7 @@
 import statistics
 import tempfile
 from copy import deepcopy
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
@@ -10,7 +10,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 
 from ..apis.data import check_data, prepare_config
 from ..apis.launch import build_runner, check_checkpoint
-from ..apis.loading import build_model
+from ..apis.loading import build_model, skip_mode_of
 from ..engine.hooks.ela_prune_hook import ELAPruneHook
 from ..engine.resumption import STATE_KEY, begun_windows
 from ..engine.sanity import resolve_windows
@@ -22,6 +22,12 @@ from ..models.backbones.layer_attention_mixin import (
 from ..pruning.build import build_criterion
 from ..pruning.windows import Windows
 from ..timing import ratio, seconds_of, time_in_turns
+from .planned_criteria import (  # noqa: F401
+    criteria_in_words,
+    describe_criterion,
+    most_of,
+    rules_in_words,
+)
 from .schedule import Schedule, prune_hook_of, read_schedule
 
 # Seconds that steps may take to be timed, where nobody says how many.
@@ -88,6 +94,7 @@ class Plan(NamedTuple):
             were not measured.
         refused (List[str]): Why the training would not start.
         notes (List[str]): What could not be found out.
+        rules (Sequence[str]): When a criterion is not followed, in words.
     """
     layers: List[PlannedLayer]
     schedule: Optional[Schedule]
@@ -95,6 +102,7 @@ class Plan(NamedTuple):
     times: List[StepTime]
     refused: List[str]
     notes: List[str]
+    rules: Sequence[str] = ()
 
 
 def make_plan(cfg: Config,
@@ -131,7 +139,10 @@ def make_plan(cfg: Config,
     except UsageError as error:
         refused.append(str(error))
     times, per_epoch, windows = [], None, None
-    criteria = _criteria(cfg, layers, refused)
+    hook = prune_hook_of(cfg)
+    criteria = _attempt(
+        lambda: criteria_in_words(hook, sum(x.prunable for x in layers)),
+        refused) or []
     if not refused:
         with tempfile.TemporaryDirectory(prefix='ela_plan_') as folder:
             runner = _attempt(lambda: _rehearse(cfg, folder), refused)
@@ -144,7 +155,8 @@ def make_plan(cfg: Config,
                 if rounds != 0 and not refused:
                     times = _attempt(
                         lambda: _step_times(runner, layers, _most(cfg, layers),
-                                            rounds, progress), notes,
+                                            skip_mode_of(cfg), rounds,
+                                            progress), notes,
                         'step times are not known: ') or []
             elif runner is not None:
                 notes.append(f'{type(runner).__name__} is built, but not '
@@ -158,7 +170,7 @@ def make_plan(cfg: Config,
     if schedule is not None and not schedule.clock.in_iterations:
         notes.append('iterations per epoch are not known')
     return Plan(layers, schedule, criteria, times,
-                list(dict.fromkeys(refused)), notes)
+                list(dict.fromkeys(refused)), notes, rules_in_words(hook))
 
 
 def _attempt(make: Callable[[], Any], told: List[str], what: str = '') -> Any:
@@ -224,69 +236,15 @@ def planned_layers(backbone: LayerAttentionMixin) -> List[PlannedLayer]:
     return layers
 
 
-# --- the criterion -----------------------------------------------------------
-
-
-def describe_criterion(config: Dict[str, Any]) -> str:
-    """Say in words what a criterion skips.
-
-    Args:
-        config (Dict[str, Any]): ``type`` and every parameter.
-
-    Returns:
-        str: A sentence without a full stop.
-    """
-    kind, own = config['type'], {**config}
-    own.pop('type')
-    if kind == 'EBQM':
-        return ('EBQM: of the prunable layers, those whose KL divergence is '
-                f'up to the {own["gamma"]:g}-quantile are in reach; stretched '
-                f'to 0 to 1 and mapped by Beta({own["alpha"]:g}, '
-                f'{own["beta"]:g}), a layer is skipped below mu = '
-                f'{own["mu"]:g}')
-    if kind == 'fixed':
-        return f'fixed: the {own["n"]} layers of smallest KL divergence'
-    if kind == 'threshold':
-        return (f'threshold: layers whose KL divergence is below {own["t"]:g} '
-                'nats')
-    parameters = ', '.join(f'{k} = {v}' for k, v in own.items())
-    return f'{kind}' + (f' with {parameters}' if parameters else '')
-
-
-def _criteria(cfg: Config, layers: Sequence[PlannedLayer],
-              refused: List[str]) -> List[str]:
+def _most(cfg: Config, layers: Sequence[PlannedLayer]) -> int:
+    """Layers that the first window can skip, at most."""
     hook = prune_hook_of(cfg)
     if hook is None:
-        return []
-    found = []
-    try:
-        config = build_criterion(hook.get('criterion')).config
-        most, total = _most(cfg, layers), sum(x.prunable for x in layers)
-        found = [f'{describe_criterion(config)}; at most {most} of {total} '
-                 'prunable layers in the first window']
-        windows = Windows(hook.get('windows'), hook.get('by_epoch', True))
-        for given, own in windows.criteria.items():
-            config = build_criterion(own).config
-            found.append(f'{given} has its own: {describe_criterion(config)}')
-    except UsageError as error:
-        refused.append(str(error))
-    return found
-
-
-def _most(cfg: Config, layers: Sequence[PlannedLayer]) -> int:
-    """Layers that the criterion can skip in a window, at most."""
-    total = sum(layer.prunable for layer in layers)
-    hook = prune_hook_of(cfg)
-    if hook is None or total < 2:
         return 0
-    config = build_criterion(hook.get('criterion')).config
-    if config['type'] == 'fixed':
-        return min(total, int(config['n']))
-    if 'gamma' not in config:
-        return total
-    reach = int((total - 1) * config['gamma'] + 1e-9) + 1
-    # Of those in reach EBQM maps the largest to 1: it stays.
-    return reach - 1 if config['type'] == 'EBQM' else reach
+    windows = Windows(hook.get('windows'), hook.get('by_epoch', True))
+    config = windows.criteria.get(windows.given[0], hook.get('criterion'))
+    return most_of(build_criterion(config).config,
+                   sum(layer.prunable for layer in layers))
 
 
 # --- a rehearsal -------------------------------------------------------------
@@ -345,7 +303,8 @@ def _ask_hooks(runner: Runner, refused: List[str]) -> None:
 
 
 def _step_times(runner: Runner, layers: Sequence[PlannedLayer], most: int,
-                rounds: Optional[int], progress: Callable) -> List[StepTime]:
+                skip: str, rounds: Optional[int],
+                progress: Callable) -> List[StepTime]:
     """Of steps on the first samples, in turns; with a learning rate of 0."""
     backbone = find_backbone(runner.model)
     loader = runner.train_dataloader
@@ -370,7 +329,8 @@ def _step_times(runner: Runner, layers: Sequence[PlannedLayer], most: int,
 
         def step() -> None:
             backbone.restore_layers()
-            backbone.skip_layers(gone + names)
+            backbone.skip_layers(gone)
+            backbone.skip_layers(names, skip)
             runner.model.train()
             runner.model.train_step(deepcopy(batch), runner.optim_wrapper)
             if torch.cuda.is_available():

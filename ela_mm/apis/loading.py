@@ -302,6 +302,19 @@ def redundancy_of(cfg: Config) -> str:
     return _prune_hook(cfg).get('redundancy', 'paper')
 
 
+def skip_mode_of(cfg: Config) -> str:
+    """How the config's ELAPruneHook skips layers.
+
+    Args:
+        cfg (Config): Any.
+
+    Returns:
+        str: ``'layer'`` or ``'retrieval'``, see ``skip_layers`` of the
+        backbone; ``'layer'`` where there is no such hook.
+    """
+    return _prune_hook(cfg).get('skip', 'layer')
+
+
 def _prune_hook(cfg: Config) -> dict:
     """The arguments of the config's ELAPruneHook; empty without one."""
     for hook in cfg.get('custom_hooks') or []:

@@ -17,7 +17,7 @@ import ela_mm  # noqa: F401
 from ela_mm.analysis.ablate import Ablated, Cost, Redundancy, ablate
 from ela_mm.analysis.report.ablate import ablation_section
 from ela_mm.apis.data import annotated_batches, dataset_batches
-from ela_mm.apis.loading import build_model, criterion_of
+from ela_mm.apis.loading import build_model, criterion_of, skip_mode_of
 from ela_mm.errors import UsageError
 from ela_mm.pruning.build import build_criterion
 
@@ -104,6 +104,29 @@ def test_the_decision_of_what_asks_the_network(network, batches):
     assert sorted(other.decision.skipped) == sorted(
         sorted(costs, key=costs.get)[:2])
     assert all(x.stability is None for x in other.redundancy.values())
+
+
+def test_layers_are_skipped_as_the_run_skips_them(network, batches):
+    """Later layers still see them, alone and together, whatever decides."""
+    criterion = build_criterion(dict(type='ablation', n=2))
+    other = ablate(network, batches[:1], criterion, accuracy=False,
+                   skip='retrieval')
+    model = deepcopy(network)
+    for names, cost in (['layer3.1'], other.layers['layer3.1']), (
+            list(other.decision.skipped), other.decision):
+        whole = losses(model, batches[:1])
+        model.backbone.skip_layers(names, 'retrieval')
+        assert np.allclose(cost.added, losses(model, batches[:1]) - whole,
+                           atol=2e-7)
+        model.backbone.restore_layers(names)
+    whole = ablate(network, batches[:1], FIXED, accuracy=False)
+    assert max(abs(cost.loss - whole.layers[name].loss)
+               for name, cost in other.layers.items()) > 1e-5
+    assert 'later layers still see' in ' '.join(
+        ablation_section(other, 'drawn').text)
+    costs = {name: other.layers[name].loss for name in other.redundancy}
+    assert sorted(other.decision.skipped) == sorted(
+        sorted(costs, key=costs.get)[:2])
 
 
 def test_milliseconds_stand_beside_each_layer(found):
@@ -242,6 +265,9 @@ def test_boxes_fit_the_resized_picture(digits_root):
 def test_the_criterion_of_a_config(digits_root):
     cfg = small_config(digits_root)
     assert criterion_of(cfg) == cfg.custom_hooks[0].criterion
+    assert skip_mode_of(cfg) == 'layer'
+    cfg.custom_hooks[0].skip = 'retrieval'
+    assert skip_mode_of(cfg) == 'retrieval'
     cfg.custom_hooks = []
     assert criterion_of(cfg) is None
 

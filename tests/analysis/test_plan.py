@@ -14,6 +14,7 @@ from ela_mm.analysis.plan import (
     make_plan,
     planned_layers,
 )
+from ela_mm.analysis.planned_criteria import criteria_in_words, rules_in_words
 from ela_mm.analysis.report.plan import (
     WIDTH_OF_LINE,
     layers_section,
@@ -256,6 +257,49 @@ def test_criteria_in_words_say_what_they_do():
     assert all(x in said for x in ('0.6-quantile', 'Beta(5, 1)', 'mu = 0.3'))
     assert describe_criterion(dict(type='fixed', n=3)).startswith('fixed: the 3')
     assert describe_criterion(dict(type='own', x=1)) == 'own with x = 1'
+    said = describe_criterion(dict(type='ablation', n=None, budget=.05, images=9),
+                              'excess')
+    assert 'on 9 pictures held out' in said and 'no more than 0.05' in said
+    assert 'None' not in said and 'excess' not in said  # it asks the network
+
+
+def test_criteria_of_windows_and_rules_are_said():
+    """Each window by the criterion and the measure that it is decided by."""
+    hook = dict(
+        type='ELAPruneHook', windows=[
+            dict(window=(1, 1), criterion=dict(type='fixed', n=2)), (3, 3)],
+        criterion=dict(type='threshold', t=.3), redundancy='conditional',
+        uninformative='wait', min_stability=.8, skip='retrieval')
+    run, own = criteria_in_words(hook, 7)
+    assert 'threshold' in run and 'conditional part' in run
+    assert '(1, 1) has its own: fixed: the 2 layers' in own
+    # Of the criterion that the first window has, not of the run's.
+    assert own.endswith('at most 2 of 7 prunable layers in the first window')
+    rules = ' '.join(rules_in_words(hook))
+    assert all(x in rules for x in ('skips none', '80%', 'still see'))
+    assert 'skips none' not in ' '.join(rules_in_words(dict(hook, uninformative='warn')))
+    assert rules_in_words(dict(hook, uninformative='prune', min_stability=0,
+                               skip='layer')) == []
+    only = dict(hook, windows=hook['windows'][:1])
+    assert len(criteria_in_words(only, 7)) == 1  # the run's decides nothing
+
+
+def test_planned_steps_skip_as_the_run_does(tmp_path, monkeypatch):
+    masks = []
+
+    def noted(steps, rounds, *args):
+        for step in steps.values():
+            step()
+        return {name: [1.] * rounds for name in steps}
+
+    def skip_layers(self, names, skip='layer'):
+        masks.append((len(names), skip))
+
+    monkeypatch.setattr('ela_mm.analysis.plan.time_in_turns', noted)
+    monkeypatch.setattr(ELAResNet, 'skip_layers', skip_layers)
+    cfg = toy_config(tmp_path, max_epochs=2, hook=dict(skip='retrieval'), **SMALL)
+    assert len(make_plan(cfg, rounds=1).times) == 3
+    assert {skip for number, skip in masks if number} == {'retrieval'}
 
 
 @pytest.mark.parametrize('gamma', [.25, .5, .75, .9, 1.])
@@ -265,7 +309,7 @@ def test_no_window_skips_more_than_the_most(gamma, candidates):
     layers = [PlannedLayer(str(i), 1, True, False, False, False)
               for i in range(candidates)]
     cfg = Config(dict(custom_hooks=[dict(
-        type='ELAPruneHook', windows=[],
+        type='ELAPruneHook', windows=[(1, 1)],
         criterion=dict(type='EBQM', gamma=gamma, mu=.999))]))
     # All but the last close to 0: as many as can be are skipped.
     kl = torch.linspace(1., 1.001, candidates).tolist()

@@ -5,6 +5,7 @@ import runpy
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ from support.versions import TORCH_2_1
 
 from ela_mm.analysis.features import look
 from ela_mm.analysis.history import as_of, read_run
+from ela_mm.analysis.report import report
 from ela_mm.analysis.report.report import Effort, write_report
 from ela_mm.analysis.report.terminal import file_name, progress_bar
 from ela_mm.apis.data import file_batches
@@ -142,9 +144,13 @@ def test_similarity(network, request, tmp_path):
 def test_ablate(network, request, tmp_path):
     config, work_dir, _ = request.getfixturevalue(network)
     checkpoint = max(work_dir.glob('epoch_*.pth'))
+    skip = 'layer' if network == 'detector' else 'retrieval'
     output = analyze('ablate', config, checkpoint, '--images', 4, '--batch', 2,
-                     '--criterion', 'fixed,n=1', '--out', tmp_path)
-    assert 'on the same 2 batches' in ' '.join(output.split())
+                     '--criterion', 'fixed,n=1', '--out', tmp_path,
+                     '--cfg-options', f'custom_hooks.0.skip={skip}')
+    said = ' '.join(output.split())
+    assert 'on the same 2 batches' in said
+    assert ('later layers still see' in said) == (skip == 'retrieval')
     assert (tmp_path / 'ablation.png').stat().st_size > 10_000
     table = rows(tmp_path / 'what_skipping_costs_layers.csv')
     assert [x['layer'] for x in table] == read_record(work_dir)['active']
@@ -454,6 +460,25 @@ def test_a_report_leaves_out_an_ablation_that_takes_long(detector, tmp_path):
     assert (f'ablation is left out: trying the network without each of its '
             f'{layers} layers would take some') in text
     assert 'analyze.py ablate CONFIG CHECKPOINT does it' in text
+
+
+@pytest.mark.parametrize('recorded', [dict(skip='retrieval'), dict()])
+def test_a_report_tries_layers_as_the_run_skips_them(classifier, recorded,
+                                                     monkeypatch):
+    config, work_dir, _ = classifier
+    asked = {}
+
+    def ablate(*args, skip, **options):
+        asked['skip'] = skip
+        raise UsageError('asked')
+
+    monkeypatch.setattr(report, 'ablate', ablate)
+    cfg, model = report._load(read_run(str(work_dir)), str(config), str(
+        max(work_dir.glob('epoch_*.pth'))), None, 'cpu')
+    run = SimpleNamespace(record=dict(criterion=dict(type='EBQM'), **recorded))
+    with pytest.raises(UsageError, match='asked'):
+        report._ablation(run, cfg, model, Effort(images=2), None)
+    assert asked['skip'] == recorded.get('skip', 'layer')
 
 
 def test_a_report_says_what_is_left_out(tmp_path):

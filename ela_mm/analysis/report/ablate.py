@@ -75,6 +75,9 @@ def ablation_section(found: Ablated, source: str,
         'is none that these pictures show.',
         _of_decision(found)
     ]
+    if found.skip == 'retrieval':
+        text.append("As in the run (skip='retrieval'), later layers still see "
+                    'a skipped one.')
     if found.batches == 1:
         text.append('There is one batch alone: no interval, and no stability. '
                     'Take more pictures, or smaller batches.')

@@ -73,7 +73,8 @@ def plan_sections(plan: Plan) -> List[Section]:
     """
     sections = [layers_section(plan.layers)]
     if plan.schedule is not None:
-        sections.append(schedule_section(plan.schedule, plan.criteria))
+        sections.append(
+            schedule_section(plan.schedule, plan.criteria, rules=plan.rules))
     if plan.times:
         sections.append(_times_section(plan.times))
     sections.append(_verdict(plan))
@@ -82,7 +83,8 @@ def plan_sections(plan: Plan) -> List[Section]:
 
 def schedule_section(schedule: Schedule,
                      criteria: Sequence[str] = (),
-                     line: bool = True) -> Section:
+                     line: bool = True,
+                     rules: Sequence[str] = ()) -> Section:
     """When things happen, in words, on a line and as a picture.
 
     Args:
@@ -91,6 +93,7 @@ def schedule_section(schedule: Schedule,
         criteria (Sequence[str]): In words.
         line (bool): Whether to draw it in characters, for terminals. Defaults
             to True.
+        rules (Sequence[str]): When a criterion is not followed, in words.
 
     Returns:
         Section: Windows in epochs and iterations.
@@ -101,6 +104,7 @@ def schedule_section(schedule: Schedule,
         f' of {clock.per_epoch} iterations' if clock.per_epoch else '') +
         ', on one process.']
     text += [f'Criterion: {words}.' for words in criteria]
+    text += [f'{words[0].upper()}{words[1:]}.' for words in rules]
     if not schedule.windows:
         text.append('There is no ELAPruneHook: nothing will be pruned.')
     rows = [[track, what] for track, what in _tracks(schedule)]

@@ -224,7 +224,8 @@ def _ablation(run: Run, cfg: Config, model: nn.Module, effort: Effort,
         batches,
         recorded_criterion(run.record['criterion']),
         accuracy=False,
-        redundancy=run.record.get('redundancy') or 'paper')
+        redundancy=run.record.get('redundancy') or 'paper',
+        skip=run.record.get('skip') or 'layer')
     return ablation_section(found, f'the first of {set_of(cfg)}', cost)
 
 

@@ -1,0 +1,130 @@
+"""What a training's criteria are going to do, in words and in numbers."""
+from typing import Any, Dict, List, Mapping, Optional
+
+from ..pruning.build import build_criterion
+from ..pruning.criteria import CRITERIA
+from ..pruning.kl import MEASURES, check_redundancy
+from ..pruning.windows import Windows
+
+# What becomes of a window whose ranking says little, beside the paper's rule.
+_UNINFORMATIVE = dict(
+    warn='where attention has learned nothing that ranks layers, a warning '
+    'says so',
+    wait='where attention has learned nothing that ranks layers, a window '
+    'skips none')
+
+
+def describe_criterion(config: Dict[str, Any],
+                       redundancy: str = 'paper') -> str:
+    """Say in words what a criterion skips.
+
+    Args:
+        config (Dict[str, Any]): ``type`` and every parameter.
+        redundancy (str): What it ranks by, a key of
+            :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to ``'paper'``.
+
+    Returns:
+        str: A sentence without a full stop.
+    """
+    kind, own = config['type'], {**config}
+    own.pop('type')
+    measure = MEASURES[redundancy]
+    if kind == 'EBQM':
+        return (f'EBQM: of the prunable layers, those whose {measure} is '
+                f'up to the {own["gamma"]:g}-quantile are in reach; stretched '
+                f'to 0 to 1 and mapped by Beta({own["alpha"]:g}, '
+                f'{own["beta"]:g}), a layer is skipped below mu = '
+                f'{own["mu"]:g}')
+    if kind == 'fixed':
+        return (f'fixed: the {own["n"]} layer{"s" * (own["n"] != 1)} of smallest '
+                f'{measure}')
+    if kind == 'threshold':
+        return f'threshold: layers whose {measure} is below {own["t"]:g} nats'
+    if kind == 'ablation':
+        limits = [f'until there are {own["n"]}'] * (own['n'] is not None)
+        if own['budget'] is not None:
+            limits.append('as long as together they add no more than '
+                          f'{own["budget"]:g}')
+        return ('ablation: the layers without which the loss rises least, on '
+                f'{own["images"]} pictures held out of the training set, '
+                f'{" and ".join(limits)}')
+    parameters = ', '.join(f'{k} = {v}' for k, v in own.items())
+    by = '' if redundancy == 'paper' else f', by the {measure}'
+    return f'{kind}' + (f' with {parameters}' if parameters else '') + by
+
+
+def criteria_in_words(hook: Optional[Mapping[str, Any]],
+                      prunable: int) -> List[str]:
+    """Say what the windows of a training decide by.
+
+    Args:
+        hook (Mapping, optional): Config of its ELAPruneHook; None without one.
+        prunable (int): Number of layers that the first window can skip.
+
+    Returns:
+        List[str]: Sentences without full stops: the run's criterion, and those
+        of windows that have their own.
+
+    Raises:
+        UsageError: On what the hook would refuse.
+    """
+    if hook is None:
+        return []
+    config = build_criterion(hook.get('criterion')).config
+    windows = Windows(hook.get('windows'), hook.get('by_epoch', True))
+    own = {given: build_criterion(x).config
+           for given, x in windows.criteria.items()}
+    redundancy = check_redundancy(hook.get('redundancy', 'paper'))
+    said = []
+    if len(own) < len(windows.given):
+        said.append(describe_criterion(config, redundancy))
+    said += [f'{given} has its own: {describe_criterion(x, redundancy)}'
+             for given, x in own.items()]
+    first = own.get(windows.given[0], config)
+    said[-1] += (f'; at most {most_of(first, prunable)} of {prunable} '
+                 'prunable layers in the first window')
+    return said
+
+
+def rules_in_words(hook: Optional[Mapping[str, Any]]) -> List[str]:
+    """Say when a criterion is not followed, and what becomes of a layer.
+
+    Args:
+        hook (Mapping, optional): As of :func:`criteria_in_words`.
+
+    Returns:
+        List[str]: Sentences without full stops.
+    """
+    if hook is None:
+        return []
+    rule = _UNINFORMATIVE.get(hook.get('uninformative', 'warn'))
+    said = [rule] if rule else []
+    share = hook.get('min_stability')
+    if isinstance(share, (int, float)) and share:
+        said.append(f'a layer goes only if at least {share:.0%} of resampled '
+                    'windows skip it')
+    if hook.get('skip') == 'retrieval':
+        said.append('later layers still see a skipped one')
+    return said
+
+
+def most_of(config: Dict[str, Any], prunable: int) -> int:
+    """Count the layers that a criterion can skip in a window, at most.
+
+    Args:
+        config (Dict[str, Any]): ``type`` and every parameter.
+        prunable (int): Number of candidates.
+
+    Returns:
+        int: 0 with fewer than two candidates, which nothing ranks; but for
+        ``'ablation'``, which asks the network.
+    """
+    if prunable < (1 if config['type'] == 'ablation' else 2):
+        return 0
+    if config['type'] in ('fixed', 'ablation') and config['n'] is not None:
+        return min(prunable, int(config['n']))
+    if config['type'] not in CRITERIA or 'gamma' not in config:
+        return prunable
+    reach = int((prunable - 1) * config['gamma'] + 1e-9) + 1
+    # Of those in reach EBQM maps the largest to 1: it stays.
+    return reach - 1 if config['type'] == 'EBQM' else reach
