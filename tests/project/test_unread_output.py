@@ -29,22 +29,23 @@ def status(main, stream):
     return ended.value.code
 
 
-def ela(*words, buffering=()):
+def ela(*words, unbuffered=''):
     """Run the command; nobody reads what it says."""
     reading, writing = os.pipe()
     os.close(reading)
     try:
         return subprocess.run(
-            [sys.executable, *buffering, 'ela_command.py', *words], cwd=ROOT,
+            [sys.executable, 'ela_command.py', *words], cwd=ROOT,
+            env={**os.environ, 'PYTHONUNBUFFERED': unbuffered},
             stdout=writing, stderr=subprocess.PIPE, text=True)
     finally:
         os.close(writing)
 
 
-@pytest.mark.parametrize('buffering', [(), ('-u', )])
+@pytest.mark.parametrize('unbuffered', ['', '1'])
 @pytest.mark.parametrize('word', ['--help', 'configs'])
-def test_the_command_ends_quietly(word, buffering):
-    done = ela(word, buffering=buffering)
+def test_the_command_ends_quietly(word, unbuffered):
+    done = ela(word, unbuffered=unbuffered)
     assert (done.returncode, done.stderr) == (UNREAD, '')
 
 
