@@ -72,7 +72,7 @@ from ela_mm.hosts.registration import host_of
 
 def set_visualization(cfg: Config, args: argparse.Namespace) -> None:
     """Switch the host's visualization hook on."""
-    hook = cfg.get('default_hooks', {}).get('visualization')
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise UsageError(f'--show and --show-dir: {args.config} has no '
                          'default_hooks.visualization to draw with')

@@ -5,6 +5,7 @@ import logging
 import os
 import os.path as osp
 import sys
+from tempfile import TemporaryFile
 from typing import Any, Callable, Iterator, Optional, TextIO
 from urllib.error import URLError
 
@@ -128,7 +129,11 @@ def build_runner(cfg: Config, trains: bool = True) -> Runner:
 
     Returns:
         Runner: Of the config's ``runner_type``.
+
+    Raises:
+        UsageError: If nothing can be written to the work dir.
     """
+    _check_work_dir(cfg.work_dir)
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
     if not trains:
         kind = cfg.get('runner_type', Runner)
@@ -141,6 +146,17 @@ def build_runner(cfg: Config, trains: bool = True) -> Runner:
         if isinstance(handler, logging.FileHandler):
             _escape(handler.stream)
     return runner
+
+
+def _check_work_dir(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+        with TemporaryFile(dir=path) as file:
+            file.write(b'0')
+    except OSError as error:
+        raise UsageError(
+            f'the work dir {path!r} cannot be written to ({error.strerror}): '
+            'expected a folder that can; --work-dir names another') from None
 
 
 @master_only

@@ -1,8 +1,8 @@
-"""Which checkpoint to go on from, when a run may have died at any moment.
+"""Finds the checkpoint to resume from, even if the run died while saving.
 
-mmengine writes a checkpoint in place and then its name into the file
-``last_checkpoint``, in place as well. A run that is killed, or whose disk is
-full, leaves either of them cut off.
+mmengine overwrites a checkpoint in place, and then the file ``last_checkpoint``
+with its name. A run that is killed, or whose disk is full, may leave either of
+them truncated.
 """
 import glob
 import logging
@@ -21,25 +21,25 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.utils import digit_version
 
-# In the meta of a deploy checkpoint: it has no state to resume from.
+# Key in the meta of a deploy checkpoint, which has no state to resume from.
 DEPLOY_KEY = 'ela_deploy'
 _MAGIC = b'PK'  # torch >= 1.6 writes checkpoints as zip archives
-_IS_FOLDER = 0x10  # of a zip archive's external attributes
+_IS_FOLDER = 0x10  # flag in the external attributes of a zip record
 
 
 class Place(NamedTuple):
-    """Where a run's checkpoints lie.
+    """Where a CheckpointHook writes, and under which names.
 
     Attributes:
-        folder (str): Its path.
-        template (str): Of their names below it, with one field for the epoch
-            or iteration, as CheckpointHook's ``filename_tmpl``.
+        folder (str): Path of the folder.
+        template (str): Template of the file names, with one field for the
+            epoch or iteration; ``filename_tmpl`` of CheckpointHook.
     """
     folder: str
     template: str
 
     def checkpoints(self) -> List[str]:
-        """List what is there; the best ones have other names."""
+        """List existing checkpoints; not the best ones, named otherwise."""
         parts = [(text, field is not None) for text, field, _, _ in
                  string.Formatter().parse(self.template)]
         shape = ''.join(glob.escape(text) + '*' * numbered
@@ -52,19 +52,19 @@ class Place(NamedTuple):
 
 
 def is_intact(path: str) -> bool:
-    """Whether a checkpoint can be read, by reading it as mmengine will.
+    """Return whether a checkpoint can be read, by reading all of it.
 
-    The check sums come first, since torch ignores them; then torch loads it,
-    whose tensors stay on the disk where its version can map them.
+    Checksums are compared first, since torch ignores them. Then torch loads
+    the file, memory-mapped if its version can do so.
 
     Args:
-        path (str): A local file. All of it is read.
+        path (str): Path of a local file.
 
     Returns:
-        bool: False if it is empty, cut off, holds wrong bytes or is no
-        checkpoint. A whole one with types that torch refuses is intact: who
-        loads it is told. Values in torch's old format, which has no check
-        sums, may be wrong.
+        bool: False if the file is empty, truncated, corrupted or not a
+        checkpoint. A complete file with types that torch refuses counts as
+        intact: loading it raises a clear error. In torch's old format, which
+        has no checksums, wrong values go unnoticed.
     """
     is_zip = False
     try:
@@ -72,8 +72,8 @@ def is_intact(path: str) -> bool:
             is_zip = file.read(len(_MAGIC)) == _MAGIC
         if is_zip:
             with zipfile.ZipFile(path) as archive:
-                # torch takes what is marked as a folder for an empty record,
-                # and leaves the memory as it was.
+                # torch takes a record marked as a folder for an empty one, and
+                # leaves the memory of its tensor uninitialised.
                 if archive.testzip() is not None or any(
                         record.external_attr & _IS_FOLDER
                         for record in archive.infolist()):
@@ -81,19 +81,19 @@ def is_intact(path: str) -> bool:
         maps = is_zip and digit_version(torch.__version__) >= digit_version(
             '2.1')
         torch.load(path, map_location='cpu', **dict(mmap=True) if maps else {})
-    except pickle.UnpicklingError:  # check sums are right: it was saved so
+    except pickle.UnpicklingError:  # checksums are right: it was saved so
         return is_zip
-    except Exception:  # a wrong bit raises whatever it happens to lead to
+    except Exception:  # a wrong bit may raise anything
         return False
     return True
 
 
 def is_within_epoch(checkpoint: dict) -> bool:
-    """Whether an epoch-based run saved it before the end of an epoch.
+    """Return whether an epoch-based run saved a checkpoint within an epoch.
 
     Args:
-        checkpoint (dict): mmengine's. Its ``meta`` counts finished epochs, its
-            message hub knows the one that was running, both from 0.
+        checkpoint (dict): Checkpoint of mmengine. Its ``meta`` counts finished
+            epochs; its message hub has the index of the running one, from 0.
 
     Returns:
         bool: True if mmengine will start that epoch over.
@@ -103,13 +103,13 @@ def is_within_epoch(checkpoint: dict) -> bool:
 
 
 def saves_after_step(runner) -> bool:
-    """Whether a checkpoint follows the iteration that has just ended.
+    """Return whether a checkpoint is saved after the iteration just ended.
 
     Args:
-        runner (Runner): While it trains.
+        runner (Runner): Runner, while it trains.
 
     Returns:
-        bool: As its CheckpointHooks say.
+        bool: Whether one of its CheckpointHooks will save.
     """
     return any(
         isinstance(hook, CheckpointHook) and not hook.by_epoch and
@@ -119,13 +119,13 @@ def saves_after_step(runner) -> bool:
 
 
 def places_of(cfg: Config) -> List[Place]:
-    """Ask the CheckpointHooks of a config where they write.
+    """Find out where the CheckpointHooks of a config write.
 
     Args:
-        cfg (Config): With a ``work_dir``.
+        cfg (Config): Config with a ``work_dir``.
 
     Returns:
-        List[Place]: One a hook.
+        List[Place]: One place for each hook.
     """
     configs = [
         (cfg.get('default_hooks') or {}).get('checkpoint',
@@ -156,36 +156,39 @@ def latest_intact(
         places: Sequence[Place] = (),
         intact: Callable[[str], bool] = is_intact
 ) -> Tuple[Optional[str], List[str]]:
-    """Find the checkpoint to go on from.
+    """Find the checkpoint to resume from.
 
-    It is the one that ``last_checkpoint`` names. Where that file or the one it
-    names is missing or damaged, it is the last that was written and can be
-    read.
+    It is the one that ``last_checkpoint`` names. If that file, or the
+    checkpoint it names, is missing or damaged, it is the newest checkpoint
+    that can be read.
 
     Args:
-        work_dir (str): Of the run.
-        places (Sequence[Place]): From :func:`places_of`. Defaults to
-            ``epoch_*.pth`` and ``iter_*.pth`` in the work dir.
-        intact (Callable): Tells whether a file can be read. Defaults to
-            :func:`is_intact`, which reads all of it.
+        work_dir (str): Work dir of the run.
+        places (Sequence[Place]): Where the run writes checkpoints, from
+            :func:`places_of`. Defaults to ``epoch_*.pth`` and ``iter_*.pth``
+            in the work dir.
+        intact (Callable): Function that tells from a path whether the file can
+            be read. Defaults to :func:`is_intact`, which reads all of it.
 
     Returns:
-        tuple: Its path or None, and the paths of those found damaged.
+        tuple: The path of the checkpoint, or None, and the list of paths that
+        were found damaged.
     """
     folders = [place.folder for place in places] or [work_dir]
-    # Names of before a template was set are older, and better than none.
+    # Also mmengine's default names, which the run may have had before a
+    # template was set.
     every = [*places, *(Place(folder, f'{unit}_{{}}.pth')
                         for folder in folders for unit in ('epoch', 'iter'))]
     written = {path for place in every for path in place.checkpoints()}
     candidates = _newest_first(sorted(written))
     name_file = osp.join(work_dir, 'last_checkpoint')
     if osp.isfile(name_file):
-        with open(name_file, errors='replace') as file:  # in the host's encoding
+        with open(name_file, errors='replace') as file:  # platform's encoding
             named = file.read().strip()
         if '://' in named:
             return named, []
-        # A folder that was copied or moved has its own; a work dir may have an
-        # older one of that name.
+        # A run's folder may have been copied or moved since: look for the name
+        # in its folders too, and take the newest of that name.
         candidates[:0] = _newest_first([
             *(osp.join(folder, osp.basename(named)) for folder in folders),
             named])
@@ -198,18 +201,18 @@ def latest_intact(
 
 
 def _newest_first(paths: Iterable[str]) -> List[str]:
-    """Of those that are files, by the time of writing."""
+    """Sort existing files by the time of writing, newest first."""
     return sorted(filter(osp.isfile, paths), key=osp.getmtime, reverse=True)
 
 
 def resume_latest(cfg: Config) -> None:
-    """Let a run go on from the latest intact checkpoint of its work dir.
+    """Make a config resume from the latest intact checkpoint of its work dir.
 
-    Without one it starts at the beginning, as the config says: with its
-    ``load_from``, if it has one. What is found goes to the standard output.
+    Without such a checkpoint the run starts at the beginning, with the
+    ``load_from`` of the config. What was found is printed.
 
     Args:
-        cfg (Config): Changed in place.
+        cfg (Config): Config of the run, changed in place.
     """
     path, damaged = latest_intact(cfg.work_dir, places_of(cfg))
     for name in damaged:
@@ -225,8 +228,8 @@ def resume_latest(cfg: Config) -> None:
 
 
 def warn_of_single_checkpoint(cfg: Config) -> None:
-    """Say so if a run may at times have no checkpoint at all."""
-    hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
+    """Warn if a config makes runs keep only one checkpoint."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if hook.get('max_keep_ckpts') == 1:
         _say('default_hooks.checkpoint.max_keep_ckpts=1: mmengine deletes the '
              'old checkpoint before it writes the new one; a run that dies in '
@@ -234,7 +237,7 @@ def warn_of_single_checkpoint(cfg: Config) -> None:
 
 
 def _say(text: str) -> None:
-    """Print once; there is no logger yet, nor a process group."""
+    """Print on rank 0; there is no logger or process group yet."""
     rank = os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))
     if rank == '0':
         print(text, flush=True)

@@ -1,6 +1,7 @@
-"""What a run is checked for before it trains, and before it decides."""
+"""Checks a run before it trains, and before a window is decided."""
 from typing import Any, Dict, Optional
 
+from mmengine.hooks import CheckpointHook
 from mmengine.runner import IterBasedTrainLoop
 from torch import nn
 
@@ -12,13 +13,13 @@ from .warm_up import warm_up_of
 
 
 def check_options(hook) -> None:
-    """See whether a hook's options go together.
+    """Check that the options of a hook can be combined.
 
     Args:
-        hook (ELAPruneHook): While it is built.
+        hook (ELAPruneHook): Hook that is being constructed.
 
     Raises:
-        UsageError: If they do not.
+        UsageError: If they cannot.
     """
     if hook.skip not in SKIP_MODES:
         raise UsageError(f'skip={hook.skip!r}: expected one of {SKIP_MODES}')
@@ -30,14 +31,17 @@ def check_options(hook) -> None:
 
 
 def check_run(hook, runner) -> None:
-    """See whether a run can be pruned as a hook is told to.
+    """Check that a hook can prune its run.
 
     Args:
-        hook (ELAPruneHook): Of the runner.
-        runner (Runner): Before training.
+        hook (ELAPruneHook): Hook of the runner.
+        runner (Runner): Runner before training.
 
     Raises:
-        UsageError: If it cannot.
+        UsageError: On a second hook of this type, a priority that lets
+            checkpoints be saved first, a kind of parallelism that pruning does
+            not support, a training set without batches, or windows that do not
+            fit the training.
     """
     if sum(isinstance(other, type(hook)) for other in runner.hooks) > 1:
         raise UsageError(
@@ -45,20 +49,41 @@ def check_run(hook, runner) -> None:
             'checkpoint keep one. Give one hook all windows, each with a '
             'criterion of its own where it needs one: windows=[dict('
             "first=1, last=1, criterion=dict(type='EBQM')), ...]")
+    check_place(hook, runner)
     check_parallelism(runner)
     check_loader(runner)
     resolve_windows(hook._windows, runner)
 
 
-def resolve_windows(windows: Windows, runner) -> None:
-    """Find out when windows are in a run.
+def check_place(hook, runner) -> None:
+    """Check that windows are decided before their checkpoints are saved.
 
     Args:
-        windows (Windows): Of its hook.
-        runner (Runner): With its train loop and schedulers built.
+        hook (ELAPruneHook): Hook of the runner.
+        runner (Runner): Runner before training.
 
     Raises:
-        UsageError: If one has no place in it.
+        UsageError: If priorities let a CheckpointHook run before the hook.
+    """
+    for other in runner.hooks[:runner.hooks.index(hook)]:
+        if isinstance(other, CheckpointHook):
+            raise UsageError(
+                f'{type(hook).__name__} has the priority {hook.priority}, '
+                f'{type(other).__name__} {other.priority}: the checkpoint at '
+                "the end of a window would be saved before the window's "
+                'decision, and a run that resumes from it would never take '
+                'it. Leave both priorities out')
+
+
+def resolve_windows(windows: Windows, runner) -> None:
+    """Compute the spans of windows in a run.
+
+    Args:
+        windows (Windows): Windows of the hook, changed in place.
+        runner (Runner): Runner whose train loop and schedulers are built.
+
+    Raises:
+        UsageError: If a window does not fit the training.
     """
     windows.check_loop(not isinstance(runner.train_loop, IterBasedTrainLoop))
     windows.resolve(
@@ -67,13 +92,13 @@ def resolve_windows(windows: Windows, runner) -> None:
 
 
 def what_has_to_agree(runner) -> Dict[str, Any]:
-    """Say what every rank needs to have alike, or they wait for each other.
+    """Collect what has to be equal on all ranks, lest the training hang.
 
     Args:
-        runner (Runner): Right before training.
+        runner (Runner): Runner right before training.
 
     Returns:
-        Dict[str, Any]: By name, for
+        Dict[str, Any]: Values by name, for
         :func:`~ela_mm.engine.ranks.check_agreement`.
     """
     loop = runner.train_loop
@@ -84,13 +109,15 @@ def what_has_to_agree(runner) -> Dict[str, Any]:
 
 
 def check_loader(runner) -> None:
-    """See whether there is anything to train on.
+    """Check that the training data loader yields batches.
 
     Args:
-        runner (Runner): Before training.
+        runner (Runner): Runner before training.
 
     Raises:
-        UsageError: If there never will be.
+        UsageError: If its dataset is empty, or if an iteration-based loop
+            would wait for a batch without end. A dataset that is merely
+            smaller than a batch gives a warning.
     """
     loader = runner.train_dataloader
     try:
@@ -111,13 +138,14 @@ def check_loader(runner) -> None:
 
 
 def first_not_finite(model: nn.Module) -> Optional[str]:
-    """Name the first parameter that is not finite, None if all are.
+    """Find the first parameter with NaN or infinite elements.
 
     Args:
-        model (nn.Module): Any.
+        model (nn.Module): Any module.
 
     Returns:
-        str | None: As in ``named_parameters``.
+        str | None: Name of the parameter, as in ``named_parameters``; None if
+        all are finite.
     """
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():

@@ -1,4 +1,4 @@
-"""Takes skipped layers out of everything that a Runner has made of the model."""
+"""Skips layers in a Runner's model, averaged models, optimizer and DDP."""
 import gc
 from typing import List, MutableMapping, Set, Tuple
 from weakref import WeakKeyDictionary
@@ -14,15 +14,15 @@ from ..models.backbones.layer_attention_mixin import (
     find_backbone,
 )
 
-# By DDP wrapper. Which parameters they hold never changes.
+# Parameters in the buckets of each DDP wrapper; they never change.
 _BUCKETS: MutableMapping[nn.Module, Set[nn.Parameter]] = WeakKeyDictionary()
 
 
 def check_parallelism(runner) -> None:
-    """Check that pruning knows how the model is spread over processes.
+    """Check that pruning supports the parallelism of a run.
 
     Args:
-        runner (Runner | FlexibleRunner): With its model wrapped.
+        runner (Runner | FlexibleRunner): Runner whose model is wrapped.
 
     Raises:
         UsageError: On anything but a plain model, MMDistributedDataParallel,
@@ -48,12 +48,12 @@ def check_parallelism(runner) -> None:
 
 
 def skip(runner, names: List[str], mode: str) -> None:
-    """Skip layers in the model, its averages and its optimizer, and wrap anew.
+    """Skip layers in model, averaged models and optimizer, and rewrap DDP.
 
     Args:
-        runner (Runner): While it trains.
-        names (List[str]): Of attention layers.
-        mode (str): ``'layer'`` or ``'retrieval'``.
+        runner (Runner): Runner in training.
+        names (List[str]): Names of attention layers.
+        mode (str): How to skip them, ``'layer'`` or ``'retrieval'``.
     """
     backbone = find_backbone(runner.model)
     backbone.skip_layers(names, mode)
@@ -66,25 +66,29 @@ def skip(runner, names: List[str], mode: str) -> None:
 
 
 def _forget_momentum(runner) -> None:
-    """Of skipped layers, where it is dead weight.
+    """Delete the optimizer state of skipped layers, which is of no use.
 
-    That of a part which others have frozen for a while is not.
+    Parts that others have frozen for a while keep theirs.
     """
     unused = _unused(find_backbone(runner.model))
     wrapper = runner.optim_wrapper
     wrappers = wrapper.values() if hasattr(wrapper, 'values') else [wrapper]
     for wrapper in wrappers:
-        for parameter in unused.intersection(wrapper.optimizer.state):
-            del wrapper.optimizer.state[parameter]
+        optimizer = wrapper.optimizer
+        # ZeroRedundancyOptimizer keeps its state in an inner optimizer.
+        for holder in (optimizer, getattr(optimizer, 'optim', optimizer)):
+            for parameter in unused.intersection(holder.state):
+                del holder.state[parameter]
 
 
 def prepare(runner) -> None:
-    """Skip what cannot learn, and take up a mask that came with the weights.
+    """Skip layers that cannot learn, and apply a mask that was loaded.
 
     Args:
-        runner (Runner): Before it trains, with its weights loaded.
+        runner (Runner): Runner before training, its weights loaded.
     """
     backbone = find_backbone(runner.model)
+    _warn_of_frozen_noise(runner, backbone)
     inert = backbone.inert_layers
     if inert:
         skip(runner, inert, 'layer')
@@ -96,19 +100,35 @@ def prepare(runner) -> None:
             f'are skipped from the start ({", ".join(inert)}); '
             f'{len(active)} of {len(layers)} are active')
     elif not all(layer.active for layer in backbone.attention_layers):
-        _forget_momentum(runner)  # of a mask that was edited by hand
-        wrap_anew(runner)  # the model was wrapped before the mask came
+        _forget_momentum(runner)  # the mask may have been edited by hand
+        wrap_anew(runner)  # the model was wrapped before the mask was loaded
+
+
+def _warn_of_frozen_noise(runner, backbone: LayerAttentionMixin) -> None:
+    """Warn of random attention in frozen stages, which stays random."""
+    random = [
+        layer.name for layer in backbone.attention_layers
+        if layer.active and layer.module.scale is None
+        and backbone.fresh_attention and backbone.is_frozen(layer)
+    ]
+    if random:
+        runner.logger.warning(
+            f'{len(random)} attention layers lie in frozen stages with random '
+            'first weights and no scale: they add noise to the features, and '
+            'cannot learn. Set zero_init_attention=True, which leaves them '
+            'out, load attention that was trained, or freeze less with '
+            f'frozen_stages ({", ".join(random)})')
 
 
 def wrap_anew(runner) -> None:
-    """Let DDP sort its buckets anew, without what skipped layers do not use.
+    """Wrap the model in DDP anew, without the parameters of skipped layers.
 
-    Parameters in its buckets that others have frozen for a while stay in them,
-    as DDP itself has it: released, they are exchanged again. What hung on the
-    old wrapper moves to the new one.
+    Parameters that others have frozen for a while stay in DDP's buckets, so
+    that they are exchanged again once they are unfrozen. Hooks on the old
+    wrapper move to the new one. Without DDP nothing happens.
 
     Args:
-        runner (Runner): Nothing happens unless its model is in DDP.
+        runner (Runner): Runner in training.
     """
     old = runner.model
     if not isinstance(old, DistributedDataParallel):
@@ -119,14 +139,14 @@ def wrap_anew(runner) -> None:
         p for p in _exchanged(old) - _unused(find_backbone(module))
         if not p.requires_grad
     ]
-    # The very dictionaries: handles that users have kept remove from them.
+    # Keep the same dictionaries: handles that users hold refer to them.
     hooks = {
         name: old.__dict__[name]
         for name in nn.Module().__dict__ if 'hook' in name
     }
     training, communication = old.training, _communication(old)
     runner.model = old = None
-    gc.collect()  # the old reducer must let go of the gradients first
+    gc.collect()  # the old reducer must release the gradients first
     for parameter in paused:
         parameter.requires_grad_(True)
     runner.model = runner.wrap_model(
@@ -140,19 +160,19 @@ def wrap_anew(runner) -> None:
 
 
 def take_in_released(runner) -> None:
-    """Wrap anew if parameters learn that DDP does not exchange.
+    """Rewrap the model if DDP does not exchange some parameters that learn.
 
-    A backbone that was frozen when DDP was made, and released since, would
+    A backbone that was frozen when it was wrapped, and unfrozen later, would
     drift apart on the ranks.
 
     Args:
-        runner (Runner): Right before a training step.
+        runner (Runner): Runner right before a training step.
     """
     model = runner.model
     if not isinstance(model, DistributedDataParallel) or (
             _learning(model) <= _exchanged(model)):
         return
-    _withhold(model.module)  # perhaps only skipped layers were released
+    _withhold(model.module)  # perhaps only skipped layers were unfrozen
     if not _learning(model) <= _exchanged(model):
         wrap_anew(runner)
         runner.logger.info('parameters were released that DDP did not '
@@ -168,7 +188,7 @@ def _learning(model: DistributedDataParallel) -> Set[nn.Parameter]:
 
 
 def _exchanged(model: DistributedDataParallel) -> Set[nn.Parameter]:
-    """Parameters in DDP's buckets, which only its reducer knows."""
+    """Return the parameters in DDP's buckets, which only its reducer knows."""
     if model not in _BUCKETS:
         _BUCKETS[model] = {
             parameter
@@ -179,7 +199,11 @@ def _exchanged(model: DistributedDataParallel) -> Set[nn.Parameter]:
 
 
 def _communication(model: DistributedDataParallel) -> List[Tuple]:
-    """How to register a wrapper's communication hooks: method, arguments."""
+    """Return how to register a wrapper's communication hooks again.
+
+    Returns:
+        list: For each hook the name of a method of DDP and its arguments.
+    """
     hooks = getattr(model, '_comm_hooks', ())
     if hooks:
         return [('register_comm_hook', state, hook) for hook, state in hooks]
@@ -197,14 +221,14 @@ def _communication(model: DistributedDataParallel) -> List[Tuple]:
 
 
 def _withhold(module: nn.Module) -> None:
-    """Take gradients away once more that others have given skipped layers."""
+    """Freeze skipped layers again, which others may have unfrozen."""
     for stage in find_backbone(module).attention_stages:
         if stage.prunable:
             stage.withhold_gradients()
 
 
 def _unused(backbone: LayerAttentionMixin) -> Set[nn.Parameter]:
-    """Parameters that skipped layers do not use, whatever flags they have."""
+    """Return the parameters of skipped layers, frozen or not."""
     parameters = dict(backbone.named_parameters())
     return {
         parameters[name]

@@ -310,7 +310,8 @@ def _why_not(layers: Sequence, measured: Dict[str, LayerKL],
     """Say why the measurements allow no decision; None if they do."""
     stages = [layer.stage for layer in layers if layer.active]
     if not measured and len(set(stages)) < len(stages):
-        return 'no iteration was measured in this window'
+        return ('no iteration was measured in this window: it had none, or '
+                'the backbone was in evaluation mode in all of them')
     bad = [(name, kl) for name, kl in measured.items() if kl.bad_iterations]
     if bad:
         return 'KL divergences are not finite: ' + ', '.join(

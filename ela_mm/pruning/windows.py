@@ -119,7 +119,9 @@ class Windows:
         if last[1] > course.length:
             raise UsageError(
                 f'window {self._words(-1)} lies past the last {self.unit} of '
-                f'the training, {course.length}: it would never be decided')
+                f'the training, {course.length}: it would never be decided. '
+                'Expected windows that end by then; shares of the training, '
+                'such as (0.0, 0.1), follow its length')
 
     def check_loop(self, counts_epochs: bool) -> None:
         """Raise a UsageError if windows count epochs and the loop does not."""

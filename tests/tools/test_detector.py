@@ -217,7 +217,9 @@ def test_wrong_options_end_with_one_line(digits_root, tmp_path, option,
 
 def test_auto_scale_lr_needs_a_batch_size(digits_root, tmp_path):
     config = tmp_path / 'small.py'
-    small_config(digits_root).dump(config)
+    cfg = small_config(digits_root)
+    cfg.auto_scale_lr = None  # as a config may take its base's back
+    cfg.dump(config)
     process = tool('train.py', config, '--auto-scale-lr', '--work-dir',
                    tmp_path)
     assert process.returncode == 1

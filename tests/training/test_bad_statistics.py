@@ -187,7 +187,7 @@ def test_a_loader_without_batches(tmp_path):
     log = log_of(tmp_path)
     assert 'yields no batch (8 samples, batches of 16, drop_last=True)' in log
     for decision in decisions_of(tmp_path):
-        assert decision['note'] == 'no iteration was measured in this window'
+        assert decision['note'].startswith('no iteration was measured')
         assert decision['samples'] == decision['iterations'] == 0
         assert decision['active'] == 16
         assert f'nothing pruned on epoch {decision["window"][0]}: no iter' in log
@@ -209,9 +209,25 @@ def test_a_window_without_an_iteration(tmp_path):
     runner.register_hook(Dry(), priority='HIGHEST')
     runner.train()
     first, second = decisions_of(tmp_path)
-    assert first['note'] == 'no iteration was measured in this window'
+    assert first['note'].startswith('no iteration was measured')
     assert second['skipped'] and second['iterations'] == 4
     assert runner.iter == 8
+
+
+def test_a_backbone_in_evaluation_mode_is_not_measured(tmp_path):
+    """A hook of the user's keeps it there: its norms show no training."""
+
+    class Frozen(Hook):
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            runner.model.backbone.eval()
+
+    runner = toy_runner(tmp_path, max_epochs=1)
+    runner.register_hook(Frozen())
+    runner.train()
+    (decision, ) = decisions_of(tmp_path)
+    assert decision['note'].endswith('in evaluation mode in all of them')
+    assert not decision['skipped']
 
 
 @pytest.mark.parametrize('overrides', [

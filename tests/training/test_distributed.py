@@ -579,6 +579,18 @@ def test_skipped_layers_stay_out_whatever_others_set(group, tmp_path, at):
     assert 'it is wrapped anew with them' not in log_of(tmp_path / 'run')
 
 
+def test_a_sharded_optimizer_forgets_skipped_layers(group, tmp_path):
+    needs_ddp_on_cpus()
+    cfg = toy_config(tmp_path / 'run', max_epochs=1, **group)
+    cfg.train_dataloader.dataset.size = 4
+    cfg.optim_wrapper.optimizer = dict(
+        type='ZeroRedundancyOptimizer', optimizer_type='AdamW', lr=1e-3)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    state = runner.optim_wrapper.optimizer.optim.state
+    assert set(state) == trainable(runner)
+
+
 def test_layers_that_were_skipped_before_stay_out(group, tmp_path):
     toy_runner(tmp_path / 'first', max_epochs=1).train()
     runner = ddp_runner(tmp_path, group, max_epochs=1,

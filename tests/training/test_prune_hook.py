@@ -252,6 +252,24 @@ def test_frozen_layers_without_effect_go_first(tmp_path):
     assert not any(means[:3]) and all(means[3:])
 
 
+@pytest.mark.parametrize('changes, loads, said', [
+    (dict(frozen_stages=1), False, True),
+    (dict(frozen_stages=1), True, False),
+    (dict(frozen_stages=1, zero_init_attention=True), False, False),
+    (dict(), False, False)])
+def test_random_attention_that_cannot_learn_is_told_of(
+        tmp_path, changes, loads, said):
+    cfg = toy_config(tmp_path, max_epochs=1)
+    cfg.model.backbone.update(changes)
+    cfg.train_dataloader.dataset.size = 2
+    runner = Runner.from_cfg(cfg)
+    if loads:  # attention that was trained elsewhere
+        runner.model.load_state_dict(runner.model.state_dict())
+    runner.train()
+    assert ('3 attention layers lie in frozen stages with random first weights'
+            in log_of(tmp_path)) == said
+
+
 def test_fresh_norms_survive_a_resume(tmp_path):
     def start(name, **kwargs):
         cfg = toy_config(tmp_path / name, max_epochs=2, windows=[(2, 2)],
@@ -400,6 +418,10 @@ def test_a_users_function_is_a_criterion():
     (dict(windows=[(1, 1), (4, 4)]), r'\(4, 4\) lies past the last epoch.*3'),
     (dict(windows=[(1, 13)], hook=dict(by_epoch=False)),
      r'\(1, 13\) lies past the last iteration.*12'),
+    (dict(hook=dict(priority='LOWEST')),
+     'ELAPruneHook has the priority LOWEST, CheckpointHook VERY_LOW'),
+    ({'default_hooks.checkpoint.priority': 'HIGHEST'},
+     'CheckpointHook HIGHEST: .* would never take it'),
     ({'model.backbone.attention': None}, 'no layer attention to prune'),
     ({'model.backbone.attention': 'light', 'model.backbone.head_dim': 16},
      'no layer attention to prune'),

@@ -374,7 +374,8 @@ def test_a_single_kept_checkpoint_is_a_risk(capsys):
             Config(dict(default_hooks=dict(checkpoint=dict(
                 type='CheckpointHook', max_keep_ckpts=kept)))))
         assert ('2 is safe' in capsys.readouterr().out) == said
-    warn_of_single_checkpoint(Config(dict()))
+    for absent in (dict(), dict(default_hooks=None)):
+        warn_of_single_checkpoint(Config(absent))
 
 
 @pytest.mark.parametrize('config', map(

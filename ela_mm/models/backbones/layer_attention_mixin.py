@@ -382,7 +382,8 @@ def find_backbone(model: nn.Module) -> LayerAttentionMixin:
     if len(found) > 1:
         raise UsageError(
             f'{type(model).__name__} has {len(found)} backbones with layer '
-            f'attention ({", ".join(found)}): ELAPruneHook prunes exactly one')
+            f'attention ({", ".join(found)}): ELAPruneHook prunes exactly one; '
+            'set attention=None in the others, or train without the hook')
     return next(iter(found.values()))
 
 
