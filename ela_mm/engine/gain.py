@@ -1,4 +1,4 @@
-"""How long training steps take: over the training, and around a pruning."""
+"""Times training steps: all along the training, and around a pruning."""
 import statistics
 import time
 from collections import deque
@@ -10,24 +10,24 @@ import torch
 from ..pruning.decision import Decision
 from ..pruning.step_times import LEAST_STEPS
 
-# Steps right after a pruning that are not timed: allocators settle.
+# Steps right after a pruning that are not timed, while allocators settle.
 WARM_UP_STEPS = 2
-# Of a training that counts iterations: steps behind a point of its timeline,
-# and the most points that it has.
+# For iteration-based trainings: least number of steps behind a point of the
+# timeline, and largest number of points.
 STRETCH, MOST_POINTS = 50, 400
 
 
 def quartiles(seconds: Sequence[float]) -> Tuple[float, float, float]:
-    """Find the first, the second (the median) and the third quartile."""
+    """Compute the first quartile, the median and the third quartile."""
     first, median, third = np.percentile(seconds, [25, 50, 75])
     return float(first), float(median), float(third)
 
 
 class StepTimer:
-    """Times the last training steps, data loading excluded.
+    """Times the last training steps, without data loading.
 
     Args:
-        size (int): Steps that the median is taken over.
+        size (int): Number of steps to keep; older ones are dropped.
     """
 
     def __init__(self, size: int) -> None:
@@ -35,21 +35,21 @@ class StepTimer:
         self._start: Optional[float] = None
 
     def start(self) -> None:
-        """Call right before a step."""
+        """Start timing; to be called right before a step."""
         self._start = now()
 
     def stop(self) -> None:
-        """Call right after it; does nothing without a start."""
+        """Stop timing and add the step; without a start, do nothing."""
         if self._start is not None:
             self.add(now() - self._start)
             self._start = None
 
     def add(self, seconds: float) -> None:
-        """Add a step that was timed elsewhere."""
+        """Add the seconds of a step that was timed elsewhere."""
         self._seconds.append(seconds)
 
     def reset(self) -> None:
-        """Forget all steps."""
+        """Drop all steps."""
         self._seconds.clear()
 
     def __len__(self) -> int:
@@ -57,30 +57,35 @@ class StepTimer:
 
     @property
     def median(self) -> Optional[float]:
-        """Seconds per step; None before the first."""
+        """Median in seconds; None before the first step."""
         return statistics.median(self._seconds) if self._seconds else None
 
     @property
     def spread(self) -> Optional[Tuple[float, float]]:
-        """First and third quartile; None before the first step."""
+        """First and third quartile in seconds; None before the first step."""
         return quartiles(self._seconds)[::2] if self._seconds else None
 
 
 def now(waits: bool = True) -> float:
-    """Read the clock, by default once the GPU has done its work."""
+    """Read the clock in seconds.
+
+    Args:
+        waits (bool): Whether to synchronise with the GPU before. Defaults to
+            True.
+    """
     if waits and torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class Point(NamedTuple):
-    """Steps of an epoch, or of a stretch of iterations.
+    """Step times of an epoch, or of a stretch of iterations, in seconds.
 
     Attributes:
-        at (int): The epoch, or the stretch's last iteration, from 1.
-        first (float): Quartile of the seconds of a step.
-        median (float): Of the same.
-        third (float): Quartile of the same.
+        at (int): The epoch, or the last iteration of the stretch, from 1.
+        first (float): First quartile.
+        median (float): Median.
+        third (float): Third quartile.
     """
     at: int
     first: float
@@ -89,10 +94,10 @@ class Point(NamedTuple):
 
 
 class Timeline:
-    """The median step of every epoch, or of every stretch of iterations.
+    """Step times of every epoch, or of every stretch of iterations.
 
     Attributes:
-        points (List[Point]): Of what has ended.
+        points (List[Point]): Epochs or stretches that have ended.
     """
 
     def __init__(self) -> None:
@@ -103,20 +108,21 @@ class Timeline:
         return len(self._seconds)
 
     def add(self, seconds: float) -> None:
-        """Add a step."""
+        """Add the seconds of a step."""
         self._seconds.append(seconds)
 
     def begin(self) -> None:
-        """Forget the steps of an epoch that was cut off."""
+        """Begin an epoch; drop the steps of one that was interrupted."""
         self._seconds.clear()
 
     def end(self, at: int, least: int = 1) -> None:
-        """Turn the steps since the last point into one.
+        """Turn the steps since the last point into a new point.
 
         Args:
-            at (int): The epoch, or the last iteration, from 1. It replaces
-                what an earlier start has measured there or later.
-            least (int): Steps; fewer join those that follow. Defaults to 1.
+            at (int): The epoch, or the last iteration, from 1. Points there or
+                later, from before the run was resumed, are replaced.
+            least (int): Least number of steps behind a point; fewer are kept
+                for the next one. Defaults to 1.
         """
         if len(self) < least:
             return
@@ -129,11 +135,11 @@ class Timeline:
         """End a stretch of iterations if it is long enough.
 
         Args:
-            at (int): Iterations done.
-            last (int): Those of the whole training.
+            at (int): Number of iterations done.
+            last (int): Number of iterations of the whole training.
 
         Returns:
-            bool: Whether there is a new point.
+            bool: Whether a point was added.
         """
         if len(self) < max(STRETCH, -(-last // MOST_POINTS)):
             return False
@@ -142,34 +148,35 @@ class Timeline:
 
 
 class PruningGain:
-    """Times all steps; those around a pruning with care.
+    """Times all steps, and compares those before and after a pruning.
 
-    At the end of a window and right after a pruning it waits for the GPU on
-    both sides of a step. All others take what the clock says: MMEngine reads
-    the losses of every step, which waits for it as well.
+    In a window and right after a pruning it synchronises with the GPU before
+    and after a step. Other steps are timed by the clock alone: MMEngine reads
+    the losses of every step, which synchronises as well.
 
     Args:
-        size (int): Steps behind each of the two medians, at most.
+        size (int): Largest number of steps behind each of the two medians.
 
     Attributes:
-        timeline (Timeline): Of all steps.
+        timeline (Timeline): Timeline of all steps.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._before, self._after = StepTimer(size), StepTimer(size)
-        self._waiting: Optional[Decision] = None  # for its steps afterwards
+        # Decision whose steps afterwards are being timed, and their number.
+        self._waiting: Optional[Decision] = None
         self._measuring = False
-        self._steps = 0  # since it was taken
+        self._steps = 0
         self._start: Optional[float] = None
         self.timeline = Timeline()
 
     def begin_step(self, measuring: bool, window_starts: bool) -> None:
-        """Call right before a training step.
+        """Start timing a training step; to be called right before it.
 
         Args:
-            measuring (bool): Whether it lies in a window.
-            window_starts (bool): Whether it is a window's first.
+            measuring (bool): Whether the step lies in a window.
+            window_starts (bool): Whether it is the first of a window.
         """
         if window_starts:
             self._before.reset()
@@ -181,10 +188,11 @@ class PruningGain:
         return self._measuring or self._waiting is not None
 
     def end_step(self) -> Optional[Decision]:
-        """Call right after it.
+        """Stop timing a training step; to be called right after it.
 
         Returns:
-            Decision | None: That whose gain is known now.
+            Decision | None: Decision whose step times are complete now, if
+            any.
         """
         if self._start is None:
             return None
@@ -201,14 +209,15 @@ class PruningGain:
         return self.conclude(self._size)
 
     def conclude(self, least: int = LEAST_STEPS) -> Optional[Decision]:
-        """Take the steps so far for all, if they are enough.
+        """Take the median of the steps after a pruning, if there are enough.
 
         Args:
-            least (int): Steps. Defaults to 10; 1 where no
-                more will follow.
+            least (int): Least number of steps; 1 if no more will follow.
+                Defaults to 10.
 
         Returns:
-            Decision | None: That whose gain is known now.
+            Decision | None: Decision whose step times are complete now, if
+            any.
         """
         decision = self._waiting
         if decision is None or len(self._after) < least:
@@ -221,7 +230,7 @@ class PruningGain:
         return decision
 
     def decided(self, decision: Decision) -> None:
-        """Note the steps before a decision; time those after a pruning."""
+        """Note the step times before a decision; time the steps after it."""
         times = decision.times
         times.before, times.before_quartiles = (self._before.median,
                                                 self._before.spread)

@@ -1,4 +1,4 @@
-"""Pictures of the training set that a network is tried on, not trained on."""
+"""Holds images out of the training set, to measure the network's loss on."""
 import copy
 from typing import Any, Callable, Iterator, List, Sequence, Tuple
 
@@ -9,40 +9,40 @@ from mmengine.dataset import (
     ConcatDataset,
     RepeatDataset,
 )
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 from torch import nn
 from torch.utils.data import Dataset
 
 from ..errors import UsageError
 from .randomness import HELD_OUT, own_stream
+from .ranks import unwrapped
 from .trial import Trial
 
-# Wrappers that load the pictures of the dataset in them, one by one: as they
-# are, or with transforms of their own.
+# Dataset wrappers that return the images of the wrapped dataset as they are,
+# and wrappers that apply transforms of their own, such as mixing images.
 _PLAIN = (RepeatDataset, ClassBalancedDataset)
 _PLAIN_BY_NAME = ('KFoldDataset', )
 _MIXING_BY_NAME = ('MultiImageMixDataset', )
 
 
 class HeldOut:
-    """Pictures of a training set that are held out of it.
+    """Images that are held out of a training set, evenly spaced in it.
 
-    They are evenly spaced in the set. Where the training asks for one of them,
-    it gets the next that is not held out: the set keeps its length, so that
-    samplers, schedules and ranks go on as they were.
+    If the training asks for one of them, it gets the next image that is not
+    held out. So the set keeps its length, and samplers, schedules and ranks
+    are not affected.
 
     Args:
-        runner (Runner): Before its workers load anything. Its training set is
-            changed in place, alike on all ranks.
-        images (int): How many.
+        runner (Runner): Runner whose workers have not loaded anything yet. Its
+            training set is changed in place, equally on all ranks.
+        images (int): Number of images to hold out.
 
     Attributes:
-        sizes (List[int]): Pictures of each batch.
+        sizes (List[int]): Number of images in each batch.
 
     Raises:
-        UsageError: If the set is too small, or no picture can be held out of
-            such a dataset.
+        UsageError: If the set is too small, or if its type does not allow to
+            hold out images.
     """
 
     def __init__(self, runner, images: int) -> None:
@@ -57,7 +57,7 @@ class HeldOut:
         self.sizes = list(map(len, self._batches))
         loop = runner.train_loop
         if isinstance(loop, IterBasedTrainLoop) and loader.num_workers:
-            # Its workers have started, with the set as it was.
+            # Its workers have started with the unchanged set: start new ones.
             loader._iterator = None
             loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
 
@@ -71,22 +71,21 @@ class HeldOut:
 
     def trial(self, model: nn.Module, candidates: List[str],
               skip: str) -> Trial:
-        """Prepare to try a network on them.
+        """Prepare to measure a network's loss on these images.
 
         Args:
-            model (nn.Module): Wrapped or not.
-            candidates (List[str]): Names of active layers.
-            skip (str): How they are skipped.
+            model (nn.Module): Model, in its DDP wrapper or not.
+            candidates (List[str]): Names of the active layers to choose from.
+            skip (str): How layers are skipped, ``'layer'`` or ``'retrieval'``.
 
         Returns:
-            Trial: Nothing is computed yet.
+            Trial: The trial; nothing is computed yet.
         """
-        module = model.module if is_model_wrapper(model) else model
-        return Trial(module, self, self.sizes, candidates, skip)
+        return Trial(unwrapped(model), self, self.sizes, candidates, skip)
 
 
 def _hold_out(dataset: Dataset, images: int) -> List[Dataset]:
-    """Take pictures out of a set in place; return them as sets."""
+    """Take images out of a dataset in place; return them as datasets."""
     bases = list(_bases(dataset))
     sizes = [len(base) for base, _ in bases]
     total = sum(sizes)
@@ -103,7 +102,7 @@ def _hold_out(dataset: Dataset, images: int) -> List[Dataset]:
             continue
         part = copy.copy(base)
         part.get_subset_(held.tolist())
-        # Some transforms keep pictures, to mix them with later ones.
+        # A copy: some transforms cache images, to mix them with later ones.
         part.pipeline = copy.deepcopy(base.pipeline)
         parts.append(loading(part))
         base.get_subset_(_without(len(base), held))
@@ -111,7 +110,7 @@ def _hold_out(dataset: Dataset, images: int) -> List[Dataset]:
 
 
 def _without(size: int, held: Sequence[int]) -> List[int]:
-    """Positions in a set, with the next in place of those held out."""
+    """List all positions, with the next free one in place of those held out."""
     kept = np.setdiff1d(np.arange(size), held)
     if not len(kept):
         raise UsageError(f'all {size} pictures of a training set would be held '
@@ -121,7 +120,10 @@ def _without(size: int, held: Sequence[int]) -> List[int]:
 
 
 def _bases(dataset: Dataset) -> Iterator[Tuple[BaseDataset, Callable]]:
-    """The innermost sets, each with what loads a part of it as training does."""
+    """Yield the innermost datasets, each with a function that wraps a part.
+
+    The function puts the wrappers of the training around a part of the dataset.
+    """
     kind = type(dataset).__name__
     if isinstance(dataset, BaseDataset):
         yield dataset, lambda part: part
@@ -143,7 +145,7 @@ def _bases(dataset: Dataset) -> Iterator[Tuple[BaseDataset, Callable]]:
 
 
 def _mixing(wrapper: Dataset, part: Dataset) -> Dataset:
-    """A wrapper that mixes pictures, of a part of its set."""
+    """Copy a wrapper that mixes images, around a part of its dataset."""
     other = copy.copy(wrapper)
     other.dataset, other.num_samples = part, len(part)
     other.pipeline = copy.deepcopy(wrapper.pipeline)

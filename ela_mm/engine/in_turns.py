@@ -1,4 +1,4 @@
-"""Times a step with and without the layers that a pruning skips, in turns."""
+"""Times a step with and without the skipped layers, in turns."""
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -6,7 +6,6 @@ from typing import Any, Callable, Iterator, List, Optional
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 
@@ -15,24 +14,26 @@ from ..pruning.decision import Decision
 from ..timing import time_in_turns
 from .gain import now, quartiles
 from .randomness import own_stream
+from .ranks import unwrapped
 from .trial import copy_of
 
-# Fewer pairs of steps have no quartiles to speak of.
+# Fewer pairs of steps have no meaningful quartiles.
 LEAST_ROUNDS = 3
 
 
 def time_pruning(runner, decision: Decision, batch: Any, rounds: int) -> None:
-    """Time steps with and without what a decision has skipped, and say so.
+    """Time steps with and without the layers that a decision skips, and log it.
 
-    The network that trains is left alone: a copy runs forward and backward.
-    Optimizer, averages, norms' statistics and random numbers stay as they are.
+    A copy of the network runs forward and backward, so the training itself is
+    not affected: optimizer, averaged models, statistics of norms and random
+    numbers stay as they are.
 
     Args:
-        runner (Runner): While it trains, right after the pruning.
-        decision (Decision): Gets ``times.ratio``, unless it cannot be
-            measured: then a sentence in the log says why.
-        batch (Any): Of the training, as its loader gave it; not changed.
-        rounds (int): Pairs of steps.
+        runner (Runner): Runner in training, right after the pruning.
+        decision (Decision): Decision whose ``times.ratio`` is filled in. If
+            that cannot be measured, a warning in the log says why.
+        batch (Any): Training batch as its loader returns it; not changed.
+        rounds (int): Number of pairs of steps.
     """
     reason = why_not(runner)
     if reason is None:
@@ -50,13 +51,13 @@ def time_pruning(runner, decision: Decision, batch: Any, rounds: int) -> None:
 
 
 def why_not(runner) -> Optional[str]:
-    """Say what a copy's steps on one rank would not tell of this training.
+    """Say why steps of a copy on one rank would not represent this training.
 
     Args:
-        runner (Runner): While it trains.
+        runner (Runner): Runner in training.
 
     Returns:
-        str | None: The reason; None where they do.
+        str | None: The reason; None if they do represent it.
     """
     if get_world_size() > 1:
         return ('there are several ranks, and steps of a copy exchange no '
@@ -66,8 +67,9 @@ def why_not(runner) -> Optional[str]:
         return 'the model is compiled, and its copy would not be'
     if isinstance(runner.optim_wrapper, OptimWrapperDict):
         return 'the model trains with several optimizers'
-    # Such as activation_checkpointing gives it: of the original, whose norms
-    # and gradients a copy would change.
+    # A forward set on a module (as activation_checkpointing does) belongs to
+    # the original: calling it on the copy would change the original's norms and
+    # gradients.
     given = [name for name, module in runner.model.named_modules()
              if 'forward' in vars(module)]
     if given:
@@ -80,18 +82,17 @@ def step_ratios(runner, names: List[str], mode: str, batch: Any,
     """Time forward and backward of a copy, in turns.
 
     Args:
-        runner (Runner): While it trains.
-        names (List[str]): Of layers that are skipped.
-        mode (str): How they are.
-        batch (Any): Of the training.
-        rounds (int): Timed pairs; one more warms up.
+        runner (Runner): Runner in training.
+        names (List[str]): Names of the skipped layers.
+        mode (str): How they are skipped, ``'layer'`` or ``'retrieval'``.
+        batch (Any): Training batch.
+        rounds (int): Number of pairs to time, after one for warming up.
 
     Returns:
-        List[float]: Seconds without the layers over those with them, of each
-        pair.
+        List[float]: For each pair, the seconds without the layers over the
+        seconds with them.
     """
-    model = runner.model
-    copy = copy_of(model.module if is_model_wrapper(model) else model)
+    copy = copy_of(unwrapped(runner.model))
     backbone = find_backbone(copy)
     wrapper = _Backward(runner.optim_wrapper)
 
@@ -112,7 +113,7 @@ def step_ratios(runner, names: List[str], mode: str, batch: Any,
 
 
 class _Backward:
-    """Stands in for an optimizer's wrapper, and changes no weight."""
+    """An optimizer wrapper that runs backward passes and changes no weight."""
 
     def __init__(self, wrapper: Any) -> None:
         self.optim_context = wrapper.optim_context  # autocast, for instance

@@ -1,4 +1,4 @@
-"""What a run says when Ctrl-C ends it: where it stood, and how it goes on."""
+"""Logs where a run was when Ctrl-C ended it, and how to continue."""
 import os.path as osp
 import zipfile
 
@@ -10,13 +10,13 @@ from .journal.sentences import where
 
 def tell_interrupted(runner, error: KeyboardInterrupt,
                      window: str = '') -> None:
-    """Log one line; nothing if that was done of the same error.
+    """Log an interruption in one line, once for each error.
 
     Args:
-        runner (Runner): That was to train.
-        error (KeyboardInterrupt): That has come out of it.
-        window (str): What to add to the place, such as ``', in the window of
-            epoch 1'``. Defaults to nothing.
+        runner (Runner): Runner whose training was interrupted.
+        error (KeyboardInterrupt): The error that ended it.
+        window (str): Text to append to the place, such as ``', in the window
+            of epoch 1'``. Defaults to ``''``.
     """
     if getattr(error, 'ela_told', False):
         return
@@ -26,20 +26,20 @@ def tell_interrupted(runner, error: KeyboardInterrupt,
 
 
 def how_to_go_on(runner) -> str:
-    """Say what ``--resume`` will find.
+    """Say which checkpoint ``--resume`` will find.
 
     Args:
-        runner (Runner): That has trained, or was to.
+        runner (Runner): Runner whose training has ended.
 
     Returns:
-        str: Goes on after a semicolon.
+        str: A clause that can follow a semicolon.
     """
     places = [
         Place(hook.out_dir, hook.filename_tmpl) for hook in runner.hooks
         if isinstance(hook, CheckpointHook) and hook.out_dir is not None
         and hook.filename_tmpl is not None
     ]
-    # To read all of it would take long; --resume does.
+    # Reading all of the file would take long; --resume does that.
     path, _ = latest_intact(runner.work_dir, places, is_whole)
     if path is None:
         return ('there is no checkpoint yet: --resume would start at the '
@@ -48,5 +48,5 @@ def how_to_go_on(runner) -> str:
 
 
 def is_whole(path: str) -> bool:
-    """Whether a checkpoint has its end, by its table of contents alone."""
+    """Return whether a checkpoint is complete, by its zip directory alone."""
     return zipfile.is_zipfile(path)

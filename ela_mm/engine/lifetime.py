@@ -1,4 +1,4 @@
-"""What a hook adds to a model lasts as long as the training, however it ends."""
+"""Lets hooks clean up when a training ends, also by an exception."""
 from typing import Callable, Optional
 
 from mmengine.runner import BaseLoop
@@ -6,15 +6,17 @@ from mmengine.runner import BaseLoop
 
 def when_over(loop: BaseLoop,
               action: Callable[[Optional[BaseException]], None]) -> None:
-    """Do something when a train loop ends, also by an exception.
+    """Call a function when a train loop ends, also by an exception.
 
-    mmengine calls ``after_train`` and ``after_run`` of a training that ends
-    well alone, so that what a hook undoes there stays in a model whose
-    training was interrupted, and a second ``runner.train()`` finds it.
+    mmengine calls ``after_train`` and ``after_run`` only if the training ends
+    without an exception. After an interruption, what a hook removes there
+    would stay in the model, and a second ``runner.train()`` would find it.
 
     Args:
-        loop (BaseLoop): Not running yet: to be called in ``before_run``.
-        action (Callable): Called once, with what was raised or None.
+        loop (BaseLoop): Train loop that is not running yet; hooks have it in
+            ``before_run``.
+        action (Callable): Function to call once, with the exception that ended
+            the loop or None.
     """
     run = loop.run
 
@@ -22,7 +24,7 @@ def when_over(loop: BaseLoop,
         loop.run = run  # for the next training
         try:
             result = run()
-        except BaseException as error:  # Ctrl-C, too
+        except BaseException as error:  # includes Ctrl-C
             action(error)
             raise
         action(None)

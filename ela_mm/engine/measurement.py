@@ -1,4 +1,4 @@
-"""What training steps show of attention: a window's sums, and the first step."""
+"""Measures attention weights in training: in windows, and in the first step."""
 from functools import partial
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -13,14 +13,14 @@ from .ranks import check_weights
 
 
 class Measurement:
-    """Watches the attention weights of a backbone while it trains.
+    """Observes the attention weights of a backbone while it trains.
 
     Attributes:
-        backbone (LayerAttentionMixin | None): That is watched; None before
-            the training.
-        statistics (KLStatistics): Of the window so far.
-        first_kl (FirstKL): Of the run's first step, if its attention was
-            fresh then.
+        backbone (LayerAttentionMixin | None): The observed backbone; None
+            before training.
+        statistics (KLStatistics): Statistics of the current window so far.
+        first_kl (FirstKL): KL divergences of the first step of the run; empty
+            if attention was not fresh then.
     """
 
     def __init__(self) -> None:
@@ -28,8 +28,8 @@ class Measurement:
         self.statistics = KLStatistics()
         self.first_kl: FirstKL = {}
         self._first_step: Optional[KLStatistics] = None  # while it runs
-        # The epoch that is running, if windows count epochs, and the
-        # statistics that it started with.
+        # The running epoch, from 0, and the statistics that it started with, if
+        # windows count epochs.
         self._epoch_start: Optional[Tuple[int, dict]] = None
         self._within_epoch = False
 
@@ -39,21 +39,21 @@ class Measurement:
         return [x.name for x in self.backbone.attention_layers if x.active]
 
     def begin_epoch(self, epoch: int) -> None:
-        """Keep the statistics that an epoch starts with."""
+        """Keep a copy of the statistics that an epoch starts with."""
         self._epoch_start = epoch, self.statistics.state_dict()
         self._within_epoch = True
 
     def end_epoch(self) -> None:
-        """Take what the epoch has measured for good."""
+        """End an epoch: what it has measured counts."""
         self._within_epoch = False
 
     def start_over(self, epoch: int, window: Optional[Window]) -> None:
-        """Forget what an epoch measured that an error has cut off.
+        """Drop what an interrupted epoch has measured, since it starts over.
 
         Args:
-            epoch (int): That begins now, from 0; another than the one that was
-                cut off changes nothing.
-            window (Window, optional): That it lies in.
+            epoch (int): Epoch that begins now, from 0. If it is not the
+                interrupted one, nothing happens.
+            window (Window, optional): Window that the epoch lies in, if any.
         """
         self._within_epoch = False
         if self._epoch_start is None or self._epoch_start[0] != epoch:
@@ -63,11 +63,11 @@ class Measurement:
             self.load_statistics(self._epoch_start[1], window)
 
     def begin_step(self, iteration: int, window: Optional[Window]) -> None:
-        """Watch a step of a window, and the first of a run.
+        """Observe a step if it lies in a window or is the first of the run.
 
         Args:
-            iteration (int): From 0.
-            window (Window, optional): That the step lies in.
+            iteration (int): Iteration, from 0.
+            window (Window, optional): Window that the step lies in, if any.
         """
         observers = []
         if window is not None:
@@ -81,13 +81,13 @@ class Measurement:
 
     def _observe(self, observers: List[Observer], name: str, prev: Tensor,
                  curr: Tensor) -> None:
-        # An evaluation that others run inside a step is no training.
+        # Others may evaluate the model within a step; that does not count.
         if self.backbone.training:
             for observer in observers:
                 observer(name, prev, curr)
 
     def end_step(self) -> None:
-        """Count the step."""
+        """End a step: what it has shown counts."""
         self.stop()
         self.statistics.end_step()
         if self._first_step is not None:
@@ -98,21 +98,21 @@ class Measurement:
             self._first_step = None
 
     def stop(self) -> None:
-        """Leave the backbone alone."""
+        """Stop observing the backbone."""
         self.backbone.observe(None)
 
     def so_far(self) -> Dict[str, LayerKL]:
-        """Average over the window until now; every rank must call it."""
+        """Average over the window so far; every rank must call this."""
         return self.statistics.so_far(self.active)
 
     def take(self, model: nn.Module) -> Dict[str, LayerKL]:
-        """Average over the window and forget it; every rank must call it.
+        """Average over the window and reset; every rank must call this.
 
         Args:
-            model (nn.Module): That trains, wrapped or not.
+            model (nn.Module): Model in training, in its DDP wrapper or not.
 
         Returns:
-            Dict[str, LayerKL]: By layer.
+            Dict[str, LayerKL]: Averages by name of the layer.
         """
         check_weights(model)
         measured = self.statistics.reduce(self.active)
@@ -120,29 +120,29 @@ class Measurement:
         return measured
 
     def move_to_rank_0(self, model: nn.Module) -> None:
-        """Let the rank that saves have the sums of all, before it saves.
+        """Move the sums of all ranks to rank 0, before it saves a checkpoint.
 
-        ``save_checkpoint`` runs on the main rank alone: a collective there
-        would wait for the others for good.
+        Every rank must call this. It cannot be done while saving:
+        ``save_checkpoint`` runs on rank 0 alone, where a collective would hang.
 
         Args:
-            model (nn.Module): That trains, wrapped or not.
+            model (nn.Module): Model in training, in its DDP wrapper or not.
         """
         check_weights(model)
         self.statistics.move_to_rank_0(self.active)
 
     def state_dict(self, runner) -> Dict[str, Any]:
-        """Form what a checkpoint needs of it; on the main rank.
+        """Return the state for a checkpoint; called on rank 0.
 
         Args:
-            runner (Runner): While it trains.
+            runner (Runner): Runner in training.
 
         Returns:
             Dict[str, Any]: Plain values and tensors.
         """
         if self._within_epoch:
-            # mmengine will start this epoch over: what it has measured so far
-            # is going to be measured again.
+            # mmengine will start this epoch over, and its steps will be
+            # measured again.
             _, statistics = self._epoch_start
         else:
             statistics = self.statistics.state_dict()
@@ -159,8 +159,8 @@ class Measurement:
             first_kl={name: list(kl) for name, kl in self.first_kl.items()})
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
-        window = state.get('window')  # earlier versions have not said it
+        """Continue from what :meth:`state_dict` returned."""
+        window = state.get('window')  # earlier versions did not save it
         self.load_statistics(state['statistics'],
                              None if window is None else tuple(window))
         self.first_kl = {
@@ -170,6 +170,6 @@ class Measurement:
 
     def load_statistics(self, state: Dict[str, Any],
                         window: Optional[Window]) -> None:
-        """Go on from a state of ``statistics`` alone."""
+        """Continue from a state of ``statistics`` alone."""
         device = next(self.backbone.parameters()).device
         self.statistics.load_state_dict(state, device, window)

@@ -1,15 +1,15 @@
-"""Random numbers that depend on the seed and the step alone.
+"""Random numbers that depend only on the seed and the step.
 
-mmengine seeds once, when a run starts, and a resumed run starts again: from
-then on stochastic depth, dropout, samplers of boxes and augmentation differ
-from those of the run that was never interrupted. Here every epoch (of an
-epoch-based loop) or batch (of an iteration-based one) starts from seeds made
-of the run's seed and its own number. That needs nothing in the checkpoint and
-no communication, whatever the number of ranks; and it does not matter what a
-validation, which a resumed run may not repeat, has drawn in between. A
-generator's saved state would have to be collected from every rank at each
-checkpoint, would not fit another number of ranks, and those of persistent
-workers cannot be reached at all.
+mmengine seeds once, when a run starts. A resumed run is seeded anew, so from
+then on its stochastic depth, dropout, box samplers and augmentation differ from
+those of a run without an interruption. Here every epoch (of an epoch-based
+loop) or batch (of an iteration-based loop) is seeded with the run's seed and
+its own number. That needs nothing in the checkpoint and no communication, works
+for any number of ranks, and does not depend on what a validation has drawn in
+between, which a resumed run may not repeat. Saving the generators' states
+instead would mean collecting them from every rank at each checkpoint; they
+would not fit another number of ranks; and those of persistent workers cannot be
+reached at all.
 """
 import random
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ import torch
 from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, get_worker_info
 
-# What the seeds are for; no two purposes share a stream.
+# Purposes of seeds; each has its own stream.
 EPOCH, BATCH, VALIDATION, WORKER, FETCH, HELD_OUT = range(6)
 
 
@@ -28,9 +28,9 @@ def seed_all(seed: int, *purpose: int) -> None:
     """Seed python, numpy and torch (all devices).
 
     Args:
-        seed (int): The run's seed, as mmengine gave it to this rank: equal on
-            all ranks unless ``randomness=dict(diff_rank_seed=True)``.
-        purpose (int): Numbers >= 0 that tell this stream from all others.
+        seed (int): Seed of the run on this rank; equal on all ranks unless
+            ``randomness=dict(diff_rank_seed=True)``.
+        purpose (int): Numbers >= 0 that identify the stream.
     """
     first, second, third = _words(seed, *purpose)
     random.seed(first)
@@ -45,14 +45,15 @@ def _words(seed: int, *purpose: int) -> List[int]:
 
 @contextmanager
 def own_stream(seed: int, *purpose: int) -> Iterator[None]:
-    """Draw from a stream of its own within this context.
+    """Draw from a separate stream within this context.
 
-    Afterwards the generators of python, numpy and torch (CPU) go on where
+    Afterwards the generators of python, numpy and torch (CPU) continue where
     they were.
 
     Args:
-        seed (int): As for :func:`seed_all`.
-        purpose (int): As for :func:`seed_all`.
+        seed (int): Seed, as in :func:`seed_all`.
+        purpose (int): Numbers that identify the stream, as in
+            :func:`seed_all`.
     """
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     first, second, third = _words(seed, *purpose)
@@ -70,13 +71,13 @@ def own_stream(seed: int, *purpose: int) -> Iterator[None]:
 class SeededBatches:
     """Seeds before each batch of an iteration-based loop.
 
-    It stands in for the loop's iterator, because no hook runs between the
-    batches that mmengine skips when it resumes and the first that it trains:
-    transforms that run in this process (``num_workers=0``) draw there.
+    It replaces the loop's iterator. A hook would not do: on resuming, mmengine
+    skips batches without calling any, and transforms that run in this process
+    (``num_workers=0``) draw random numbers for them.
 
     Args:
-        batches (Iterator): mmengine's endless iterator, none taken yet.
-        seed (int): The run's.
+        batches (Iterator): mmengine's endless iterator, at its start.
+        seed (int): Seed of the run.
     """
 
     def __init__(self, batches: Iterator, seed: int) -> None:
@@ -93,13 +94,14 @@ class SeededBatches:
         return next(self.batches)
 
     def skip_iter(self, num_iters: int) -> None:
-        """Pass over batches, which onedl-mmengine asks for when it resumes.
+        """Skip batches; onedl-mmengine calls this when it resumes.
 
-        They are loaded, as with mmengine: a sampler that jumps would leave
-        the workers' generators behind those of an uninterrupted run.
+        The batches are loaded, as mmengine does. If the sampler jumped ahead
+        instead, the generators of workers would lag behind those of an
+        uninterrupted run.
 
         Args:
-            num_iters (int): Batches that are trained already.
+            num_iters (int): Number of batches that were trained before.
         """
         for _ in range(num_iters):
             next(self)
@@ -108,14 +110,16 @@ class SeededBatches:
 class WorkerSeeds:
     """Seeds the persistent workers of a data loader anew in each epoch.
 
-    Other workers start with each epoch, and mmengine seeds them alike each
-    time. Persistent ones go on with their generators, which ended with the
-    process that was interrupted. It stands in for ``worker_init_fn``.
+    Other workers are started in each epoch and seeded by mmengine. Persistent
+    workers keep their generators, whose states are lost if the process is
+    interrupted. An object of this class replaces ``worker_init_fn``.
 
     Args:
-        seed (int): The run's.
-        rank (int): Of this process: as in mmengine, ranks differ.
-        init_fn (Callable, optional): The loader's own; called first.
+        seed (int): Seed of the run.
+        rank (int): Rank of this process; as in mmengine, ranks are seeded
+            differently.
+        init_fn (Callable, optional): The loader's own ``worker_init_fn``, to
+            be called first.
     """
 
     def __init__(self, seed: int, rank: int,
@@ -123,11 +127,11 @@ class WorkerSeeds:
         self.seed = seed
         self.rank = rank
         self.init_fn = init_fn
-        # Written here, read by the workers.
+        # Shared memory: written by this process, read by the workers.
         self.epoch = torch.zeros(1, dtype=torch.long).share_memory_()
 
     def __call__(self, worker: int) -> None:
-        """Prepare the worker's own copy of the dataset."""
+        """Make the worker's copy of the dataset seed itself in each epoch."""
         if self.init_fn is not None:
             self.init_fn(worker)
         dataset = get_worker_info().dataset
@@ -142,20 +146,21 @@ class WorkerSeeds:
                 seeded = epoch
             return fetch(indices) if fetch else [dataset[i] for i in indices]
 
-        # torch asks for whole batches through it: no other code of a worker
-        # runs between two epochs.
+        # torch fetches batches through this method; no other code of ours runs
+        # in a worker between two epochs.
         dataset.__getitems__ = fetch_seeded
 
 
 class FetchSeeds:
-    """Gives what this process loads itself (no workers) a stream of its own.
+    """Gives data loading without workers a random stream of its own.
 
-    Otherwise transforms would draw between the steps of the network, and see
-    how much it has drawn: two networks of one seed would get other crops.
+    Otherwise transforms and network would draw from one stream, and two
+    different networks with the same seed would see different crops.
 
     Args:
-        dataset (Dataset): Of a loader without workers; changed in place.
-        seed (int): The run's.
+        dataset (Dataset): Dataset of a loader without workers, changed in
+            place.
+        seed (int): Seed of the run.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -174,20 +179,21 @@ class FetchSeeds:
         dataset.__getitems__ = fetch_seeded
 
     def begin(self, epoch: int) -> None:
-        """Begin an epoch."""
+        """Begin an epoch, counted from 0."""
         self.epoch, self.number = epoch, 0
 
 
 def seed_workers(loader: DataLoader, seed: int) -> Optional[WorkerSeeds]:
-    """Let a loader's persistent workers depend on the seed and the epoch.
+    """Seed the persistent workers of a loader by seed and epoch.
 
     Args:
-        loader (DataLoader): Changed in place; its workers must not run yet.
-        seed (int): The run's.
+        loader (DataLoader): Loader whose workers have not started, changed in
+            place.
+        seed (int): Seed of the run.
 
     Returns:
-        WorkerSeeds | None: Its ``epoch`` is to be set before each epoch; None
-        where no workers persist.
+        WorkerSeeds | None: Seeds of the workers, whose ``epoch`` has to be set
+        before each epoch; None if the loader has no persistent workers.
     """
     if not loader.persistent_workers:
         return None

@@ -1,4 +1,4 @@
-"""What the ranks of a distributed run have to agree on."""
+"""Checks what the ranks of a distributed run have to agree on."""
 from typing import Any, TypeVar
 
 import torch
@@ -16,14 +16,18 @@ from ..errors import UsageError
 T = TypeVar('T')
 
 
-def check_agreement(**values: Any) -> None:
-    """Check that values are the same on all ranks; every rank must call it.
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside of a DDP wrapper, or the model itself."""
+    return model.module if is_model_wrapper(model) else model
 
-    Ranks that differ in what they are going to do wait for each other for
-    good, or mix up what they exchange.
+
+def check_agreement(**values: Any) -> None:
+    """Check that values are equal on all ranks; every rank must call this.
+
+    Ranks that do different things would hang, or mix up what they exchange.
 
     Args:
-        **values: What has to be equal, by name.
+        **values: Values that have to be equal, by name.
 
     Raises:
         UsageError: On every rank, naming the first value that differs.
@@ -40,20 +44,21 @@ def check_agreement(**values: Any) -> None:
                     'gives them equally many batches')
 
 
-# Numbers of each parameter that are compared, and the difference, as a share of
-# the largest of them, that is no rounding: this project's choice.
+# Number of elements of each parameter that are compared, and the difference,
+# relative to the largest of them, above which it is not rounding: this
+# project's choice.
 COMPARED = 16
 DRIFT = 1e-4
 
 
 @torch.no_grad()
 def check_weights(model: nn.Module) -> None:
-    """Check that the ranks train one network; every rank must call it.
+    """Check that ranks have equal parameters; every rank must call this.
 
-    Parameters that DDP does not exchange drift apart without a word.
+    Parameters that DDP does not exchange would silently drift apart.
 
     Args:
-        model (nn.Module): Wrapped or not; nothing happens on one rank.
+        model (nn.Module): Model, in its DDP wrapper or not.
 
     Raises:
         UsageError: On every rank, if a parameter differs between them.
@@ -61,12 +66,13 @@ def check_weights(model: nn.Module) -> None:
     if get_world_size() < 2:
         return
     ignored = getattr(model, 'parameters_to_ignore', ())
-    model = model.module if is_model_wrapper(model) else model
+    model = unwrapped(model)
     parameters = {
         name: p for name, p in model.named_parameters()
         if p.numel() and name not in ignored
     }
-    # Evenly spaced; where one is not finite, it has to be so everywhere.
+    # Evenly spaced elements. NaN becomes a number, so that it has to be on all
+    # ranks alike.
     samples = [
         p.flatten()[::-(-p.numel() // COMPARED)].double().nan_to_num(1e30)
         for p in parameters.values()
@@ -90,13 +96,13 @@ def check_weights(model: nn.Module) -> None:
 
 
 def from_main_rank(value: T) -> T:
-    """The first rank's value, on every rank; every rank must call it.
+    """Return the value of rank 0 on every rank; every rank must call this.
 
     Args:
-        value (T): Anything that can be pickled.
+        value (T): Value that can be pickled; ignored on other ranks.
 
     Returns:
-        T: The first rank's.
+        T: The value of rank 0.
     """
     values = [value]
     broadcast_object_list(values, src=0)

@@ -1,6 +1,6 @@
-"""What ELAPruneHook leaves in a checkpoint, and how a run goes on from it.
+"""Saves the state of ELAPruneHook in checkpoints, and resumes from it.
 
-Also how it goes on in the same process, after an error or Ctrl-C.
+A run may also be resumed in the same process, after an error or Ctrl-C.
 """
 from typing import Any, Dict, Optional
 
@@ -18,16 +18,16 @@ from .journal.record import (
 )
 from .sanity import resolve_windows
 
-# Where the hook keeps its state in mmengine's checkpoints.
+# Key of the hook's state in mmengine's checkpoints.
 STATE_KEY = 'ela_prune_hook'
 
 
 def hook_state(hook, runner) -> Dict[str, Any]:
-    """Form the state of a hook for a checkpoint.
+    """Collect the state of a hook for a checkpoint; called on rank 0.
 
     Args:
-        hook (ELAPruneHook): While it trains; on the main rank.
-        runner (Runner): Its runner.
+        hook (ELAPruneHook): Hook in training.
+        runner (Runner): Runner of the hook.
 
     Returns:
         Dict[str, Any]: Plain values and tensors.
@@ -45,19 +45,19 @@ def state_to_resume(runner, checkpoint: dict) -> Optional[Dict[str, Any]]:
     """Take the hook's state from a checkpoint that is being loaded.
 
     Args:
-        runner (Runner): That loads it.
-        checkpoint (dict): mmengine's.
+        runner (Runner): Runner that loads it.
+        checkpoint (dict): Checkpoint of mmengine.
 
     Returns:
-        Dict[str, Any] | None: Empty where the checkpoint has none; None where
-        only its weights are wanted.
+        Dict[str, Any] | None: The state, empty if the checkpoint has none;
+        None if only the weights are loaded.
 
     Raises:
-        UsageError: If it is no checkpoint to resume from.
+        UsageError: If it is a deploy checkpoint, which cannot be resumed.
     """
     if not runner._resume:
         return None
-    # mmengine saves its config as 'cfg', but runs what it finds here as code.
+    # mmengine saves configs as 'cfg', but would run what it finds here as code.
     checkpoint.get('meta', {}).pop('config', None)
     if DEPLOY_KEY in checkpoint.get('meta', {}):
         raise UsageError(
@@ -76,15 +76,17 @@ def state_to_resume(runner, checkpoint: dict) -> Optional[Dict[str, Any]]:
 
 
 def restore(hook, runner, state: Optional[Dict[str, Any]]) -> None:
-    """Take up what went before a training starts or goes on.
+    """Restore the state of a hook, right before a training starts or goes on.
 
     Args:
-        hook (ELAPruneHook): Its weights are loaded.
-        runner (Runner): Its runner.
-        state (Dict[str, Any], optional): From :func:`state_to_resume`.
+        hook (ELAPruneHook): Hook whose backbone has its weights loaded.
+        runner (Runner): Runner of the hook.
+        state (Dict[str, Any], optional): State from :func:`state_to_resume`;
+            None if there is nothing to resume from. Then only what an
+            interrupted epoch of this process has measured is dropped.
 
     Raises:
-        UsageError: If the state is none that this version can read.
+        UsageError: If this version cannot read the state.
     """
     if state is None:
         hook.measurement.start_over(runner.epoch,
@@ -110,15 +112,16 @@ def restore(hook, runner, state: Optional[Dict[str, Any]]) -> None:
 
 
 def begun_windows(state: Dict[str, Any], done: int) -> Dict[Given, Window]:
-    """Read which windows a run has begun.
+    """Read from a state which windows the run has begun.
 
     Args:
-        state (Dict[str, Any]): Of the hook, from a checkpoint; empty where an
-            earlier version has not said it.
-        done (int): Epochs or iterations until then, as windows count.
+        state (Dict[str, Any]): State of the hook, from a checkpoint.
+        done (int): Number of epochs or iterations done by then, whichever
+            windows count.
 
     Returns:
-        Dict[Given, Window]: What they were, by how they were given.
+        Dict[Given, Window]: Spans of these windows, by how they were given;
+        empty if an earlier version did not save them.
     """
     spans = {tuple(given): tuple(span)
              for given, span in state.get('windows', [])}
@@ -129,19 +132,19 @@ def _load(hook, state: Dict[str, Any]) -> None:
     hook.journal.decisions = [
         decision_from_json(d) for d in state['decisions']
     ]
-    # Of earlier versions no edits.
+    # Earlier versions saved neither edits nor step times.
     hook.journal.edits = [edit_from_json(e) for e in state.get('edits', [])]
     hook.measurement.load_state_dict(state)
     hook.journal.step_times[:] = [
         Point(*point) for point in state.get('step_times', [])
     ]
-    fresh = state.get('fresh_norms')  # of a time before the buffer
+    fresh = state.get('fresh_norms')  # earlier versions had no buffer for it
     if fresh is not None and hook.backbone.fresh_norms is None:
         hook.backbone.fresh_norms = fresh
 
 
 def _keep_begun_windows(hook, runner, begun: Dict[Given, Window]) -> None:
-    """In a training that has become longer, only later windows move."""
+    """Keep the spans of begun windows, even if the training is longer now."""
     windows = hook.journal.windows
     before = dict(zip(windows.given, windows.spans))
     windows.begun = begun
@@ -165,7 +168,7 @@ def _say_what_was_taken_up(hook, runner) -> None:
 
 
 def _leave_out_other_windows(hook, runner) -> None:
-    """Sums of a window that this run is not in decide nothing."""
+    """Drop statistics of a window that this run is not in, with a warning."""
     statistics, count = hook.statistics, hook.count(runner)
     window = hook.window_of(count)
     begun = window is not None and window[0] < count

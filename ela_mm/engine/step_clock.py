@@ -1,4 +1,4 @@
-"""Times a run's steps, and tells of what a pruning has bought."""
+"""Times the steps of a run, and reports how much a pruning has gained."""
 from typing import Any, Optional
 
 from ..errors import UsageError
@@ -10,15 +10,17 @@ from .journal.journal import Journal
 
 
 class StepClock:
-    """The steps over the training, around prunings, and in turns.
+    """Times steps all along the training, around prunings, and in turns.
 
     Args:
-        journal (Journal): Of the run, which is told.
-        steps (int): Behind each of the two medians around a pruning, at most.
-        rounds (int): Pairs of steps in turns after a pruning; 0: none.
+        journal (Journal): Journal of the run, which reports the times.
+        steps (int): Largest number of steps behind each of the two medians,
+            before and after a pruning.
+        rounds (int): Number of pairs of steps to time in turns after a
+            pruning; 0: none.
 
     Raises:
-        UsageError: On numbers that measure nothing.
+        UsageError: On numbers too small to measure anything.
     """
 
     def __init__(self, journal: Journal, steps: int, rounds: int) -> None:
@@ -34,20 +36,20 @@ class StepClock:
         journal.step_times = self._gain.timeline.points
 
     def begin_epoch(self) -> None:
-        """Forget the steps of an epoch that was cut off."""
+        """Begin an epoch; drop the steps of one that was interrupted."""
         self._gain.timeline.begin()
 
     def begin_step(self, measuring: bool, window_starts: bool) -> None:
-        """Call right before a training step.
+        """Start timing a training step; to be called right before it.
 
         Args:
-            measuring (bool): Whether it lies in a window.
-            window_starts (bool): Whether it is a window's first.
+            measuring (bool): Whether the step lies in a window.
+            window_starts (bool): Whether it is the first of a window.
         """
         self._gain.begin_step(measuring, window_starts)
 
     def end_step(self, runner, batch: Any) -> None:
-        """Call right after it, with its batch."""
+        """Stop timing a training step; to be called right after it."""
         self._tell(runner, self._gain.end_step())
         if self._rounds:
             self._last_batch = batch
@@ -56,36 +58,36 @@ class StepClock:
             self._journal.write(runner)
 
     def end_epoch(self, runner) -> None:
-        """Call at the end of an epoch, before anything is decided."""
+        """End an epoch; to be called before anything is decided."""
         self._tell(runner, self._gain.conclude())
         if self._by_epoch:
             self._gain.timeline.end(runner.epoch + 1)
 
     def end_window(self, runner) -> None:
-        """Tell of the pruning before, whose last step this was."""
+        """End a window: report the gain of the previous pruning."""
         self._tell(runner, self._gain.conclude(least=1))
-        # No stretch of iterations has steps from before and after a pruning.
+        # No stretch of iterations mixes steps from before and after a pruning.
         if not self._by_epoch:
             self._gain.timeline.end(runner.iter + 1, LEAST_STEPS)
 
     def decided(self, decision: Decision) -> None:
-        """Note the steps before a decision; time those after a pruning."""
+        """Note the step times before a decision; time the steps after it."""
         self._gain.decided(decision)
 
     def go_on(self, decision: Decision) -> None:
-        """Time the steps after a pruning that an earlier process has done."""
+        """Time the steps after a pruning done before the run was resumed."""
         if decision.times.after is None:
             self._gain.wait_for(decision)
 
     def time_in_turns(self, runner, decision: Decision) -> None:
-        """Time steps with and without the layers that it skips, if wanted."""
+        """Time steps with and without the skipped layers, if configured."""
         if decision.skipped and self._rounds:
             time_pruning(runner, decision, self._last_batch, self._rounds)
             self._journal.write(runner)
         self._last_batch = None
 
     def end(self, runner) -> None:
-        """Tell of the last pruning; the training has ended."""
+        """Report the gain of the last pruning; the training has ended."""
         self._last_batch = None
         self._tell(runner, self._gain.conclude(least=1))
 

@@ -1,4 +1,4 @@
-"""A network that is tried without some of its layers."""
+"""Measures how much a network loses without some of its layers."""
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
@@ -15,20 +15,21 @@ from .randomness import own_stream
 
 
 class Trial:
-    """What a network loses without some layers, on the same batches.
+    """Measures the loss of a network without some layers, on fixed batches.
 
-    It works on a copy in eval mode: the network itself, its norms' statistics
-    and the random numbers of the training stay as they are. Copy and batches
-    are made when they are first asked for, and stay in memory. See
+    It works on a copy in eval mode, so that the network itself, the statistics
+    of its norms and the random numbers of the training do not change. Copy and
+    batches are made at the first measurement and stay in memory. Implements
     :class:`ela_mm.pruning.by_loss.Network`.
 
     Args:
-        model (nn.Module): Of any host, not wrapped.
-        batches (Iterable): With annotations, as a data loader gives them.
-        sizes (Sequence[int]): Pictures of each.
-        candidates (List[str]): Names of active layers.
-        skip (str): How they are skipped, see ``skip_layers`` of the backbone.
-            Defaults to ``'layer'``.
+        model (nn.Module): Model of any host, without a wrapper.
+        batches (Iterable): Batches with annotations, as a data loader returns
+            them.
+        sizes (Sequence[int]): Number of images in each batch.
+        candidates (List[str]): Names of the active layers to choose from.
+        skip (str): How layers are skipped, see ``skip_layers`` of the
+            backbone. Defaults to ``'layer'``.
     """
 
     def __init__(self,
@@ -54,18 +55,18 @@ class Trial:
 
     @property
     def tried(self) -> int:
-        """Choices of layers that were left out so far."""
+        """Number of sets of layers that were tried so far."""
         return max(len(self._losses) - 1, 0)
 
     def added_loss(self, names: Sequence[str]) -> float:
         """Measure what skipping some layers together adds to the loss.
 
         Args:
-            names (Sequence[str]): Of ``candidates``.
+            names (Sequence[str]): Names of the layers, out of ``candidates``.
 
         Returns:
-            float: The loss without them minus that with them, the mean over
-            pictures.
+            float: Loss without these layers minus loss with them, averaged
+            over images.
         """
         added = self._losses_without(names) - self._losses_without(())
         return float(np.average(added, weights=self._sizes))
@@ -83,12 +84,12 @@ class Trial:
 def without(model: nn.Module,
             names: Sequence[str],
             skip: str = 'layer') -> Iterator[None]:
-    """Skip active layers for a while.
+    """Skip active layers within this context.
 
     Args:
-        model (nn.Module): With one ELA backbone, not wrapped.
-        names (Sequence[str]): Of active layers.
-        skip (str): How they are skipped, see ``skip_layers`` of the backbone.
+        model (nn.Module): Model with one ELA backbone, without a wrapper.
+        names (Sequence[str]): Names of active layers.
+        skip (str): How to skip them, see ``skip_layers`` of the backbone.
             Defaults to ``'layer'``.
     """
     backbone = find_backbone(model)
@@ -102,15 +103,15 @@ def without(model: nn.Module,
 def copy_of(model: nn.Module) -> nn.Module:
     """Copy a network in the middle of a training.
 
-    What watches it, a hook on a module for instance, is shared with the copy
-    and not copied: it may hold on to the whole training. What watches the model
-    itself, and may change its losses, stays with the original.
+    Hooks on modules are shared with the copy, since copying one may copy the
+    whole training that it refers to. Forward hooks on the model itself, which
+    may change its losses, are removed from the copy.
 
     Args:
-        model (nn.Module): Not wrapped.
+        model (nn.Module): Model without a wrapper.
 
     Returns:
-        nn.Module: Without gradients.
+        nn.Module: The copy.
     """
     shared = {
         id(hook): hook
@@ -129,12 +130,12 @@ def loss_of(model: nn.Module, batch: Any) -> float:
     """Compute a network's loss, with the same random numbers each time.
 
     Args:
-        model (nn.Module): In eval mode.
-        batch (Any): As a data loader gives it, also of pictures of several
-            sizes; stays as it is.
+        model (nn.Module): Model in eval mode.
+        batch (Any): Batch as a data loader returns it, images of different
+            sizes included; not changed.
 
     Returns:
-        float: The sum of all losses, of which detectors have several.
+        float: Sum of all losses of the model.
 
     Raises:
         UsageError: If the batch has no annotations.
@@ -142,7 +143,7 @@ def loss_of(model: nn.Module, batch: Any) -> float:
     data = host_of_model(model).preprocess(model, deepcopy(batch))
     device = next(model.parameters()).device
     devices = [device] if device.type == 'cuda' else []
-    # Detectors draw proposals.
+    # Detectors sample proposals at random.
     with own_stream(0), torch.random.fork_rng(devices):
         torch.manual_seed(0)
         try:

@@ -1,7 +1,7 @@
-"""Which checkpoints a run has validated to the end, and what came out.
+"""Records which checkpoints a run has validated, and with which metrics.
 
-A checkpoint is written before its epoch is validated, and cannot say that it
-was. A file beside it does.
+A checkpoint is saved before its epoch is validated, so it cannot hold the
+result. A file in the work dir does.
 """
 import json
 import numbers
@@ -17,23 +17,24 @@ from mmengine.dist import is_main_process
 from .journal.record import write_whole
 
 FILE_NAME = 'ela_validated.json'
-# In a checkpoint: what it is called in that file.
+# Key in a checkpoint of its name in that file.
 KEY = 'ela_validated_as'
 
 
 def new_name() -> str:
-    """Make a name for a checkpoint, which nothing else has."""
+    """Make a unique name for a checkpoint."""
     return os.urandom(8).hex()
 
 
 def remember(work_dir: str, name: str, metrics: Dict[str, Any]) -> None:
-    """Write down that a checkpoint was validated; a full disk is no error.
+    """Record that a checkpoint was validated; errors of the disk are ignored.
 
     Args:
-        work_dir (str): Of the run.
-        name (str): Of the checkpoint, from :func:`new_name`.
-        metrics (Dict[str, Any]): What came out. Where one is no number,
-            nothing is written: it could not be given back as it was.
+        work_dir (str): Work dir of the run.
+        name (str): Name of the checkpoint, from :func:`new_name`.
+        metrics (Dict[str, Any]): Metrics of the validation. If one of them is
+            not a number, nothing is written, since :func:`recall` could not
+            return it unchanged.
     """
     plain = {key: _plain(value) for key, value in metrics.items()}
     if not is_main_process() or None in plain.values():
@@ -44,15 +45,15 @@ def remember(work_dir: str, name: str, metrics: Dict[str, Any]) -> None:
 
 
 def recall(work_dir: str, name: Optional[str]) -> Optional[Dict[str, float]]:
-    """Read what came out when a checkpoint was validated.
+    """Read the metrics of a checkpoint that was validated before.
 
     Args:
-        work_dir (str): Of the run.
-        name (str, optional): Of the checkpoint; None where it has none.
+        work_dir (str): Work dir of the run.
+        name (str, optional): Name of the checkpoint; None if it has none.
 
     Returns:
-        Dict[str, float] | None: None if it was not validated to the end, as
-        far as is known.
+        Dict[str, float] | None: The metrics; None if no complete validation
+        of it is recorded.
     """
     metrics = _read(work_dir).get(name)
     if not isinstance(metrics, dict) or not metrics or not all(
@@ -66,7 +67,7 @@ def _read(work_dir: str) -> Dict[str, Any]:
         with open(osp.join(work_dir, FILE_NAME), encoding='utf-8') as file:
             known = json.load(file)
     except (OSError, ValueError, RecursionError):
-        return {}  # it will be validated once more
+        return {}  # the checkpoint will be validated once more
     return known if isinstance(known, dict) else {}
 
 

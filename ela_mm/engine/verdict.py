@@ -1,4 +1,4 @@
-"""A window's decision, taken on the main rank with all that it asks for."""
+"""Takes the decision on a window, on rank 0."""
 import time
 from typing import Dict, Optional
 
@@ -13,19 +13,19 @@ from .sanity import first_not_finite
 
 def verdict_of(hook, runner, window: Window,
                measured: Dict[str, LayerKL]) -> Decision:
-    """Decide on a window; every rank must call it.
+    """Decide on a window; every rank must call this.
 
-    Same statistics, but perhaps another scipy or processor, and norms of their
-    own: the main rank decides for all.
+    Rank 0 decides for all: statistics are equal, but ranks may have different
+    versions of scipy, different processors, and their own statistics of norms.
 
     Args:
-        hook (ELAPruneHook): Of the run.
-        runner (Runner): At the window's end.
-        window (Window): That has ended.
-        measured (Dict[str, LayerKL]): In it.
+        hook (ELAPruneHook): Hook of the run.
+        runner (Runner): Runner at the end of the window.
+        window (Window): The window that has ended.
+        measured (Dict[str, LayerKL]): Measurements of the window, by layer.
 
     Returns:
-        Decision: The main rank's.
+        Decision: The decision of rank 0.
     """
     return from_main_rank(
         _decide(hook, runner, window, measured) if is_main_process() else None)

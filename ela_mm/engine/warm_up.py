@@ -1,4 +1,4 @@
-"""When the warm-up of the learning rate is over."""
+"""Finds the end of the learning rate's warm-up."""
 import math
 from typing import Any, Iterable, Mapping, Optional, Tuple
 
@@ -6,15 +6,16 @@ from mmengine.runner import IterBasedTrainLoop
 
 
 def rise_of(kind: str, options: Mapping[str, Any]) -> Optional[Tuple]:
-    """Say when a scheduler lifts the learning rate to its full value.
+    """Find when a scheduler raises the learning rate to its full value.
 
     Args:
-        kind (str): Name of its class, such as ``'LinearLR'``.
-        options (Mapping[str, Any]): Its arguments, as far as they are given.
+        kind (str): Name of the scheduler's class, such as ``'LinearLR'``.
+        options (Mapping[str, Any]): Arguments given to the scheduler.
 
     Returns:
-        tuple | None: Begin and end, in what it counts; infinite where no end
-        is given. None if it is no warm-up.
+        tuple | None: Begin and end, in epochs or iterations, whichever the
+        scheduler counts; the end is infinite if none is given. None if the
+        scheduler is not a warm-up.
     """
     if options.get('param_name', 'lr') != 'lr':
         return None
@@ -31,14 +32,14 @@ def rise_of(kind: str, options: Mapping[str, Any]) -> Optional[Tuple]:
 
 
 def end_of(rises: Iterable[Tuple[float, float]]) -> Optional[float]:
-    """Say when a warm-up is over that begins with the training.
+    """Find the end of the warm-up that begins with the training.
 
     Args:
-        rises (Iterable): Pairs (begin, end) on one scale. What begins where
-            another has ended goes on with it.
+        rises (Iterable): Pairs (begin, end) in the same unit. One that begins
+            before or when another ends prolongs it.
 
     Returns:
-        float | None: None if none begins with the training.
+        float | None: The end; None if none begins with the training.
     """
     over = 0.
     for begin, end in sorted(rises):
@@ -51,11 +52,11 @@ def warm_up_of(runner, by_epoch: bool) -> Optional[int]:
     """Count the epochs or iterations that the warm-up of a run takes.
 
     Args:
-        runner (Runner): With its train loop and schedulers built.
+        runner (Runner): Runner whose train loop and schedulers are built.
         by_epoch (bool): Whether to count epochs; if False, iterations.
 
     Returns:
-        int | None: Begun ones included; None if the learning rate has no
+        int | None: The number, rounded up; None if the learning rate has no
         warm-up.
     """
     schedulers = runner.param_schedulers or []
@@ -76,10 +77,10 @@ def warm_up_of(runner, by_epoch: bool) -> Optional[int]:
 
 
 def _options(scheduler) -> Mapping[str, Any]:
-    """What a scheduler was built with, as far as it keeps that."""
+    """Return the arguments of a scheduler, as far as it keeps them."""
     options = dict(vars(scheduler))
     phases = options.get('_schedule_phases')
-    if phases:  # of OneCycleLR, which forgets the share of the first
+    if phases:  # OneCycleLR keeps its phases and not pct_start
         options['pct_start'] = (phases[0]['end_step'] + 1) / options[
             'total_steps']
     return options

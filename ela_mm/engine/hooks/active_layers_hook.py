@@ -1,4 +1,4 @@
-"""Says which attention layers a network that is tested has."""
+"""Logs which attention layers are active in a network under test."""
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -13,7 +13,7 @@ class ActiveLayersHook(Hook):
     """
 
     def before_test(self, runner) -> None:
-        """Log a line for each backbone with prunable layer attention."""
+        """Log a line for each backbone with layer attention."""
         for name, backbone in ela_backbones(runner.model).items():
             layers = backbone.attention_layers
             skipped = [layer.name for layer in layers if not layer.active]

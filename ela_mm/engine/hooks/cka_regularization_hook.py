@@ -1,23 +1,23 @@
-"""CKA-SR while a Runner runs: the loss that gives layers an identity."""
+"""Adds the CKA-SR regulariser to the losses of a training."""
 import logging
 from typing import Dict, Optional, Sequence, Set
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...compat.compiling import disable
 from ...errors import UsageError
 from ...sparsity.cka import MIN_SAMPLES, aug_cka_sr, cka_sr, pooled
 from ...sparsity.stages import Stages, block_features, find_stages
 from ..lifetime import when_over
+from ..ranks import unwrapped
 
 LOSS = 'loss_cka'
-# Of each variant: the function, and whether its HSIC is the unbiased one.
+# For each variant: its function, and whether it uses the unbiased HSIC.
 VARIANTS = {'CKA-SR': (cka_sr, True), 'AugCKA-SR': (aug_cka_sr, False)}
 
 
@@ -25,38 +25,41 @@ VARIANTS = {'CKA-SR': (cka_sr, True), 'AugCKA-SR': (aug_cka_sr, False)}
 class CKARegularizationHook(Hook):
     """Adds the similarity of a backbone's blocks to the model's losses.
 
-    While the model trains, the hook sees what its blocks return, and the
-    dictionary of losses gains ``loss_cka``, which is logged, summed and
-    differentiated like every other: in the forward pass that DDP wraps, scaled
-    by gradient accumulation and AMP. It is computed in float64 outside of
-    autocast. Blocks that activation checkpointing runs again in the backward
-    pass are seen once. Nothing enters the state dict, and nothing stays in the
-    model when training ends, also by an exception.
+    While the model trains, the hook collects the outputs of its blocks and adds
+    ``loss_cka`` to the dictionary of losses. It is logged, summed and
+    differentiated like every other loss: within the forward pass that DDP
+    wraps, and scaled by gradient accumulation and AMP. It is computed in
+    float64 outside of autocast. If activation checkpointing runs a block again
+    in the backward pass, only its first output counts. Nothing enters the state
+    dict, and nothing stays in the model when training ends, also by an
+    exception.
 
-    A block's feature is what leaves the block, after its last relu. In a
-    stage with layer attention that is before the attention's term is added:
-    the paper compares residual blocks; and the term is retrieved from the
-    other blocks' outputs, so that the loss would punish attention for what it
-    is for. Blocks that run several times in a step, as in siamese networks,
-    count with the first time.
+    The feature of a block is its output, after its last relu. In a stage with
+    layer attention that is before the attention term is added. The paper
+    compares residual blocks; besides, the term is retrieved from the outputs of
+    other blocks, so that the loss would penalise attention for its very
+    purpose. If a block runs several times in a step, as in siamese networks,
+    its first output counts.
 
     Args:
-        weight (float): Of the loss. Defaults to 1e-4, the paper's for
-            CIFAR; 1e-5 for ImageNet. It depends on depth, see
+        weight (float): Weight of the loss. Defaults to 1e-4, the paper's value
+            for CIFAR (ImageNet 1e-5). A good value depends on depth, see
             :func:`~ela_mm.sparsity.cka.cka_sr`.
-        samples (int): The first so many samples of a batch, on each rank; -1:
-            all. Defaults to 8, the paper's for CIFAR.
-        interval (int): Batches from one that counts to the next; the others
-            have no ``loss_cka``. Defaults to 5, the paper's for CIFAR.
-        variant (str): ``'CKA-SR'``, pairs within stages, or ``'AugCKA-SR'``,
-            all pairs. Defaults to ``'CKA-SR'``.
-        max_features (int): Numbers per sample and block; larger maps are
-            average-pooled first, as those of a detector's 800 x 1333 pixels.
-            Defaults to 2**20, which holds all maps of a ResNet-152 at 224
-            pixels: 8 MiB per sample and block in float64. This project's
-            choice.
-        stages (Sequence[str], optional): Names, in the model, of sequences of
-            blocks. Defaults to None: see
+        samples (int): Number of samples of each batch to use, the first ones
+            on each rank; -1 uses all. Defaults to 8, the paper's value for
+            CIFAR.
+        interval (int): Interval in batches at which the loss is added; other
+            batches have no ``loss_cka``. Defaults to 5, the paper's value for
+            CIFAR.
+        variant (str): ``'CKA-SR'`` compares pairs of blocks within stages,
+            ``'AugCKA-SR'`` all pairs. Defaults to ``'CKA-SR'``.
+        max_features (int): Largest number of features per sample and block;
+            larger maps, such as those of 800 x 1333 pixels in detection, are
+            average-pooled first. Defaults to 2**20, which is enough for all
+            maps of a ResNet-152 at 224 pixels: 8 MiB per sample and block in
+            float64. This project's choice.
+        stages (Sequence[str], optional): Names of the sequences of blocks in
+            the model. Defaults to None: found by
             :func:`~ela_mm.sparsity.stages.find_stages`.
 
     Raises:
@@ -97,9 +100,9 @@ class CKARegularizationHook(Hook):
         self.stages = stages
         self._blocks: Stages = {}
         self._handles: list = []
-        self._due = False  # whether this iteration counts
-        self._asked = False  # whether its losses were asked for
-        # Of the forward pass that is running, by block; None: not watching.
+        self._due = False  # whether this iteration gets the loss
+        self._asked = False  # whether the model was called for its losses
+        # Features of the running forward pass by block; None: not collecting.
         self._features: Optional[Dict[str, Tensor]] = None
         self._said: Set[str] = set()
 
@@ -113,7 +116,7 @@ class CKARegularizationHook(Hook):
             raise UsageError('two CKARegularizationHooks: expected one, whose '
                              'loss is weighted by its weight')
         self._check_batches(runner.train_dataloader)
-        model = _model_of(runner)
+        model = unwrapped(runner.model)
         stages = find_stages(model, self.stages)
         if self.variant == 'AugCKA-SR':  # knows no stages
             every = {k: v for blocks in stages.values()
@@ -146,16 +149,16 @@ class CKARegularizationHook(Hook):
                                    if self.least == 4 else ''))
 
     def before_train(self, runner) -> None:
-        """Watch the model, which others have copied by now if they do."""
-        # Functions, which a copy of the model shares: of a method it would
-        # copy this object as well.
+        """Register hooks on the model, after others have copied it."""
+        # Functions, not methods: copying the model later would copy the object
+        # of a method as well.
         def watch(name):
             return lambda block, args, output: self._see(name, output)
 
         for blocks in self._blocks.values():
             for name, block in blocks.items():
                 self._handles.append(block.register_forward_hook(watch(name)))
-        model = _model_of(runner)
+        model = unwrapped(runner.model)
         self._handles += [
             model.register_forward_pre_hook(
                 lambda model, args, kwargs: self._begin(kwargs),
@@ -177,7 +180,7 @@ class CKARegularizationHook(Hook):
                           runner,
                           batch_idx: int,
                           data_batch=None) -> None:
-        """See whether this batch counts."""
+        """Note whether this batch gets the loss."""
         self._due = runner.iter % self.interval == 0
         self._asked = False
 
@@ -186,10 +189,11 @@ class CKARegularizationHook(Hook):
                          batch_idx: int,
                          data_batch=None,
                          outputs: Optional[dict] = None) -> None:
-        """Check that the model was asked for its losses."""
+        """Check that the model was called for its losses."""
         if self._due and not self._asked:
+            name = type(unwrapped(runner.model)).__name__
             raise UsageError(
-                f'the training step of {type(_model_of(runner)).__name__} '
+                f'the training step of {name} '
                 "does not call forward(mode='loss'), as mmengine's BaseModel "
                 'does: CKARegularizationHook has no losses to add to')
         self._due = False
@@ -221,7 +225,7 @@ class CKARegularizationHook(Hook):
 
     @disable
     def _loss(self, seen: Dict[str, Tensor]) -> Optional[Tensor]:
-        """The weighted regulariser; None, and why, if it cannot be computed."""
+        """Compute the weighted loss; if impossible, warn and return None."""
         stages = []
         for stage, blocks in self._blocks.items():
             features = [seen[name] for name in blocks if name in seen]
@@ -254,7 +258,3 @@ class CKARegularizationHook(Hook):
             print_log(f'{LOSS} leaves out {what}', 'current',
                       logging.WARNING)
 
-
-def _model_of(runner) -> nn.Module:
-    model = runner.model
-    return model.module if is_model_wrapper(model) else model

@@ -1,4 +1,4 @@
-"""When to measure redundancy, to decide on it, and to skip layers for good."""
+"""Measures redundancy in windows of a training and skips redundant layers."""
 from typing import Any, Dict, List, Optional, Sequence
 
 from mmengine.hooks import Hook
@@ -35,58 +35,60 @@ from .reseed_hook import ensure_reseeding
 class ELAPruneHook(Hook):
     """Skips redundant attention layers at the end of each window.
 
-    Within a window it averages the KL divergence between the attention
-    weights of neighbouring layers over all training iterations and ranks; at
-    the window's end, before validation, EMA's swap and the checkpoint of that
-    epoch, a criterion decides which layers are skipped from then on. Every
+    Within a window, the hook averages the KL divergence between the attention
+    weights of neighbouring layers over all training iterations and ranks. At
+    the end of the window, before validation, EMA's swap and the checkpoint of
+    that epoch, a criterion decides which layers are skipped from then on. Every
     decision is logged as a table, sent to the Visualizer, written to
-    ``ela_decisions.json`` in the work dir, and handed to every hook with a
+    ``ela_decisions.json`` in the work dir, and passed to every hook with a
     method ``after_pruning(runner, decision)``.
 
     Args:
-        windows (Sequence): Pairs (first, last) of epochs, inclusive and
-            counted from 1; two shares of the training, (0.0, 0.1); or
-            ('after_warmup', 1), so many epochs after the warm-up of the
-            learning rate; mixed freely. ``dict(window=PAIR,
-            criterion=dict(...))`` has a criterion of its own. The paper:
-            [(1, 1), (7, 7)] on COCO, [(1, 3), (51, 53)] on ImageNet, [(1, 3),
-            (45, 48), (91, 93)] on CIFAR.
-        criterion (dict, optional): ``type`` and parameters. Defaults to
-            dict(type='EBQM'), see :func:`ela_mm.ebqm`. ``'ablation'`` tries
-            each layer on pictures of the training set that are held out, see
-            :func:`ela_mm.pruning.by_loss.ablation`.
-        by_epoch (bool): Whether windows count epochs; if False, iterations.
-            Defaults to True.
-        skip (str): ``'layer'`` or ``'retrieval'``, see
+        windows (Sequence): Windows, in any mixture of pairs (first, last) of
+            epochs, inclusive and counted from 1; two shares of the training,
+            such as (0.0, 0.1); and ('after_warmup', n), the n epochs after the
+            warm-up of the learning rate. ``dict(window=PAIR,
+            criterion=dict(...))`` is a window with a criterion of its own. The
+            paper: [(1, 1), (7, 7)] on COCO, [(1, 3), (51, 53)] on ImageNet,
+            [(1, 3), (45, 48), (91, 93)] on CIFAR.
+        criterion (dict, optional): ``type`` and parameters of the criterion.
+            ``'ablation'`` measures each layer on images held out of the
+            training set, see :func:`ela_mm.pruning.by_loss.ablation`. Defaults
+            to ``dict(type='EBQM')``, see :func:`ela_mm.ebqm`.
+        by_epoch (bool): Whether windows count epochs; if False, they count
+            iterations. Defaults to True.
+        skip (str): How layers are skipped, ``'layer'`` or ``'retrieval'``, see
             ``skip_layers`` of the backbone. Defaults to ``'layer'``.
-        timing_steps (int): Steps whose median is reported before and after a
-            pruning; fewer than 10 are not compared. Defaults to 50.
-        uninformative (str): What to do in a window where layers rank by
-            position, where attention is still as it was drawn, or saturated,
-            so that layers do not differ: ``'prune'``, the paper's rule,
-            ``'warn'``, the same with a warning, or ``'wait'``, skip nothing in
-            that window. :mod:`ela_mm.pruning.trust` has the tests. Defaults to
-            ``'warn'``.
-        min_stability (float): Share of resampled windows, 0 to 1, that have to
-            skip a layer for it to be skipped. Defaults to 0: one is enough.
-        redundancy (str): What the criterion ranks layers by: ``'paper'``, D
-            of equation 11; ``'excess'``, D less that of uniform weights; or
-            ``'conditional'``, the first part of D alone: how differently a
-            layer attends to its predecessors, whatever it gives to itself;
-            see :class:`~ela_mm.pruning.kl.Parts`. Log and record have all
-            three. Defaults to ``'paper'``.
-        picture (bool): Whether a picture of each window's redundancy goes to
+        timing_steps (int): Number of steps whose median time is reported
+            before and after a pruning; fewer than 10 are not compared.
+            Defaults to 50.
+        picture (bool): Whether to send a picture of each window's redundancy to
             the Visualizer, as ``ela_redundancy``. Defaults to True.
-        timing_rounds (int): Pairs of steps, forward and backward on the last
-            batch, that a copy of the network takes after a pruning, in turns
-            with and without the layers that it skips. Their ratio does not
-            depend on what else the machine does; the training stays as it is.
-            One process only. Defaults to 0: none.
+        uninformative (str): What to do with a window whose ranking says
+            nothing of what attention has learned, since layers rank by
+            position, or attention is unchanged since it was drawn, or is
+            saturated (:mod:`ela_mm.pruning.trust`). ``'prune'``, the paper's
+            rule, follows the criterion; ``'warn'`` does so with a warning;
+            ``'wait'`` skips nothing in that window. Defaults to ``'warn'``.
+        min_stability (float): Share of resampled windows, in [0, 1], that must
+            skip a layer for it to be skipped. Defaults to 0: no condition.
+        redundancy (str): Measure that the criterion ranks layers by:
+            ``'paper'``, D of equation 11; ``'excess'``, D minus the D of
+            uniform weights; or ``'conditional'``, the first part of D alone,
+            which says how differently a layer attends to its predecessors
+            whatever weight it gives to itself. See
+            :class:`~ela_mm.pruning.kl.Parts`. Log and record have all three.
+            Defaults to ``'paper'``.
+        timing_rounds (int): Number of pairs of steps, forward and backward,
+            that a copy of the network takes on the last batch after a pruning,
+            in turns with and without the skipped layers. Their ratio does not
+            depend on the load of the machine, and the training is not
+            affected. In runs on one process only. Defaults to 0: none.
 
     Raises:
         UsageError: Before training starts, on wrong windows, an unknown
             criterion or wrong parameters, a model without layer attention, or
-            a second hook of this kind.
+            a second hook of this type.
     """
 
     # Before EMAHook (NORMAL) and CheckpointHook (VERY_LOW).
@@ -124,35 +126,35 @@ class ELAPruneHook(Hook):
 
     @property
     def windows(self) -> List[Window]:
-        """Pairs (first, last), in order; as they are in this training."""
+        """Windows of this training as pairs (first, last), in order."""
         return self._windows.spans
 
     @property
     def decisions(self) -> List[Decision]:
-        """One per window that has ended."""
+        """Decisions so far, one for each window that has ended."""
         return self.journal.decisions
 
     @property
     def backbone(self) -> Optional[LayerAttentionMixin]:
-        """Whose layers are skipped; None before the training."""
+        """Backbone whose layers are skipped; None before training."""
         return self.measurement.backbone
 
     @property
     def statistics(self) -> KLStatistics:
-        """Of the window so far."""
+        """Statistics of the current window so far."""
         return self.measurement.statistics
 
     @property
     def first_kl(self) -> FirstKL:
-        """Of the run's first step, if its attention was fresh then."""
+        """KL divergences of the run's first step, if attention was fresh."""
         return self.measurement.first_kl
 
     def count(self, runner) -> int:
-        """Count the epoch or iteration that is running, from 1."""
+        """Return the number of the running epoch or iteration, from 1."""
         return (runner.epoch if self.by_epoch else runner.iter) + 1
 
     def window_of(self, count: int) -> Optional[Window]:
-        """Find the window that is measured at a count; each decides once."""
+        """Find the window of an epoch or iteration, unless it is decided."""
         window = self._windows.containing(count)
         decided = [decision.window for decision in self.decisions]
         return None if window in decided else window
@@ -163,7 +165,7 @@ class ELAPruneHook(Hook):
                 for given in self._windows.given]
 
     def criterion_of(self, window: Window) -> Criterion:
-        """Find the criterion of a window, its own or the run's."""
+        """Find the criterion of a window: its own, or that of the hook."""
         return self._own_criteria.get(
             self._windows.given_of(window), self.criterion)
 
@@ -189,7 +191,7 @@ class ELAPruneHook(Hook):
         self._resumed = state_to_resume(runner, checkpoint)
 
     def before_train(self, runner) -> None:
-        """Take up what went before; the weights are loaded now."""
+        """Restore the state of a resumed run; the weights are loaded now."""
         restore(self, runner, self._resumed)
         self._resumed = None
         check_agreement(
@@ -204,7 +206,7 @@ class ELAPruneHook(Hook):
     # --- within a window -----------------------------------------------------
 
     def before_train_epoch(self, runner) -> None:
-        """Keep the statistics that the epoch starts with."""
+        """Keep the statistics that the epoch starts with, in case of errors."""
         if self.by_epoch:
             self.measurement.begin_epoch(runner.epoch)
             self.clock.begin_epoch()
@@ -213,7 +215,7 @@ class ELAPruneHook(Hook):
                           runner,
                           batch_idx: int,
                           data_batch=None) -> None:
-        """Observe the attention weights of this step, if in a window."""
+        """Observe the attention weights of this step if it is in a window."""
         surgery.take_in_released(runner)
         count = self.count(runner)
         window = self.window_of(count)
@@ -229,7 +231,7 @@ class ELAPruneHook(Hook):
                          batch_idx: int,
                          data_batch=None,
                          outputs: Optional[dict] = None) -> None:
-        """Count the step; decide if an iteration window ends here."""
+        """End the step; decide if a window of iterations ends here."""
         self.measurement.end_step()
         self.clock.end_step(runner, data_batch)
         if not self.by_epoch:
@@ -240,7 +242,7 @@ class ELAPruneHook(Hook):
             self.measurement.move_to_rank_0(runner.model)
 
     def _tell_so_far(self, runner, batch_idx: int) -> None:
-        """Where the window goes on; its end has a decision to tell of."""
+        """Log interim values, unless the window ends and is decided here."""
         count = self.count(runner)
         window = self.window_of(count)
         if window is None or self.by_epoch and window[1] == count and (
@@ -249,7 +251,7 @@ class ELAPruneHook(Hook):
         self.journal.tell_so_far(runner, self.measurement.so_far)
 
     def after_train_epoch(self, runner) -> None:
-        """Decide if an epoch window ends here."""
+        """Decide if a window of epochs ends here."""
         self.clock.end_epoch(runner)
         if self.by_epoch:
             self._decide_if_over(runner)
@@ -258,7 +260,7 @@ class ELAPruneHook(Hook):
         self.measurement.move_to_rank_0(runner.model)
 
     def before_val(self, runner) -> None:
-        """Collect the sums: a best checkpoint may follow a validation."""
+        """Collect the ranks' sums: validation may save a best checkpoint."""
         if self.statistics.is_scattered:
             self.measurement.move_to_rank_0(runner.model)
 
@@ -272,7 +274,7 @@ class ELAPruneHook(Hook):
             self._decide(runner, window)
 
     def _decide(self, runner, window: Window) -> None:
-        """Decide on a window's statistics, operate, and tell."""
+        """Decide on a window, skip layers, and report."""
         measured = self.measurement.take(runner.model)
         decision = verdict_of(self, runner, window, measured)
         if decision.skipped:
@@ -283,12 +285,12 @@ class ELAPruneHook(Hook):
         runner.call_hook('after_pruning', decision=decision)
 
     def _end(self, runner, error: Optional[BaseException]) -> None:
-        """Leave the model alone; an exception may have ended the training."""
+        """Stop observing; an exception may have ended the training."""
         self.measurement.stop()
         self.clock.end(runner)
         self.journal.tell_end(runner, self.count(runner), error)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Add what a resumed run needs: statistics and decisions."""
-        if self.backbone is not None:  # else saved without training
+        """Add the state that a resumed run needs."""
+        if self.backbone is not None:  # else the checkpoint is of no training
             checkpoint[STATE_KEY] = hook_state(self, runner)

@@ -1,4 +1,4 @@
-"""The same random numbers in every run of one seed, interrupted or not."""
+"""Gives all runs of a seed the same random numbers, resumed or not."""
 from typing import Optional
 
 from mmengine.hooks import Hook
@@ -21,18 +21,18 @@ from ..randomness import (
 class ReseedHook(Hook):
     """Seeds each epoch or batch by the run's seed and its number.
 
-    mmengine seeds once. What a network draws by itself, such as drop path,
-    then shifts all that is drawn after it: runs of one seed that differ in
-    their attention see other crops, and cannot be compared in pairs; a
-    resumed run differs from one without an interruption. Here nothing that
-    was drawn before matters (:mod:`ela_mm.engine.randomness`).
+    mmengine seeds once. Every number that a network draws, for drop path for
+    instance, then shifts all later ones: runs with the same seed but different
+    attention see different crops, so they cannot be compared in pairs, and a
+    resumed run differs from one without an interruption. With this hook, what
+    was drawn before does not matter (:mod:`ela_mm.engine.randomness`).
 
-    ``tools/train.py`` and ``tools/ablation.py`` register it for every run,
-    and ``ELAPruneHook`` where nobody has; other tools find it in a config's
-    ``custom_hooks``.
+    ``tools/train.py`` and ``tools/ablation.py`` register it for every run, and
+    ``ELAPruneHook`` registers it if nobody has. For other tools, add it to the
+    ``custom_hooks`` of the config.
     """
 
-    # With ELAPruneHook: before all hooks that may draw.
+    # As ELAPruneHook: before all hooks that may draw random numbers.
     priority = 'ABOVE_NORMAL'
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class ReseedHook(Hook):
         self._trains = False
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Say so if the data loader was seeded otherwise before."""
+        """Warn if the data loader has another seed than before."""
         seed = checkpoint.get('meta', {}).get('seed')
         if runner._resume and seed not in (None, runner.seed):
             runner.logger.warning(
@@ -51,7 +51,7 @@ class ReseedHook(Hook):
                 f'dict(seed={seed}) to go on with the same')
 
     def before_train(self, runner) -> None:
-        """Take hold of the data loader, before its workers start."""
+        """Replace what loads the data, before its workers start."""
         self._trains = True
         loop = runner.train_loop
         if not isinstance(loop, IterBasedTrainLoop):
@@ -64,7 +64,7 @@ class ReseedHook(Hook):
                                                      runner.seed)
 
     def before_train_epoch(self, runner) -> None:
-        """Seed the epoch; an iteration-based loop is seeded by batch."""
+        """Seed the epoch; iteration-based loops are seeded by batch."""
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             return
         seed_all(runner.seed, EPOCH, runner.epoch)
@@ -77,19 +77,19 @@ class ReseedHook(Hook):
                           runner,
                           batch_idx: int,
                           data_batch=None) -> None:
-        """Seed once more where a loader has drawn to start its workers."""
+        """Seed again after persistent workers may have been started."""
         if batch_idx == 0 and self._workers is not None:
-            # It does so in the first epoch of a process, not in later ones.
+            # Starting them draws a number, in a process' first epoch alone.
             seed_all(runner.seed, EPOCH, runner.epoch)
 
     def before_val(self, runner) -> None:
-        """Seed a validation during training, which may be repeated."""
+        """Seed a validation within a training, which may be repeated."""
         if self._trains:
             seed_all(runner.seed, VALIDATION, runner.iter)
 
 
 def _loads_here(loader: DataLoader) -> bool:
-    """Whether a loader asks its dataset for batches in this process."""
+    """Return whether a loader loads batches in this process."""
     return (loader.num_workers == 0 and loader.batch_sampler is not None
             and not isinstance(loader.dataset, IterableDataset))
 
@@ -98,7 +98,7 @@ def ensure_reseeding(runner) -> None:
     """Register a :class:`ReseedHook` unless the runner has one.
 
     Args:
-        runner (Runner): Before it trains.
+        runner (Runner): Runner before training.
     """
     if not any(isinstance(hook, ReseedHook) for hook in runner.hooks):
         runner.register_hook(ReseedHook())

@@ -1,4 +1,4 @@
-"""Sparse training: a share of the weights exists, the others are 0."""
+"""Sparse training: a share of the weights exists, all others stay 0."""
 import json
 import os.path as osp
 import random
@@ -23,6 +23,7 @@ from ...sparsity.layers import sparse_layers
 from ...sparsity.scheme import Tensors, check_density
 from ..journal.record import write_whole
 from ..lifetime import when_over
+from ..ranks import unwrapped
 
 # Where the hook keeps its state in mmengine's checkpoints.
 STATE_KEY = 'sparse_training_hook'
@@ -34,35 +35,35 @@ FORMAT = 1
 class SparseTrainingHook(Hook):
     """Trains a network of which only a share of the weights exists.
 
-    A mask says which weights of the convolutions and linear layers exist (see
-    :func:`~ela_mm.sparsity.layers.sparse_layers`). The others are exactly 0
-    before the first step and after every one, also in averaged models, so that
-    any checkpoint holds the sparse network and needs nothing else: to export
-    it is to save it. Gradients are masked before DDP, clipping and the
-    optimiser see them, weights once more after the step, for optimisers that
-    move weights without a gradient. Masks travel in the checkpoint; a resumed
-    run is bit for bit the one that was never interrupted. On several ranks
-    the first one's masks hold.
+    A mask says which weights of convolutions and linear layers exist (see
+    :func:`~ela_mm.sparsity.layers.sparse_layers`). All others are exactly 0
+    before the first step and after every step, also in averaged models, so
+    every checkpoint holds the sparse network and needs no conversion. Gradients
+    are masked before DDP, clipping and the optimiser see them. Weights are
+    masked again after the step, for optimisers that change weights without a
+    gradient. Masks are saved in checkpoints, and a resumed run equals an
+    uninterrupted one bit for bit. All ranks use the masks of rank 0.
 
     torch.nn.utils.prune and parametrisations are not used: they rename
-    ``weight`` to ``weight_orig`` or ``parametrizations.weight.original`` in
-    the state dict, in the optimiser and in every averaged copy. Checkpoints
-    of the dense network would no longer load, nor those of the sparse one
-    elsewhere, and the weights that do not exist would keep values.
+    ``weight`` to ``weight_orig`` or ``parametrizations.weight.original`` in the
+    state dict, the optimiser and every averaged copy. Checkpoints of the dense
+    network would not load, nor those of the sparse network elsewhere, and
+    weights that do not exist would keep values.
 
     The density per layer is logged and written to ``sparse_training.json`` in
     the work dir.
 
     Args:
-        density (float): Share of the masked layers' weights that exists, in
+        density (float): Share of the weights of masked layers that exists, in
             (0, 1]; a sparsity of 0.95 is a density of 0.05.
-        scheme (dict, optional): ``type`` and parameters: ``ERK`` or
-            ``uniform``, random masks that stay; ``SNIP``, with ``batches``;
-            ``RigL``, with ``interval``, ``fraction`` and ``until``. Defaults
-            to dict(type='ERK').
+        scheme (dict, optional): ``type`` and parameters of the scheme:
+            ``ERK`` or ``uniform``, fixed random masks; ``SNIP``, with
+            ``batches``; ``RigL``, with ``interval``, ``fraction`` and
+            ``until``. Defaults to ``dict(type='ERK')``.
         leave_out (Sequence[str]): Names of modules that stay dense, such as
             ``'head.fc'``. Defaults to ().
-        seed (int, optional): Of random masks. Defaults to None: the run's.
+        seed (int, optional): Seed of random masks. Defaults to None: the seed
+            of the run.
 
     Raises:
         UsageError: On wrong arguments; before training starts, on a model
@@ -89,10 +90,10 @@ class SparseTrainingHook(Hook):
         self.updates: List[dict] = []
         self._weights: Dict[str, nn.Parameter] = {}
         self._dense: Dict[str, str] = {}
-        self._absent: Tensors = {}  # the masks' opposite
+        self._absent: Tensors = {}  # complements of the masks
         self._handles: list = []
         self._resumed_state: Optional[dict] = None
-        # Of the iteration that is running, all of it; None: not wanted.
+        # Unmasked gradients of the running iteration; None: not needed.
         self._gradients: Optional[Tensors] = None
 
     # --- before training -----------------------------------------------------
@@ -111,7 +112,7 @@ class SparseTrainingHook(Hook):
                 f'SparseTrainingHook cannot mask what {type(model).__name__} '
                 'shards: expected no model wrapper or '
                 'MMDistributedDataParallel')
-        self._weights, self._dense = sparse_layers(_model_of(runner),
+        self._weights, self._dense = sparse_layers(unwrapped(model),
                                                    self.leave_out)
         when_over(runner.train_loop, lambda error: self._remove())
 
@@ -121,7 +122,7 @@ class SparseTrainingHook(Hook):
             self._resumed_state = checkpoint.get(STATE_KEY, {})
 
     def before_train(self, runner) -> None:
-        """Choose the masks, or take up those of a resumed run."""
+        """Choose the masks, or restore those of a resumed run."""
         state, self._resumed_state = self._resumed_state, None
         if state:
             self._check_state(state)
@@ -130,7 +131,7 @@ class SparseTrainingHook(Hook):
                 for name, weight in self._weights.items()
             }
             self.updates = state['updates']
-        elif not self.masks:  # else this process trains once more
+        elif not self.masks:  # else this process trains a second time
             if state is not None:
                 runner.logger.warning(
                     'the checkpoint is of a run without SparseTrainingHook: '
@@ -141,7 +142,7 @@ class SparseTrainingHook(Hook):
         self._absent = {name: ~mask for name, mask in self.masks.items()}
         self._apply(runner)
         for name, weight in self._weights.items():
-            if weight.requires_grad:  # not of a layer skipped by now
+            if weight.requires_grad:  # not in layers that are skipped by now
                 self._handles.append(weight.register_hook(self._masking(name)))
         runner.logger.info(
             f'{self.scheme_config["type"]}: {self._summary()}\n{self._table()}')
@@ -168,22 +169,22 @@ class SparseTrainingHook(Hook):
     def _choose(self, runner) -> Tensors:
         gradients = {}
         if self.scheme.batches:
-            with _undisturbed(_model_of(runner)):
+            with _undisturbed(unwrapped(runner.model)):
                 gradients = self._first_gradients(runner)
         seed = runner.seed if self.seed is None else self.seed
         return self.scheme.start(self._weights, self.density,
                                  torch.Generator().manual_seed(seed), gradients)
 
     def _first_gradients(self, runner) -> Tensors:
-        """Gradients of the loss on a few of the run's batches, all ranks'."""
-        # Another loader, where the run has its config: samplers of
-        # iteration-based loops go on where they stopped.
+        """Compute mean gradients over some training batches of all ranks."""
+        # Use a new loader if the config has one: a sampler of the run's own
+        # loader would not start from the beginning again.
         loader = runner.cfg.get('train_dataloader')
         if isinstance(loader, dict):
             loader = runner.build_dataloader(loader, seed=runner.seed)
         else:
             loader = runner.train_dataloader
-        model = _model_of(runner)
+        model = unwrapped(runner.model)
         model.train()
         model.zero_grad()
         for _, data in zip(range(self.scheme.batches), loader):
@@ -203,7 +204,7 @@ class SparseTrainingHook(Hook):
 
     def _masking(self, name: str):
 
-        @disable  # else compiled once for each weight
+        @disable  # else torch.compile compiles it once for each weight
         def mask_gradient(gradient: Tensor) -> Tensor:
             if self._gradients is not None:
                 before = self._gradients.get(name, 0)
@@ -216,7 +217,7 @@ class SparseTrainingHook(Hook):
                           runner,
                           batch_idx: int,
                           data_batch=None) -> None:
-        """Keep the whole gradients if this iteration ends with an update."""
+        """Keep unmasked gradients if this iteration ends with an update."""
         self._gradients = {} if self._fraction(runner) else None
 
     def after_train_iter(self,
@@ -224,7 +225,7 @@ class SparseTrainingHook(Hook):
                          batch_idx: int,
                          data_batch=None,
                          outputs: Optional[dict] = None) -> None:
-        """Set what does not exist to 0; exchange weights if it is time."""
+        """Zero absent weights; exchange weights if an update is due."""
         for name, weight in self._weights.items():
             weight.data.masked_fill_(self._absent[name], 0)
         gradients, self._gradients = self._gradients, None
@@ -232,14 +233,14 @@ class SparseTrainingHook(Hook):
             self._update(runner, gradients)
 
     def _fraction(self, runner) -> float:
-        """The share that this iteration exchanges; mostly 0."""
+        """Return the share that this iteration exchanges, 0 if none is due."""
         interval, done = self.scheme.interval, runner.iter + 1
         if not interval or done % interval:
             return 0.
         return self.scheme.fraction(done / runner.max_iters)
 
     def _update(self, runner, gradients: Tensors) -> None:
-        gradients = {  # skipped layers have none
+        gradients = {  # skipped layers have no gradients
             name: gradients.get(name, torch.zeros_like(weight))
             for name, weight in self._weights.items()
         }
@@ -267,11 +268,11 @@ class SparseTrainingHook(Hook):
         self._write_record(runner)
 
     def _apply(self, runner) -> None:
-        """Set what does not exist to 0, also in averages and momenta.
+        """Zero absent weights, in averaged models and optimizer state too.
 
-        And in gradients that are still being accumulated.
+        Gradients that are being accumulated are masked as well.
         """
-        networks = [_model_of(runner)]
+        networks = [unwrapped(runner.model)]
         for hook in runner.hooks:
             averaged = getattr(hook, 'ema_model', None)
             if averaged is not None:
@@ -349,24 +350,20 @@ class SparseTrainingHook(Hook):
             write_whole(
                 json.dumps(record, indent=1, allow_nan=False),
                 osp.join(runner.work_dir, FILE_NAME))
-        except OSError as error:  # the checkpoints hold the masks, too
+        except OSError as error:  # checkpoints hold the masks as well
             runner.logger.warning(
                 f'the record of sparse training was not written: {error}')
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Add the masks."""
         if not self.masks:
-            return  # saved without training
+            return  # the checkpoint is of no training
         checkpoint[STATE_KEY] = dict(
             density=self.density,
             scheme=self.scheme_config,
             masks={name: mask.cpu() for name, mask in self.masks.items()},
             updates=self.updates)
 
-
-def _model_of(runner) -> nn.Module:
-    model = runner.model
-    return model.module if is_model_wrapper(model) else model
 
 
 def _short(value) -> str:
@@ -375,9 +372,9 @@ def _short(value) -> str:
 
 
 def _from_main_rank(mask: Tensor) -> None:
-    """Give every rank the first one's mask."""
+    """Overwrite a mask with that of rank 0."""
     if is_distributed():
-        numbers = mask.to(torch.uint8)  # gloo has not always known bool
+        numbers = mask.to(torch.uint8)  # older versions of gloo lack bool
         dist.broadcast(numbers, src=0)
         mask.copy_(numbers)
 
@@ -391,7 +388,7 @@ def _mean_over_ranks(tensors: Tensors) -> None:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leave a model's buffers and all random numbers as they were."""
+    """Restore a model's buffers and all random states afterwards."""
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     states = random.getstate(), np.random.get_state()
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""What an interruption may have cut off of a validation is made good."""
+"""Makes up for a validation that an interruption may have prevented."""
 from typing import Any, Dict, List, Optional
 
 from mmengine.hooks import EarlyStoppingHook, Hook
@@ -12,34 +12,34 @@ from ..ranks import from_main_rank
 
 @HOOKS.register_module()
 class ValidateResumedHook(Hook):
-    """Validates a resumed run first, if that was not done to the end.
+    """Validates a resumed run first, unless its checkpoint was validated.
 
     mmengine saves a checkpoint before it validates the same epoch. A run that
-    dies in that validation goes on with the next epoch: the metrics are
-    missing, for a best checkpoint and for a schedule that waits for them, and
-    after the last epoch there would be none at all. Where the run has died
-    later, its metrics are in ``ela_validated.json`` in the work dir: then all
-    hooks are given these, and no picture is looked at again. A checkpoint that
-    was saved by a validation, since its metric was the best, has all that. What
-    counts metrics outside of checkpoints, ``EarlyStoppingHook``, hears those of
-    the run so far.
+    dies in that validation is resumed at the next epoch, and its metrics are
+    missing: for the best checkpoint, for a schedule that depends on them, and
+    at the end of the training altogether. If the run died later, the metrics
+    are in ``ela_validated.json`` in the work dir; then all hooks are given
+    these, and nothing is validated again. A checkpoint that was saved by a
+    validation, since its metric was the best, needs neither.
+    ``EarlyStoppingHook``, which keeps no state in checkpoints, is given the
+    metrics of the run so far.
 
     ``tools/train.py`` adds this hook.
     """
 
-    # After all hooks have prepared for training, and have seen a validation.
+    # After all hooks have prepared for training and handled a validation.
     priority = 'LOWEST'
 
     def __init__(self) -> None:
         self._resumed = False
         self._validates = False
         self._loaded: Optional[str] = None  # name of the checkpoint
-        # Name of the last checkpoint, and the iterations that it has.
+        # Name of the last checkpoint, and the number of iterations it has.
         self._saved: Optional[str] = None
         self._saved_at = -1
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """See whether it was saved at the end of an epoch, or later."""
+        """Note whether the checkpoint was saved before a validation."""
         if not runner._resume:
             return
         self._resumed = True
@@ -58,7 +58,7 @@ class ValidateResumedHook(Hook):
                 '--resume without a value takes the latest that has all')
 
     def before_train(self, runner) -> None:
-        """Validate where the train loop would have."""
+        """Validate if the train loop would have done so here."""
         if not self._resumed:
             return
         self._resumed = False  # this process may train once more
@@ -78,7 +78,7 @@ class ValidateResumedHook(Hook):
             _give(runner, metrics)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Give it a name, unless a validation saves it."""
+        """Name the checkpoint, unless a validation saves it."""
         hub = runner.message_hub.runtime_info
         if hub.get('loop_stage') == 'train':
             self._saved, self._saved_at = validations.new_name(), (
@@ -88,13 +88,13 @@ class ValidateResumedHook(Hook):
     def after_val_epoch(self,
                         runner,
                         metrics: Optional[Dict[str, Any]] = None) -> None:
-        """Remember that the checkpoint right before it is validated."""
+        """Record that the checkpoint saved right before is validated."""
         if self._saved is not None and self._saved_at == runner.iter:
             validations.remember(runner.work_dir, self._saved, metrics or {})
 
 
 def _is_due(runner) -> bool:
-    """Whether the train loop would have validated at this point."""
+    """Return whether the train loop would have validated at this point."""
     loop = runner.train_loop
     if runner.val_loop is None or not runner.iter:
         return False
@@ -107,7 +107,7 @@ def _is_due(runner) -> bool:
 
 
 def _give(runner, metrics: Dict[str, float]) -> None:
-    """Call all hooks as a validation does that has these metrics."""
+    """Call all hooks as a validation with these metrics would."""
     runner.call_hook('before_val')
     runner.call_hook('before_val_epoch')
     runner.model.eval()
@@ -116,12 +116,12 @@ def _give(runner, metrics: Dict[str, float]) -> None:
 
 
 def _state_of(runner) -> List[str]:
-    """What a checkpoint needs beside the weights to go on."""
+    """List the keys that a checkpoint needs for resuming, besides weights."""
     return ['optimizer'] + ['param_schedulers'] * bool(runner.param_schedulers)
 
 
 def _tell_early_stopping(runner) -> None:
-    """Let hooks that count metrics count those of before the interruption."""
+    """Give early stopping the metrics from before the interruption."""
     for hook in runner.hooks:
         if isinstance(hook, EarlyStoppingHook):
             name = f'val/{hook.monitor}'

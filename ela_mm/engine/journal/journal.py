@@ -1,4 +1,4 @@
-"""Tells of decisions: log, scalars, picture, and the record in the work dir."""
+"""Reports decisions: to the log, as scalars and pictures, and in the record."""
 import math
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
@@ -32,25 +32,29 @@ _AGAINST_RUSH = ('measure later or longer, after the warm-up, or train '
 
 
 class Journal:
-    """What a run has decided so far, and everybody who is told.
+    """The decisions of a run so far, and their reports.
 
     Args:
-        windows (Windows): Of the run.
-        criterion (dict): ``type`` and every parameter.
-        skip (str): How layers are skipped.
-        picture (bool): Whether a picture of each window goes to the
+        windows (Windows): Windows of the run.
+        criterion (dict): ``type`` and all parameters of the run's criterion.
+        skip (str): How layers are skipped, ``'layer'`` or ``'retrieval'``.
+        picture (bool): Whether to send a picture of each window to the
             Visualizer, as ``ela_redundancy``.
-        warns (bool): Whether a ranking of layers that do not differ is a
-            warning. Defaults to True.
-        redundancy (str): What criteria rank by. Defaults to ``'paper'``.
+        warns (bool): Whether to warn of a ranking that says nothing of what
+            attention has learned. Defaults to True.
+        redundancy (str): Measure that criteria rank by. Defaults to
+            ``'paper'``.
 
     Attributes:
-        decisions (List[Decision]): One per window that has ended.
-        edits (List[MaskEdit]): What was changed by hand in a checkpoint that
-            the run has gone on from.
-        backbone (LayerAttentionMixin | None): Of the run, once it begins.
-        step_times (Sequence): Epoch (or iteration), first quartile, median
-            and third quartile of the seconds of its steps.
+        decisions (List[Decision]): Decisions, one for each window that has
+            ended.
+        edits (List[MaskEdit]): Changes made by hand in a checkpoint that the
+            run was resumed from.
+        backbone (LayerAttentionMixin | None): Backbone of the run, once the
+            run has begun.
+        step_times (Sequence): Points of the timeline: epoch (or iteration),
+            then first quartile, median and third quartile of the seconds of a
+            step.
     """
 
     def __init__(self, windows: Windows, criterion: Dict[str, Any], skip: str,
@@ -69,11 +73,12 @@ class Journal:
         self.step_times: Sequence[Sequence[float]] = ()
 
     def begin(self, runner, backbone: LayerAttentionMixin) -> None:
-        """Say when the windows are, before the first step, and write.
+        """Log the windows before the first step, and write the record.
 
         Args:
-            runner (Runner): About to train, or to go on.
-            backbone (LayerAttentionMixin): With its weights and mask.
+            runner (Runner): Runner right before training.
+            backbone (LayerAttentionMixin): Backbone with weights and mask
+                loaded.
         """
         self.backbone, windows = backbone, self.windows
         length = (f'{runner.max_epochs} epochs' if windows.by_epoch else
@@ -83,7 +88,7 @@ class Journal:
         self.write(runner)
 
     def tell_begin(self, runner, window: Window) -> None:
-        """Say that a window begins, and how many layers are active."""
+        """Log that a window begins, and how many layers are active."""
         active = sum(x.active for x in self.backbone.attention_layers)
         runner.logger.info(
             f'measuring {self._span(window)}: how redundant {active} attention '
@@ -91,12 +96,12 @@ class Journal:
 
     def tell_so_far(self, runner, measured: Callable[[], Dict[str, LayerKL]]
                     ) -> None:
-        """Send the means of a window that goes on.
+        """Send the interim means of a window as scalars.
 
         Args:
-            runner (Runner): After a step that LoggerHook tells of.
-            measured (Callable): Gives the means so far. Called, on all ranks,
-                where there is anybody who draws curves.
+            runner (Runner): Runner after a step that LoggerHook logs.
+            measured (Callable): Function that returns the means so far. It is
+                called on all ranks, and only if a backend draws curves.
         """
         if not drawing(runner.visualizer):
             return
@@ -111,11 +116,11 @@ class Journal:
         send(runner.visualizer, finite, runner.iter + 1)
 
     def tell(self, runner, decision: Decision) -> None:
-        """Add a decision and tell of it.
+        """Add a decision and report it.
 
         Args:
-            runner (Runner): While it trains.
-            decision (Decision): Taken and applied.
+            runner (Runner): Runner in training.
+            decision (Decision): Decision that was taken and applied.
         """
         self.decisions.append(decision)
         span = self._span(decision.window)
@@ -134,7 +139,7 @@ class Journal:
             runner.logger.info(f'{self._skipped(decision)}: '
                                f'{", ".join(decision.skipped)}')
         else:
-            # With the window in it: mmengine drops a warning that it repeats.
+            # Names the window: mmengine drops warnings that repeat.
             runner.logger.warning(f'nothing pruned on {span}: {decision.note}')
         scalars = {
             f'ela/{name}/{layer.name}': getattr(layer, name)
@@ -148,7 +153,7 @@ class Journal:
         self.write(runner)
 
     def tell_gain(self, runner, decision: Decision) -> None:
-        """Say what a pruning bought, once its steps are timed."""
+        """Log how much a pruning has gained, once its steps are timed."""
         times = decision.times
         runner.logger.info(
             f'{self._skipped(decision)}; ' +
@@ -160,12 +165,12 @@ class Journal:
 
     def tell_end(self, runner, count: int,
                  error: Optional[BaseException] = None) -> None:
-        """Say which windows a training did not reach, or not end.
+        """Log which windows were not decided, when a training has ended.
 
         Args:
-            runner (Runner): That has ended.
-            count (int): The epoch or iteration that would have been next.
-            error (BaseException, optional): That has ended it.
+            runner (Runner): Runner whose training has ended.
+            count (int): Epoch or iteration that would have been next, from 1.
+            error (BaseException, optional): Exception that ended it, if any.
         """
         if isinstance(error, KeyboardInterrupt):
             window = self.windows.containing(count)
@@ -182,7 +187,7 @@ class Journal:
         return window_name(window, self.windows.unit)
 
     def _skipped(self, decision: Decision) -> str:
-        """How many layers a decision skips, and which were out before it."""
+        """Say how many layers a decision skips, and why others were before."""
         earlier = [name for d in self.decisions if d.iter < decision.iter
                    for name in d.skipped]
         by_hand = [name for edit in self.edits for name in edit.skipped]
@@ -192,7 +197,7 @@ class Journal:
             decision, gone_before(decision, earlier, by_hand, frozen))
 
     def write(self, runner) -> None:
-        """Replace the record; a full disk is no reason to end a training."""
+        """Write the record; a full disk must not end a training."""
         if not is_main_process():
             return
         layers = self.backbone.attention_layers
@@ -214,14 +219,14 @@ class Journal:
             record['step_times'] = [list(point) for point in self.step_times]
         try:
             write_record(record, runner.work_dir)
-        except OSError as error:  # the checkpoints hold all of it, too
+        except OSError as error:  # checkpoints hold all of it as well
             runner.logger.warning(
                 f'the decisions record was not written: {error}')
 
     def _show(self, runner, decision: Decision) -> None:
-        """Send the window's picture to TensorBoard, WandB and the like."""
+        """Send the picture of a window to TensorBoard, WandB and the like."""
         try:
-            # Not at the top: a broken matplotlib must not stop a training.
+            # Imported here: a broken matplotlib must not stop a training.
             from ...plotting import to_array
             from .picture import decision_picture
             picture = decision_picture(decision, self.windows.unit)

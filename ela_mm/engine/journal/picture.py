@@ -1,4 +1,4 @@
-"""A window's redundancy and decision, and the run's price and gain."""
+"""Draws the redundancy of a window and its decision."""
 from typing import Any, Dict, List, Optional
 
 import numpy as np
@@ -10,24 +10,25 @@ from ...pruning.decision import Decision, LayerDecision, Measured, Outcome
 from ...pruning.kl import MEASURES
 from ...pruning.windows import window_name
 
-# KL divergences down to rounding are drawn here, on the logarithmic axis.
+# Smaller KL divergences are drawn at this value, as the axis is logarithmic.
 SMALLEST = 1e-4
 
 
 def decision_picture(decision: Decision, unit: str = 'epoch') -> Picture:
-    """Draw one decision: every layer's KL, and what became of it.
+    """Draw one decision: the KL divergence of every layer, and its outcome.
 
-    Above, the KL divergence of each layer, or the measure that was chosen in
-    its place, with the standard deviation between iterations. Below, what the
-    criterion compared with its threshold: for EBQM the curve of the Beta
-    distribution with mu.
+    The upper panel shows the KL divergence of each layer, or the measure that
+    ranks them instead, with the standard deviation between iterations. The
+    lower panel shows the scores and the threshold of the criterion; for EBQM
+    the curve of the Beta distribution and mu.
 
     Args:
-        decision (Decision): Taken, or read back from a record.
-        unit (str): What its window counts. Defaults to ``'epoch'``.
+        decision (Decision): Decision just taken, or read from a record.
+        unit (str): What windows count, ``'epoch'`` or ``'iteration'``.
+            Defaults to ``'epoch'``.
 
     Returns:
-        Picture: Named ``window_<first>_<last>``.
+        Picture: The picture, named ``window_<first>_<last>``.
     """
     layers = decision.layers
     measured = {
@@ -64,7 +65,7 @@ def _kl_panel(axes, decision: Decision,
               measured: Dict[str, Measured]) -> None:
     layers = decision.layers
     values = [x.mean for x in measured.values() if x.mean is not None]
-    # Less than uniform weights have is negative: no logarithm.
+    # An excess may be negative, so it has no logarithm.
     logarithmic = decision.redundancy != 'excess'
     floor = SMALLEST if logarithmic else -np.inf
     for y, layer in enumerate(layers):
@@ -102,7 +103,7 @@ def _kl_panel(axes, decision: Decision,
 
 
 def _logarithmic(axes, values: List[float]) -> None:
-    """Names of what has no KL stand at the start of the axis."""
+    """Make the x-axis logarithmic, with readable ticks."""
     values = [max(value, SMALLEST) for value in values] or [1.]
     low, high = .3 * min(values), 2 * max(values)
     axes.set_xscale('log')
@@ -114,7 +115,7 @@ def _logarithmic(axes, values: List[float]) -> None:
 
 
 def _number(criterion: Dict[str, Any], key: str) -> Optional[float]:
-    """A parameter, unless it means something else to a user's own criterion."""
+    """Return a parameter in [0, 1]; None if a user's criterion lacks such."""
     value = criterion.get(key)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if is_number and 0 <= value <= 1 else None
@@ -180,7 +181,7 @@ def _map_panel(axes, ranked: List[LayerDecision],
 
 def _name_points(axes, x: np.ndarray, y: np.ndarray,
                  names: List[str]) -> None:
-    """Names above points; those of a crowd stand further up."""
+    """Write names above points, higher up where points are crowded."""
     span = np.ptp(x) or 1.
     taken = []
     for i in np.argsort(x, kind='stable'):
@@ -197,7 +198,7 @@ def _name_points(axes, x: np.ndarray, y: np.ndarray,
 
 
 def _legend(axes) -> None:
-    """Beside the title: it hides nothing, and narrow screens stay readable."""
+    """Place the legend beside the title, where it hides nothing."""
     axes.legend(
         loc='lower right', bbox_to_anchor=(1., 1.), ncol=4, fontsize=8,
         borderaxespad=0.2, handletextpad=.4, columnspacing=1.2)

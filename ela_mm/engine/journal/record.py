@@ -1,6 +1,6 @@
-"""The machine-readable record of every decision of a run.
+"""Writes and reads the machine-readable record of a run's decisions.
 
-The one place where a decision becomes JSON, and where it is read back.
+This is the only place where a decision is turned into JSON and read back.
 """
 import json
 import os
@@ -12,9 +12,10 @@ from typing import Any, Dict, List, Optional
 from ...errors import UsageError
 from ...pruning.build import build_criterion
 from ...pruning.criteria import CRITERIA
-from ...pruning.decision import Decision, LayerDecision, Outcome, StepTimes
+from ...pruning.decision import Decision, LayerDecision, Outcome
 from ...pruning.edit import MaskEdit
 from ...pruning.kl import check_redundancy
+from ...pruning.step_times import StepTimes
 from ...pruning.windows import Course, Windows
 
 FILE_NAME = 'ela_decisions.json'
@@ -22,23 +23,31 @@ FORMAT = 1
 
 
 def _umask() -> int:
-    """What the user wants others not to do with new files."""
-    mask = os.umask(0o077)  # there is no way to read it but to set it
+    """Read the process' umask."""
+    mask = os.umask(0o077)  # it can only be read by setting it
     os.umask(mask)
     return mask
 
 
 def write_whole(text: str, path: str) -> None:
-    """Replace a file, whole or not at all."""
+    """Write a file atomically: it is replaced completely or not at all.
+
+    Args:
+        text (str): Content of the file.
+        path (str): Path of the file. Its folder is made if missing.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     folder = osp.dirname(path)
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, suffix='.tmp')
     try:
-        # Names of files may hold what UTF-8 has no bytes for.
+        # File names in the text may hold what UTF-8 cannot encode.
         with os.fdopen(handle, 'w', encoding='utf-8',
                        errors='backslashreplace') as file:
             file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp keeps it to its owner
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
         os.replace(temporary, path)
     except BaseException:  # such as a full disk, or Ctrl-C
         os.remove(temporary)
@@ -46,14 +55,14 @@ def write_whole(text: str, path: str) -> None:
 
 
 def write_record(record: dict, folder: str) -> None:
-    """Replace the record of a run.
+    """Write the record of a run.
 
     Args:
-        record (dict): Anything that JSON holds; infinities and NaN are not.
-        folder (str): The run's work dir.
+        record (dict): Record, of types that JSON has; no infinity or NaN.
+        folder (str): Work dir of the run.
     """
     text = json.dumps(record, indent=1, allow_nan=False)
-    # Lists of numbers on one line each. Strings hold no line breaks in JSON.
+    # Put lists of numbers on one line. (JSON strings contain no line breaks.)
     text = re.sub(r'\[\n[-+.,\s\w]*?\]',
                   lambda numbers: ' '.join(numbers[0].split()), text)
     write_whole(text, osp.join(folder, FILE_NAME))
@@ -63,16 +72,16 @@ def read_record(folder: str) -> dict:
     """Read the record of a run.
 
     Args:
-        folder (str): The run's work dir.
+        folder (str): Work dir of the run.
 
     Returns:
-        dict: ``layers``, ``windows``, ``criterion``, ``skip`` and
-        ``decisions``, one per window so far; see docs/record.md. Its
-        decisions as a type: :func:`decisions_of`.
+        dict: The record, with ``layers``, ``windows``, ``criterion``, ``skip``
+        and ``decisions``, one for each window so far; see docs/record.md.
+        :func:`decisions_of` makes objects of the decisions.
 
     Raises:
         FileNotFoundError: If the run has no record.
-        UsageError: If it is none that this version can read.
+        UsageError: If this version cannot read the record.
     """
     path = osp.join(folder, FILE_NAME)
     if not osp.isfile(path):
@@ -114,10 +123,10 @@ def decisions_of(record: Dict[str, Any]) -> List[Decision]:
     """Read the decisions of a record.
 
     Args:
-        record (Dict[str, Any]): From :func:`read_record`.
+        record (Dict[str, Any]): Record from :func:`read_record`.
 
     Returns:
-        List[Decision]: One per window that has ended.
+        List[Decision]: Decisions, one for each window that has ended.
     """
     return [decision_from_json(d) for d in record['decisions']]
 
@@ -126,10 +135,10 @@ def windows_of(record: Dict[str, Any]) -> Windows:
     """Read the windows of a record, as they were given and resolved.
 
     Args:
-        record (Dict[str, Any]): From :func:`read_record`.
+        record (Dict[str, Any]): Record from :func:`read_record`.
 
     Returns:
-        Windows: Resolved.
+        Windows: Windows, resolved as in that run.
     """
     spans = [(first, last) for first, last in record['windows']]
     given = record.get('windows_given') or spans
@@ -140,12 +149,12 @@ def windows_of(record: Dict[str, Any]) -> Windows:
 
 
 def edits_of(record: Dict[str, Any]) -> List[MaskEdit]:
-    """Read what was changed by hand, from :func:`read_record`."""
+    """Read the changes by hand in a record from :func:`read_record`."""
     return [edit_from_json(e) for e in record.get('edits') or []]
 
 
 def edit_to_json(edit: MaskEdit) -> Dict[str, Any]:
-    """Turn an edit into what a record and a checkpoint hold of it."""
+    """Turn an edit into its entry in records and checkpoints."""
     return dict(
         epoch=edit.epoch,
         iter=edit.iter,
@@ -155,7 +164,7 @@ def edit_to_json(edit: MaskEdit) -> Dict[str, Any]:
 
 
 def edit_from_json(entry: Dict[str, Any]) -> MaskEdit:
-    """Read an edit back; raises as :func:`decision_from_json`."""
+    """Read an edit from its entry; raises as :func:`decision_from_json`."""
     _expect(entry, _EDIT, 'an edit')
     undone = entry.get('undone')
     return MaskEdit(entry['epoch'], entry['iter'], list(entry['restored']),
@@ -164,9 +173,10 @@ def edit_from_json(entry: Dict[str, Any]) -> MaskEdit:
 
 # --- one decision ------------------------------------------------------------
 
-# What is expected where: a tuple of types, a list of one kind of items or of a
-# fixed number of them, or kinds by key, of which those with a question mark may
-# be missing or None.
+# The schema of a record, see `_expect`. A tuple lists allowed types. A list of
+# one schema stands for a list of any length, a list of several for one of that
+# length. A dict has schemas by key; keys with a question mark may be missing or
+# None.
 _INT, _TEXT = (int, ), (str, )
 _NUMBER = (int, float)
 _NUMBER_OR_NONE = (int, float, type(None))
@@ -230,12 +240,24 @@ _EDIT = {
     'skipped': [_TEXT],
     'undone?': [_INT, _INT],
 }
-# Of a number; beyond it neither floats nor pictures can be trusted.
+# Largest number allowed; beyond it neither floats nor pictures are reliable.
 _LARGEST = 1e15
 
 
 def _expect(value: Any, kind: Any, place: str) -> None:
-    """Raise unless a value from outside is of a kind, wherever one looks."""
+    """Raise an error unless a value matches a schema.
+
+    Args:
+        value (Any): Value read from JSON.
+        kind (Any): Schema, see above.
+        place (str): Where the value stands, for the error.
+
+    Raises:
+        KeyError: If something is missing.
+        TypeError: If something is of another type.
+        ValueError: On a wrong length, or a number that is not finite or too
+            large.
+    """
     types = kind if isinstance(kind, tuple) else (type(kind), )
     if not isinstance(value, types) or (
             isinstance(value, bool) and bool not in types):
@@ -255,13 +277,13 @@ def _expect(value: Any, kind: Any, place: str) -> None:
 
 
 def _complete(config: Dict[str, Any]) -> None:
-    """Give one of this package's criteria what an earlier version left out."""
-    if config['type'] in CRITERIA:  # raises where a parameter is wrong
+    """Add parameters that an earlier version left out of a criterion."""
+    if config['type'] in CRITERIA:  # raises if a parameter is wrong
         config.update({**build_criterion(config).config, **config})
 
 
 def decision_to_json(decision: Decision) -> Dict[str, Any]:
-    """Turn a decision into what a record and a checkpoint hold of it."""
+    """Turn a decision into its entry in records and checkpoints."""
     entry = dict(
         window=list(decision.window),
         epoch=decision.epoch,
@@ -295,7 +317,7 @@ def decision_to_json(decision: Decision) -> Dict[str, Any]:
         step_time_before=decision.times.before,
         step_time_after=decision.times.after,
         steps_timed=list(decision.times.steps))
-    # What a run on one rank with equal batches does not need to say.
+    # Left out for a run on one rank with equal batches.
     if decision.steps not in (None, decision.iterations):
         entry['steps'] = decision.steps
     if decision.step_samples:
@@ -315,19 +337,19 @@ def decision_to_json(decision: Decision) -> Dict[str, Any]:
 
 
 def decision_from_json(entry: Dict[str, Any]) -> Decision:
-    """Read a decision back, also one of an earlier version.
+    """Read a decision from its entry, also one of an earlier version.
 
     Args:
-        entry (Dict[str, Any]): From :func:`decision_to_json`.
+        entry (Dict[str, Any]): Entry from :func:`decision_to_json`.
 
     Returns:
-        Decision: The same.
+        Decision: The decision.
 
     Raises:
         KeyError: If something is missing.
         TypeError: If something is of another type.
-        ValueError: On an unknown status, or a number that is none or too
-            large.
+        ValueError: On an unknown status, or a number that is not finite or
+            too large.
     """
     _expect(entry, _DECISION, 'a decision')
     first, last = entry['window']
@@ -344,8 +366,8 @@ def decision_from_json(entry: Dict[str, Any]) -> Decision:
                 kl=layer['kl'],
                 kl_std=layer['kl_std'],
                 bad_iterations=layer.get('bad_iterations') or 0,
-                # Records of earlier versions have no single iterations, and
-                # of the measures KL alone.
+                # Records of earlier versions have no single iterations and no
+                # measure but KL.
                 kl_iterations=list(layer.get('kl_iterations') or []),
                 excess=layer.get('excess'),
                 conditional=layer.get('conditional'),

@@ -1,4 +1,4 @@
-"""Numbers for those who draw curves, such as TensorBoard and WandB."""
+"""Sends scalars to backends that draw curves, such as TensorBoard and WandB."""
 from typing import Dict, List
 
 from mmengine.dist import is_main_process
@@ -14,46 +14,47 @@ from mmengine.visualization import (
 def drawing(visualizer: Visualizer) -> List[BaseVisBackend]:
     """List the backends that draw curves.
 
-    Not the local ``scalars.json``: the record has the numbers, and hosts'
-    tools take every line that is none of training for one of validation.
+    The local ``scalars.json`` is not among them: the record has the numbers,
+    and tools of the hosts take every line that is not of training for one of
+    validation.
 
     Args:
-        visualizer (Visualizer): Of a run.
+        visualizer (Visualizer): Visualizer of a run.
 
     Returns:
-        List[BaseVisBackend]: The same on all ranks.
+        List[BaseVisBackend]: Backends; the same on all ranks.
     """
     return [backend for backend in visualizer._vis_backends.values()
             if not isinstance(backend, LocalVisBackend)]
 
 
 def send(visualizer: Visualizer, scalars: Dict[str, float], step: int) -> None:
-    """Send scalars to the backends that draw curves, from the main rank.
+    """Send scalars to the backends that draw curves, from rank 0.
 
     Args:
-        visualizer (Visualizer): Of a run.
-        scalars (Dict[str, float]): By tag.
-        step (int): Iterations done.
+        visualizer (Visualizer): Visualizer of a run.
+        scalars (Dict[str, float]): Scalars by tag.
+        step (int): Number of iterations done.
     """
     if not is_main_process():
         return
     for backend in drawing(visualizer):
         if isinstance(backend, WandbVisBackend):
-            # WandB counts calls as steps: these numbers wait for LoggerHook's.
+            # WandB counts calls as steps: wait for LoggerHook to commit.
             backend.experiment.log(scalars, commit=False)
         else:
             backend.add_scalars(scalars, step)
 
 
 def logs_after_step(runner, batch_idx: int) -> bool:
-    """Whether LoggerHook tells of the iteration that has just ended.
+    """Return whether LoggerHook logs the iteration that has just ended.
 
     Args:
-        runner (Runner): While it trains.
-        batch_idx (int): As hooks are given it.
+        runner (Runner): Runner in training.
+        batch_idx (int): Index of the batch, as hooks are given it.
 
     Returns:
-        bool: The same on all ranks.
+        bool: Whether it does; the same on all ranks.
     """
     loader = runner.train_dataloader
     return any(

@@ -1,4 +1,4 @@
-"""What a run says of its windows and of the layers that it skips."""
+"""Sentences for the log, about windows and skipped layers."""
 from typing import Dict, List, Optional, Sequence
 
 from mmengine.runner import BaseLoop, IterBasedTrainLoop
@@ -6,7 +6,7 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop
 from ...pruning.decision import Decision, Outcome
 from ...pruning.windows import Window, Windows, window_name
 
-# Why a layer was out before the window, in the order of saying.
+# Reasons why a layer was skipped before the window, in the order of mention.
 _BEFORE = ('in earlier windows', 'by hand', 'in frozen stages',
            'when the training began')
 
@@ -17,14 +17,16 @@ def gone_before(decision: Decision, earlier: Sequence[str],
     """Count the layers that were skipped when a window began, by reason.
 
     Args:
-        decision (Decision): Of the window.
-        earlier (Sequence[str]): Names that earlier decisions of the run have
-            skipped.
-        by_hand (Sequence[str]): Names that were skipped in a checkpoint.
+        decision (Decision): Decision on the window.
+        earlier (Sequence[str]): Names of layers that earlier decisions of the
+            run have skipped.
+        by_hand (Sequence[str]): Names of layers that were skipped by hand in a
+            checkpoint.
         frozen (Sequence[str]): Names of layers in frozen stages.
 
     Returns:
-        Dict[str, int]: Reasons that occur, in words, and their numbers.
+        Dict[str, int]: Number of layers by reason, in words; reasons without
+        any are left out.
     """
     counts = dict.fromkeys(_BEFORE, 0)
     for layer in decision.layers:
@@ -37,15 +39,16 @@ def gone_before(decision: Decision, earlier: Sequence[str],
 
 def skipped_sentence(decision: Decision,
                      before: Optional[Dict[str, int]] = None) -> str:
-    """Say how many layers a decision skips and what that leaves.
+    """Say how many layers a decision skips and how many stay active.
 
     Args:
-        decision (Decision): It skips something.
-        before (Dict[str, int], optional): From :func:`gone_before`.
+        decision (Decision): Decision that skips layers.
+        before (Dict[str, int], optional): Layers skipped before, from
+            :func:`gone_before`. Defaults to None: not mentioned.
 
     Returns:
-        str: The numbers skipped now, active, and skipped before add up to all
-        layers.
+        str: A sentence without a full stop. With ``before``, the numbers add
+        up to all layers.
     """
     more = ' more' if before else ''
     others = ', '.join(f'{count} {reason}'
@@ -56,13 +59,14 @@ def skipped_sentence(decision: Decision,
 
 
 def dashes_sentence(decision: Decision) -> Optional[str]:
-    """Explain what has no number in the table of a decision.
+    """Explain the cells without a number in the table of a decision.
 
     Args:
-        decision (Decision): Any.
+        decision (Decision): Decision of the table.
 
     Returns:
-        str | None: None where everything has a number.
+        str | None: A sentence without a full stop; None if every cell has a
+        number.
     """
     criterion = decision.criterion
     ranked = [layer for layer in decision.layers if layer.kl is not None]
@@ -74,7 +78,7 @@ def dashes_sentence(decision: Decision) -> Optional[str]:
     if not mapped and ranked:
         said.append('mapped: nothing was ranked')
     elif len(mapped) < len(ranked):
-        gamma = criterion.get('gamma')  # of a user's criterion it may be any
+        gamma = criterion.get('gamma')  # a user's criterion may have any type
         said.append('mapped: out of reach' + (
             f', above the {gamma:g}-quantile'
             if isinstance(gamma, (int, float)) else '') +
@@ -87,12 +91,12 @@ def dashes_sentence(decision: Decision) -> Optional[str]:
 
 
 def early_end(windows: Windows, left: Sequence[Window], how: str) -> str:
-    """Say which windows nothing was decided in, and why.
+    """Say which windows were not decided, and why.
 
     Args:
-        windows (Windows): Of the run.
-        left (Sequence[Window]): Those that have not ended; at least one.
-        how (str): The training ended, in words.
+        windows (Windows): Windows of the run.
+        left (Sequence[Window]): Windows that have not ended; at least one.
+        how (str): How the training ended, from :func:`how_it_ended`.
 
     Returns:
         str: A sentence without a full stop.
@@ -102,14 +106,14 @@ def early_end(windows: Windows, left: Sequence[Window], how: str) -> str:
 
 
 def how_it_ended(runner, error: Optional[BaseException]) -> str:
-    """Say how a training came to its end before its last window did.
+    """Say how a training ended before its last window.
 
     Args:
-        runner (Runner): Whose loop has ended.
-        error (BaseException, optional): That has ended it.
+        runner (Runner): Runner whose train loop has ended.
+        error (BaseException, optional): Exception that ended it, if any.
 
     Returns:
-        str: Goes on from 'the training'.
+        str: Continuation of a sentence that begins with 'the training'.
     """
     if error is not None:
         return f'was ended by a {type(error).__name__} {where(runner)}'
@@ -140,6 +144,6 @@ def _listed(names: List[str]) -> str:
 
 
 def within(windows: Windows, window: Optional[Window]) -> str:
-    """Say that something happens in a window; nothing outside of one."""
+    """Return ', in the window of ...', or '' outside of a window."""
     return '' if window is None else (
         f', in the window of {window_name(window, windows.unit)}')

@@ -1,4 +1,4 @@
-"""The table that is logged at each pruning."""
+"""Lays out the table that is logged for each decision."""
 import io
 import locale
 import sys
@@ -13,17 +13,15 @@ from ...pruning.decision import LayerDecision
 
 
 def prune_table(layers: List[LayerDecision]) -> str:
-    """Lay out one decision as text.
+    """Lay out one decision as a table in plain text.
 
     Args:
-        layers (List[LayerDecision]): Of the network, in order. What is None
-            is shown as ``-``; excess and conditional as in
-            :class:`~ela_mm.pruning.kl.Parts`; stability is the share of
-            resampled windows that skip the layer.
+        layers (List[LayerDecision]): Layers of the decision, in order. None
+            is shown as ``-``.
 
     Returns:
-        str: A table of one line per layer, without colours; its lines are
-        ASCII where the console or log files are not UTF-8.
+        str: A table with one line per layer, without colours. Its rules are
+        ASCII characters if console or log files are not UTF-8.
     """
     lines = box.HEAVY_HEAD if _is_utf8() else box.ASCII
     table = Table('layer', 'stage', box=lines)
@@ -40,7 +38,7 @@ def prune_table(layers: List[LayerDecision]) -> str:
         table.add_row(escape(layer.name), str(layer.stage), *numbers, share,
                       layer.outcome.value)
     text = io.StringIO()
-    # In Jupyter, rich would show the table instead of writing it.
+    # force_jupyter=False: in Jupyter rich would show it instead of writing it.
     Console(
         file=text, width=120, color_system=None,
         force_jupyter=False).print(table)
@@ -48,7 +46,7 @@ def prune_table(layers: List[LayerDecision]) -> str:
 
 
 def _is_utf8() -> bool:
-    """Whether what mmengine logs to is: standard output and files."""
+    """Return whether standard output and log files are UTF-8."""
     encodings = (getattr(sys.stdout, 'encoding', None),
                  locale.getpreferredencoding(False))
     return all((name or 'utf').lower().startswith('utf') for name in encodings)
