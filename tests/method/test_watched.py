@@ -19,6 +19,7 @@ from ela_mm.hosts.mmdet import ELAResNet
 from ela_mm.models.backbones.stages import AttentionStage, LightAttentionStage
 from ela_mm.models.layers import LightLayerAttention
 from ela_mm.models.layers.bank import without_bank
+from ela_mm.models.layers.token_attention import TokenLayerAttention
 
 DEPTH, CHANNELS, HEAD_DIM = 3, 8, 4
 COMMON = ['query', 'key', 'value', 'norm', 'scale', 'drop_path']
@@ -151,6 +152,28 @@ def test_what_a_hook_returns_is_used(part):
     found = stage(x)
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found, unwatched)
+
+
+@pytest.mark.parametrize('capacity, watched', [
+    (None, MODULES['base']), (1, ['norm', 'act', 'scale', 'drop_path'])],
+    ids=['plain', 'banked'])
+def test_modules_of_tokens_are_called(capacity, watched):
+    """Of a plain transformer's attention, the scale of all tokens included."""
+    layer = TokenLayerAttention(CHANNELS, HEAD_DIM, zero_init=True).double()
+    nn.init.normal_(layer.scale.weight)
+    prune.random_unstructured(layer.scale, 'weight', amount=4)
+    calls, x = Counter(), noise(2, 1 + 3 * 4, CHANNELS)
+    for name in watched:
+        getattr(layer, name).register_forward_hook(
+            lambda *args, name=name: calls.update([name]))
+    for _ in range(2):  # a second backward meets a graph of its own
+        memory = LayerMemory(capacity)
+        memory.hw_shape = (3, 4)
+        term = layer(x, memory)
+        term.square().sum().backward()
+    assert calls == dict.fromkeys(watched, 2)
+    torch.testing.assert_close(term.detach()[:, 0], (
+        F.layer_norm(x[:, 0], (CHANNELS, ), eps=1e-6) * layer.scale.weight))
 
 
 def test_a_forward_that_was_exchanged_is_called():
