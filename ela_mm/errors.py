@@ -25,7 +25,8 @@ def while_read() -> Iterator[None]:
 
     ``head`` closes a pipe when it has its lines. Other programs are killed by
     SIGPIPE, which Python ignores: a training's sockets may break as well, and
-    that is an error.
+    that is an error. What is logged goes on: a training whose terminal is gone
+    still has its log file.
 
     Raises:
         SystemExit: With the status that a shell shows for SIGPIPE.
@@ -42,17 +43,21 @@ def while_read() -> Iterator[None]:
     finally:
         logging.StreamHandler.handleError = handle
         if _is_unread():  # Python flushes once more when it ends
-            with open(os.devnull, 'wb') as nowhere:
-                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            _write_nowhere()
 
 
 def _handle_error(self: logging.StreamHandler,
                   record: logging.LogRecord) -> None:
-    """Raise what logging would print at every line, and go on."""
-    error = sys.exc_info()[1]
-    if isinstance(error, BrokenPipeError) and _is_unread():
-        raise error
-    logging.Handler.handleError(self, record)
+    """Drop the output that logging would otherwise complain of at every line."""
+    if isinstance(sys.exc_info()[1], BrokenPipeError) and _is_unread():
+        _write_nowhere()
+    else:
+        logging.Handler.handleError(self, record)
+
+
+def _write_nowhere() -> None:
+    with open(os.devnull, 'wb') as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _is_unread() -> bool:
