@@ -3,7 +3,7 @@ from typing import List, Optional
 
 from .decision import Decision, LayerDecision
 from .kl import CEILING
-from .trust import RANKED, is_near, most, rank_by_position
+from .trust import RANKED, is_near, most, noise_of, rank_by_position
 
 _SATURATED = ('attention is saturated: most KL divergences are 0 or at their '
               f'ceiling of {CEILING:.1f}, since a single layer has all of the '
@@ -55,5 +55,6 @@ def _ranking(decision: Decision) -> str:
 
 
 def _is_near_uniform(decision: Decision) -> bool:
-    return most(is_near(x.kl, x.kl_std or 0., x.kl - x.excess)
+    return most(is_near(x.kl, noise_of(x.kl_std or 0., x.kl_iterations),
+                        x.kl - x.excess)
                 for x in _measured(decision))

@@ -60,7 +60,7 @@ def is_by_position(measured: Dict[str, LayerKL],
     """Return whether layers rank by their position in the stage alone.
 
     They do if most of them have the KL divergence of uniform weights, up to
-    the noise of the window (the standard deviation between iterations) or
+    the noise of the window (:func:`noise_of`) or
     ``NEAR``. They also do if KL itself ranks them and its rank correlation
     with the KL of uniform weights is at least ``RANKED``.
 
@@ -74,7 +74,8 @@ def is_by_position(measured: Dict[str, LayerKL],
         version of this package has begun.
     """
     known = [kl for kl in measured.values() if math.isfinite(kl.excess)]
-    if most(is_near(kl.mean, kl.std, kl.uniform) for kl in known):
+    if most(is_near(kl.mean, noise_of(kl.std, kl.series), kl.uniform)
+            for kl in known):
         return True
     rank = rank_by_position([kl.mean for kl in known],
                             [kl.uniform for kl in known])
@@ -114,14 +115,35 @@ def is_as_drawn(measured: Dict[str, LayerKL], first: FirstKL) -> bool:
             predecessors have changed since then are not compared.
     """
     return most(
-        is_near(kl.mean, kl.std, first[name][0]) for name, kl in measured.items()
-        if name in first and math.isfinite(kl.mean)
+        is_near(kl.mean, noise_of(kl.std, kl.series), first[name][0])
+        for name, kl in measured.items() if name in first and math.isfinite(kl.mean)
         and math.isclose(kl.uniform, first[name][1], rel_tol=1e-6))
 
 
-def is_near(kl: float, std: float, expected: float) -> bool:
-    """Return whether two values agree up to ``std`` or ``NEAR``; nats."""
-    return abs(kl - expected) <= max(std, NEAR * abs(expected))
+def noise_of(std: float, series: Sequence[Optional[float]]) -> float:
+    """Compute the noise of single steps without what changes over a window.
+
+    A layer that learns has a large standard deviation because its values
+    drift, and would seem to have stayed wherever it began. Differences of
+    neighbouring steps (von Neumann et al. 1941) leave the drift out.
+
+    Args:
+        std (float): Standard deviation between iterations, nats.
+        series (Sequence[float | None]): Values of single steps in order, nats.
+
+    Returns:
+        float: Nats, at most ``std``, and ``std`` itself without two steps or
+        with one that is not finite.
+    """
+    if len(series) < 2 or None in series:
+        return std
+    noise = math.sqrt(np.mean(np.diff(series)**2) / 2)
+    return min(std, noise) if math.isfinite(noise) else std
+
+
+def is_near(kl: float, noise: float, expected: float) -> bool:
+    """Return whether two values agree up to ``noise`` or ``NEAR``; nats."""
+    return abs(kl - expected) <= max(noise, NEAR * abs(expected))
 
 
 def most(found: Iterable[bool]) -> bool:

@@ -20,7 +20,7 @@ from ela_mm.pruning.build import build_criterion
 from ela_mm.pruning.decision import Moment
 from ela_mm.pruning.doubt import doubt_of
 from ela_mm.pruning.kl import REDUNDANCY
-from ela_mm.pruning.trust import Rules
+from ela_mm.pruning.trust import Rules, noise_of
 from ela_mm.pruning.windows import Windows
 
 MOMENT = Moment((1, 3), 3, 24)
@@ -251,6 +251,40 @@ def test_attention_that_is_as_it_was_drawn():
     pruned = {name: (kl, uniform + .1) for name, (kl, uniform) in first.items()}
     assert not decided(layers, measured, first=pruned).as_drawn
     assert not decided(layers, measured).as_drawn
+
+
+def test_a_layer_that_learns_within_a_window_has_not_stayed():
+    """Its drift is no noise: the mean lies within one std of where it began."""
+    order = [8, 3, 5, 6, 1, 4, 2, 7, 0]
+    layers, measured = ranked(order)
+    steps = np.arange(60) / 59
+    first, learned = {}, {}
+    for name, x in measured.items():
+        series = x.mean + 5 * steps**4  # late, as a digits training had it
+        mean, std = series.mean(), series.std()
+        assert mean - x.mean < std
+        first[name] = x.mean, x.uniform
+        learned[name] = x._replace(mean=mean, std=std, series=list(series))
+    decision = decided(layers, learned, FIXED, first=first)
+    assert not decision.as_drawn and doubt_of(decision) is None
+    uniform = {name: x._replace(uniform=first[name][0])
+               for name, x in learned.items()}
+    assert not decided(layers, uniform, FIXED, redundancy='excess').by_position
+    # The same values in any other order are noise, and hide it.
+    for name, x in learned.items():
+        shuffled = np.random.default_rng(0).permutation(x.series)
+        learned[name] = x._replace(series=list(shuffled))
+    assert decided(layers, learned, FIXED, first=first).as_drawn
+
+
+def test_noise_is_that_of_a_series_without_its_trend():
+    noise = np.random.default_rng(0).normal(0, .3, 4000)
+    trend = np.linspace(0, 50, 4000)
+    assert noise_of(9., list(noise)) == pytest.approx(.3, rel=.05)
+    assert noise_of(9., list(noise + trend)) == pytest.approx(.3, rel=.05)
+    assert noise_of(.1, list(noise)) == .1  # at most the std
+    for unknown in ([], [1.], [1., None, 2.], [1., math.nan, 2.]):
+        assert noise_of(.7, unknown) == .7
 
 
 def with_parts(measured):

@@ -229,9 +229,11 @@ def test_windows_are_told_as_the_hook_tells_them(ran):
                     (same, {name: start[name]['kl'] for name in layers})):
                 found.append(sum(
                     abs(x['kl'] - expected[name]) <= max(
-                        x['std'], .05 * expected[name])
+                        x['noise'], .05 * expected[name])
                     for name, x in layers.items()) > 1)
         either = sum(a or b for a, b in zip(near, same))
+        assert all(0 < x['noise'] <= x['std'] for cell in cells
+                   for x in cell.window(window)['layers'].values())
         assert told(cells, window) == (sum(near), sum(same), either, 2)
     text, _ = write_report(study, str(out))
     assert '| attention is as it was drawn | ' in text

@@ -16,6 +16,7 @@ from ...pruning import KLStatistics
 from ...pruning.ablations import fixed
 from ...pruning.build import build_criterion
 from ...pruning.kl import redundancy_parts, uniform_kl
+from ...pruning.trust import noise_of
 from .study import REFERENCES, SELECTORS, Study
 from .training import (
     NetworkRun,
@@ -221,6 +222,7 @@ class Work:
         measured = measures.statistics.reduce(list(layers))
         for name, kl in measured.items():
             layers[name]['std'] = kl.std
+            layers[name]['noise'] = noise_of(kl.std, kl.series)
         return dict(
             epoch=run.epoch, loss=found.loss, layers=layers,
             first={x.name: found.layers[x.name].loss for x in infos

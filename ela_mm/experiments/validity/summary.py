@@ -162,7 +162,8 @@ def told(cells: List[NetworkCell], window: str) -> Told:
         content, start = cell.window(window), cell.result(BASE, START) or {}
         if content is not None:
             measured = {
-                name: LayerKL(x['kl'], x['std'], 0, 0, 0, [],
+                # An upper bound where it was not recorded.
+                name: LayerKL(x['kl'], x.get('noise', x['std']), 0, 0, 0, [],
                               uniform=x['position'])
                 for name, x in content['layers'].items()
             }
