@@ -1,6 +1,7 @@
-"""Hosts that checkpoint blocks from outside, and would pass attention by.
+"""Activation checkpointing for hosts that checkpoint blocks from outside.
 
-Their option is taken from them, and a stage does what it says.
+Their own loop would bypass attention. So their option is switched off, and the
+stage checkpoints the blocks.
 """
 from typing import Any
 
@@ -12,22 +13,23 @@ from .stages import AttentionStage, StageSpec
 
 
 class CheckpointedStage(AttentionStage):
-    """A stage that runs its blocks again in the backward pass, if it is to.
+    """A stage that can checkpoint its blocks.
 
     Attributes:
-        with_cp (bool): Whether it is to.
+        with_cp (bool): Whether blocks run again in the backward pass to save
+            memory.
     """
 
     @classmethod
     def build(cls, blocks: nn.Sequential, spec: StageSpec,
               **options: Any) -> 'CheckpointedStage':
-        """Add attention to a host's blocks; arguments as the backbone's."""
+        """Add attention to a host's blocks; options as in the backbone."""
         stage = super().build(blocks, spec, **options)
         stage.with_cp = spec.with_cp
         return stage
 
     def run_block(self, i: int, *args: Any) -> Tensor:
-        """Run a block on what the host hands to it."""
+        """Run a block on what the host passes to it."""
         block = self.block(i)
         if self.with_cp and torch.is_grad_enabled():
             return checkpoint(block, *args, use_reentrant=False)

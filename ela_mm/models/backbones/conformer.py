@@ -1,4 +1,4 @@
-"""Conformer: blocks of two branches, of which the convolutional one attends."""
+"""Conformer: blocks of two branches; the convolutional one has attention."""
 from typing import Any, Callable, List, Optional, Tuple, Union
 
 import torch
@@ -14,7 +14,7 @@ Both = Tuple[Tensor, Tensor]
 
 
 class ConformerStage(DetachedStage):
-    """Attention of neighbouring blocks on the maps of their branch."""
+    """Attention on the maps of neighbouring blocks' convolutional branch."""
 
     def step(self, i: int, x: Pass,
              memory: LayerMemory) -> Tuple[Pass, Optional[Tensor]]:
@@ -31,7 +31,7 @@ class ConformerStage(DetachedStage):
     def through(self, tap: Callable[[Tensor], Tensor],
                 x: Union[Tensor, List[Both]],
                 *args: Any) -> Union[Tensor, List[Both]]:
-        """Let a map go through; of a list, one step each, the last one's."""
+        """Apply a function to a map, or to the last map of a list of steps."""
         if isinstance(x, Tensor):
             return tap(x)
         return [*x[:-1], (tap(x[-1][0]), x[-1][1])]
@@ -40,14 +40,14 @@ class ConformerStage(DetachedStage):
 class ConformerAttentionMixin(PlacedAttentionMixin):
     """Adds layer attention to the convolutional branch of a Conformer.
 
-    Tokens get what it retrieves from the fusion in the next block. The last
-    block makes its map smaller, and is a stage of its own.
+    What attention retrieves reaches the tokens by the fusion in the next block.
+    The last block, which shrinks its map, is a stage of its own.
     """
     kinds = {'base': ConformerStage}
     norm_cfg_by_default = dict(type='BN', eps=1e-6)
 
     def stage_specs(self) -> List[StageSpec]:
-        """Cut where a block widens or shrinks its map."""
+        """Begin a stage wherever a block widens or shrinks its map."""
         self._runs: List[List[int]] = []
         width = None
         for number in range(2, self.fin_stage):
@@ -65,7 +65,7 @@ class ConformerAttentionMixin(PlacedAttentionMixin):
         ]
 
     def add_attention(self) -> None:
-        """Put stages beside the host's blocks."""
+        """Add stages beside the host's blocks, which keep their place."""
         specs = self.stage_specs()
         self.fit_head_dim([spec.channels for spec in specs])
         self._attention_paths = [spec.name for spec in specs]
@@ -79,11 +79,11 @@ class ConformerAttentionMixin(PlacedAttentionMixin):
         """Run the host's modules in its order, and attention behind blocks.
 
         Args:
-            x (Tensor): (B, 3, H, W), normalised pictures.
+            x (Tensor): (B, 3, H, W), normalised images.
 
         Returns:
-            Tuple[List[Tensor], ...]: Per entry of ``out_indices`` the features
-            (B, C) of the map and (B, D) of the tokens.
+            Tuple[List[Tensor], ...]: For each entry of ``out_indices`` the
+            features (B, C) of the map and (B, D) of the tokens.
         """
         if self.attention_kind is None:
             return super().forward(x)
@@ -105,7 +105,7 @@ class ConformerAttentionMixin(PlacedAttentionMixin):
         return tuple(outs)
 
     def _features(self, x: Tensor, tokens: Tensor) -> List[Tensor]:
-        """As the host has them, with and without a class token."""
+        """Compute the host's features, with or without a class token."""
         tokens = self.trans_norm(tokens)
         return [self.pooling(x).flatten(1), tokens[:, 0]
                 if self.with_cls_token else tokens.mean(dim=1)]

@@ -10,12 +10,12 @@ from .stages import AttentionLayerInfo, StageSpec
 class CSPAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
     """Adds layer attention to the blocks of cross stage partial layers.
 
-    They work on a half of the channels, and so does attention.
+    The blocks work on half of the channels, and so does attention.
     """
     norm_cfg_by_default = dict(type='BN', momentum=0.03, eps=0.001)
 
     def stage_specs(self) -> List[StageSpec]:
-        """Find the CSP layer of every stage, behind convolution and pooling."""
+        """Find the blocks of every stage's CSP layer."""
         specs = []
         for name in self.layers[1:]:  # the first is the stem
             position, layer = next(
@@ -28,12 +28,12 @@ class CSPAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
         return specs
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether ``frozen_stages``, 0 for the stem, freezes a layer."""
+        """Return whether ``frozen_stages``, 0 for the stem, freezes a layer."""
         return layer.stage <= self.frozen_stages
 
 
 class CSPNetAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
-    """The same for MMPretrain's CSPDarkNet, CSPResNet and CSPResNeXt."""
+    """Adds layer attention to CSPDarkNet, CSPResNet, CSPResNeXt of MMPretrain."""
     norm_cfg_by_default = dict(type='BN', eps=1e-5)
 
     def stage_specs(self) -> List[StageSpec]:
@@ -45,5 +45,5 @@ class CSPNetAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
         ]
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether ``frozen_stages``, from 0 on, freezes a layer."""
+        """Return whether ``frozen_stages``, from 0 on, freezes a layer."""
         return layer.stage <= self.frozen_stages + 1

@@ -1,4 +1,4 @@
-"""DenseNet: every layer of a dense block adds as many channels."""
+"""DenseNet: every layer of a dense block adds equally many channels."""
 from typing import Any, Callable, List, Optional, Tuple, Union
 
 import torch
@@ -12,31 +12,31 @@ from .walked import WalkedStage
 
 
 class DenseStage(WalkedStage):
-    """The layers of a dense block, each on all features before it.
+    """The layers of a dense block, each of which takes all earlier features.
 
     Attention works on the channels that a layer adds, and retrieves from those
-    that earlier ones have added. The host's loop meets one layer, which adds
-    the channels of all.
+    that earlier layers have added. To the host's loop, the stage is a single
+    layer that adds the channels of all.
     """
 
     def forward(self, features: List[Tensor]) -> Tensor:
         """Run the layers and their attention.
 
         Args:
-            features (List[Tensor]): (B, C_in, H, W), one tensor.
+            features (List[Tensor]): One tensor (B, C_in, H, W).
 
         Returns:
-            Tensor: (B, T C, H, W), what T layers have added.
+            Tensor: (B, T C, H, W), the channels that T layers have added.
         """
         return torch.cat(super().forward(features)[len(features):], 1)
 
     def new_memory(self, x: Tuple[List[Tensor]]) -> LayerMemory:
-        """Choose, once a pass, between buffers and plain lists."""
+        """Choose the memory of a forward pass: buffers or plain lists."""
         return super().new_memory(x[0])
 
     def walk(self, i: int, x: List[Tensor], memory: LayerMemory
              ) -> Tuple[List[Tensor], Optional[Tensor]]:
-        """Run a layer on all features, and its attention on what it adds."""
+        """Run a layer on all features, and attention on what it adds."""
         added, weights = self.attend(i, self.block(i)(x), memory)
         return [*x, added], weights  # (B, C, H, W), (B, h, n)
 
@@ -47,7 +47,7 @@ class DenseStage(WalkedStage):
     def through(self, tap: Callable[[Tensor], Tensor],
                 x: Union[Tensor, List[Tensor]],
                 *args: Any) -> Union[Tensor, List[Tensor]]:
-        """Let what the last layer has added go through a function."""
+        """Apply a function to the channels that the last layer has added."""
         if isinstance(x, Tensor):
             width = self.attention[-1].channels
             return torch.cat((x[:, :-width], tap(x[:, -width:])), 1)
@@ -67,10 +67,10 @@ class DenseNetAttentionMixin(PlacedAttentionMixin):
         ]
 
     def add_attention(self) -> None:
-        """Add it, and freeze it where the host has frozen its block."""
+        """Add attention, and freeze it in blocks that the host has frozen."""
         super().add_attention()
         self._freeze_stages()
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether ``frozen_stages``, 0 for none, freezes a layer."""
+        """Return whether ``frozen_stages``, 0 for none, freezes a layer."""
         return layer.stage <= self.frozen_stages

@@ -1,8 +1,8 @@
-"""Stages beside the blocks that they attend to, which stay where they are.
+"""Stages that hold attention alone, for blocks which stay where they are.
 
-Some hosts have no module for each stage: their blocks stand in one list, or
-among the backbone's own children. Names of parameters stay as they are where
-the stage holds the attention alone.
+Some hosts have no module for each stage: their blocks are in one list, or are
+children of the backbone itself. If the stage holds the attention layers only,
+the names of the blocks' parameters do not change.
 """
 from typing import (
     Any,
@@ -22,7 +22,14 @@ from .stages import AttentionStage
 
 
 class Pass(NamedTuple):
-    """What travels from step to step of a detached stage."""
+    """What a detached stage passes from step to step.
+
+    Attributes:
+        x (Tensor): Output of the last block, with the layer's term.
+        blocks (List[nn.Module]): Blocks of the stage.
+        args (tuple): What the host passes to each block besides x.
+        outs (List[Tensor]): Outputs of all steps so far.
+    """
     x: Tensor
     blocks: List[nn.Module]
     args: tuple
@@ -30,30 +37,31 @@ class Pass(NamedTuple):
 
 
 class DetachedStage(AttentionStage):
-    """Attention of neighbouring blocks, which are not its own.
+    """Attention of neighbouring blocks that are not children of the stage.
 
     Args:
-        name (str): Of the stage in the backbone.
-        blocks (nn.Sequential): Empty.
-        layers (List[nn.Module]): One per block.
+        name (str): Name of the stage in the backbone.
+        blocks (nn.Sequential): An empty sequence.
+        layers (List[nn.Module]): Attention layers, one for each block.
     """
 
     def belong(self, home: nn.Module, names: Sequence[str]) -> None:
-        """Say whose blocks these are.
+        """Set which blocks the stage has.
 
         Args:
-            home (nn.Module): What holds this stage and the blocks.
-            names (Sequence[str]): Of the blocks there, in order.
+            home (nn.Module): Module that contains this stage and the blocks.
+            names (Sequence[str]): Names of the blocks in that module, in order.
         """
-        self._home = (home, list(names))  # in a tuple: no child of the stage
+        # In a tuple, so that the module does not become a child of the stage.
+        self._home = (home, list(names))
 
     def block(self, i: int) -> nn.Module:
-        """The host's block number i of the stage."""
+        """Return the host's block i of the stage."""
         home, names = self._home
         return home.get_submodule(names[i])
 
     def block_name(self, i: int) -> str:
-        """What block number i of the stage is called in the backbone."""
+        """Return the name in the backbone of block i of the stage."""
         where = self.name.rpartition('.')[0]
         return '.'.join(filter(None, [where, self._home[1][i]]))
 
@@ -65,7 +73,7 @@ class DetachedStage(AttentionStage):
     def through(self, tap: Callable[[Tensor], Tensor],
                 x: Union[Tensor, List[Tensor]],
                 *args: Any) -> Union[Tensor, List[Tensor]]:
-        """Let a map go through; of a list, one step each, the last one."""
+        """Apply a function to a map, or to the last map of a list of steps."""
         return tap(x) if isinstance(x, Tensor) else [*x[:-1], tap(x[-1])]
 
     def forward(self, x: Tensor, *args: Any,
@@ -73,18 +81,19 @@ class DetachedStage(AttentionStage):
         """Run the blocks and the active layers.
 
         Args:
-            x (Tensor): As the host's blocks take it.
-            *args: What the host hands to each block beside x.
-            blocks (List[nn.Module], optional): In place of the stage's, which
-                are those of another device in a replica.
+            x (Tensor): Input of the first block, in the host's form.
+            *args: What the host passes to each block besides x.
+            blocks (List[nn.Module], optional): Blocks to run. Needed in
+                replicas of data parallelism, in which :meth:`block` would find
+                those of another device. Defaults to None: the stage's.
 
         Returns:
-            List[Tensor]: What leaves each step.
+            List[Tensor]: Outputs of all steps.
         """
         return super().forward(Pass(x, blocks or self[:], args, [])).outs
 
     def new_memory(self, x: Pass) -> LayerMemory:
-        """Choose, once a pass, between buffers and plain lists."""
+        """Choose the memory of a forward pass: buffers or plain lists."""
         return super().new_memory(x.x)
 
     def step(self, i: int, x: Pass,

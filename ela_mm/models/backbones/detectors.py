@@ -1,4 +1,4 @@
-"""DetectoRS: its recursive pass runs the blocks by another method."""
+"""DetectoRS, whose recursive pass runs the blocks by another method."""
 from typing import Any, Optional, Tuple
 
 from torch import Tensor
@@ -9,14 +9,15 @@ from .walked import WalkedStage
 
 
 class RecursiveStage(WalkedStage):
-    """A stage that attends in the recursive pass as in the first."""
+    """A stage with attention in the recursive pass as in the first one."""
 
     def rfp_forward(self, x: Tensor, rfp_feat: Optional[Tensor]) -> Tensor:
-        """Run the blocks with a feature of the pass before, and attention.
+        """Run the blocks with a feature of the previous pass, and attention.
 
         Args:
-            x (Tensor): (B, C_in, H_in, W_in).
-            rfp_feat (Tensor | None): (B, C_rfp, H, W).
+            x (Tensor): (B, C_in, H_in, W_in), input of the stage.
+            rfp_feat (Tensor | None): (B, C_rfp, H, W), feature of the previous
+                pass.
 
         Returns:
             Tensor: (B, C, H, W).

@@ -1,4 +1,4 @@
-"""What ``norm_eval=True`` means for norms that have seen no data yet."""
+"""Keeps norms that have seen no data in training mode under ``norm_eval``."""
 from typing import Dict, Iterable, List, Optional
 
 import torch
@@ -14,9 +14,9 @@ _UNDECIDED, _AS_THE_HOST, _FRESH = -1, 0, 1
 class FreshNormsMixin(LayerAttentionMixin):
     """Layer attention on a host's class that has ``norm_eval``.
 
-    ``norm_eval`` freezes the statistics of pretrained norms. Those of
-    attention that starts fresh have seen no data; frozen, they would stay at
-    mean 0 and variance 1 for good.
+    ``norm_eval`` freezes the statistics of pretrained norms. The norms of fresh
+    attention have seen no data: frozen, they would keep mean 0 and variance 1
+    forever.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -28,24 +28,24 @@ class FreshNormsMixin(LayerAttentionMixin):
                 torch.full((len(norms), ), _UNDECIDED, dtype=torch.int8))
 
     def new_norms(self) -> Dict[str, List[nn.Module]]:
-        """List, by layer, the norms that attention brought along."""
+        """List the norms that attention has added, by layer."""
         return {
             f'{stage.name}.{i}': stage.norms(i)
             for stage in self.attention_stages for i in range(len(stage))
         }
 
     def frozen_norms(self) -> List[str]:
-        """Name the layers that ``frozen_stages`` freezes."""
+        """List the names of layers that ``frozen_stages`` freezes."""
         return [x.name for x in self.attention_layers if self.is_frozen(x)]
 
     @property
     def fresh_norms(self) -> Optional[frozenset]:
-        """Layers whose norms ``norm_eval=True`` leaves in training mode.
+        """Names of layers whose norms ``norm_eval=True`` keeps in training.
 
-        It is decided once, when training starts, by whether a norm has ever
-        seen a batch; those of frozen stages stay frozen. The decision is a
-        buffer: whoever loads the weights, to resume or to fine-tune, goes on
-        with it. None: not decided yet; setting None decides anew.
+        They are determined once, when training starts: those whose norms have
+        never seen a batch, except in frozen stages. The names are saved in a
+        buffer, so runs that load the weights, to resume or to fine-tune, keep
+        them. None means not determined yet; set None to determine them anew.
         """
         if not hasattr(self, 'fresh_norm_mask'):
             return frozenset()
@@ -66,10 +66,7 @@ class FreshNormsMixin(LayerAttentionMixin):
              for name in self.new_norms()]))
 
     def _find_fresh_norms(self) -> List[str]:
-        """Layers that are not frozen, and whose norms have seen no batch.
-
-        Those of skipped layers will not see one either.
-        """
+        """List layers that are active, not frozen, and have an unused norm."""
         out = {x.name for x in self.attention_layers if not x.active}
         out.update(self.frozen_norms())
         return [
@@ -83,15 +80,16 @@ class FreshNormsMixin(LayerAttentionMixin):
         """Set the mode as the host does; keep fresh norms in training.
 
         Args:
-            mode (bool): Training or evaluation. Defaults to True.
+            mode (bool): True for training, False for evaluation. Defaults to
+                True.
 
         Returns:
-            FreshNormsMixin: self, where the hosts return None.
+            FreshNormsMixin: self, also where the host returns None.
         """
         super().train(mode)
         if not (mode and self.norm_eval and hasattr(self, 'fresh_norm_mask')):
             return self
-        if self.fresh_norm_mask.is_meta:  # which holds nothing to read
+        if self.fresh_norm_mask.is_meta:  # meta tensors have no values
             return self
         if self.fresh_norms is None:
             self.fresh_norms = self._find_fresh_norms()
@@ -109,7 +107,7 @@ class FreshNormsMixin(LayerAttentionMixin):
 
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:
-        """Load; weights of a time before the buffer decide anew."""
+        """Load weights; if they lack the buffer, it becomes undetermined."""
         name = prefix + 'fresh_norm_mask'
         if hasattr(self, 'fresh_norm_mask') and any(
                 key.startswith(prefix) for key in state_dict):

@@ -8,20 +8,20 @@ from .stages import AttentionLayerInfo, AttentionStage, StageSpec
 
 
 class BranchStage(AttentionStage):
-    """A branch; those of HRNet-W18 have 18 channels and more, which ask for 2."""
+    """A branch. HRNet-W18 has one of 18 channels, hence the head_dim of 2."""
     head_dims = (16, 8, 4, 2)
 
 
 class HRNetAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
-    """Adds layer attention to an HRNet: memory starts anew in every branch.
+    """Adds layer attention to an HRNet, with a memory for each branch.
 
-    Layers of ``stage3.1.branches.0`` see each other, and no others: between
-    modules, branches are summed.
+    Layers of ``stage3.1.branches.0``, for instance, see only each other, since
+    branches are fused between modules.
     """
     kinds = {'base': BranchStage}
 
     def stage_specs(self) -> List[StageSpec]:
-        """Take ``layer1`` and all branches."""
+        """Describe ``layer1`` and all branches."""
         branches = [('layer1', 1, self.layer1)]
         for number in (2, 3, 4):
             branches += [
@@ -38,10 +38,10 @@ class HRNetAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
 
     @property
     def out_indices(self) -> Tuple[int, ...]:
-        """Numbers of the branches that are returned, from 0."""
+        """Indices of the branches that are returned."""
         return tuple(range(len(self.stage4[-1].fuse_layers)))
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether mmseg's ``frozen_stages`` freezes a layer."""
+        """Return whether mmseg's ``frozen_stages`` freezes a layer."""
         return self._stage_numbers[layer.stage_name] <= getattr(
             self, 'frozen_stages', -1)

@@ -1,10 +1,9 @@
-"""Layer attention as a part of any backbone with stages of blocks.
+"""Adds layer attention to any backbone with stages of blocks.
 
-A stage runs ``x = block(x)``, then ``x = x + attention(x, memory)``. The
-host's blocks stay as they are, under their own names: any of its checkpoints
-loads, and the missing keys are the attention's alone. The mixin also holds
-the decision which layers are active, as buffers, so that a plain checkpoint
-carries it.
+A stage runs ``x = block(x)``, then ``x = x + attention(x, memory)``. The host's
+blocks keep their structure and names, so any of its checkpoints loads, and only
+the keys of attention are missing. The mixin also holds the mask of active
+layers in buffers, so that every checkpoint contains it.
 """
 from copy import deepcopy
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Type
@@ -31,35 +30,36 @@ class LayerAttentionMixin:
     """Adds layer attention to a backbone class of a host.
 
     Put it before the host's class: ``class ELAResNet(LayerAttentionMixin,
-    ResNet)``. All arguments of the host stay valid. A family of backbones
-    overrides :attr:`attention_stages` and puts stages of
-    ``attention_kind`` in place of the host's: while the host builds them, or
-    after it in :meth:`add_attention`.
+    ResNet)``. All arguments of the host stay valid. Each family of backbones
+    overrides :attr:`attention_stages` and replaces the host's stages by stages
+    of ``attention_kind``, while the host builds them or afterwards in
+    :meth:`add_attention`.
 
     Args:
-        attention (str | None): ``'base'`` for MRLA-base, which ELA prunes,
-            ``'light'`` for MRLA-light, None for the plain host network, or
-            another name of
+        attention (str | None): Kind of attention: ``'base'`` for MRLA-base,
+            which ELA prunes, ``'light'`` for MRLA-light, None for the plain
+            host network, or another name of
             :data:`~ela_mm.models.backbones.stages.kinds.ATTENTION`. Defaults
             to ``'base'``.
-        head_dim (int, optional): d, channels per head. Defaults to the
-            largest of 16, 8 and 4 that divides the channels of every stage,
-            and for ``'light'`` of 32, 16, 8 and 4. The paper has the first of
-            each; another is said in the log.
+        head_dim (int, optional): d, number of channels per head. Defaults to
+            None: the largest of 16, 8 and 4 that divides the channels of every
+            stage; for ``'light'`` of 32, 16, 8 and 4. The paper uses 16 and
+            32; any other choice is logged.
         act (bool): Whether a relu ends the term of ``'base'``. Defaults to
             True.
-        zero_init_attention (bool): Start from the plain network, bit for bit,
-            by a learnable scale per channel that is 0 at first. For training
-            that starts from plain weights. Defaults to False.
-        fused (bool): Run MRLA-base's layers in kernels of their own on a GPU,
-            which Triton compiles in the first steps; see
+        zero_init_attention (bool): Whether to multiply the term by a learnable
+            scale per channel that starts at 0, so that the network starts
+            exactly as the plain one. Meant for training from plain weights.
+            Defaults to False.
+        fused (bool): Whether to run MRLA-base on a GPU in kernels that Triton
+            compiles in the first steps, see
             :mod:`ela_mm.models.layers.bank.gpu`. Defaults to False.
 
     Attributes:
-        kinds (Dict[str, Type[Stage]]): The values of ``attention`` that the
-            family offers.
-        fresh_attention (bool): Whether no attention was loaded since the
-            network was built: its weights were drawn, or trained from such.
+        kinds (Dict[str, Type[Stage]]): Stage class for each value of
+            ``attention`` that the family offers.
+        fresh_attention (bool): Whether no attention weights were loaded since
+            the network was built.
 
     Raises:
         UsageError: On an ``attention`` that the family does not offer, a
@@ -82,7 +82,7 @@ class LayerAttentionMixin:
                 f'attention_groups={kwargs["attention_groups"]!r}: '
                 f'{type(self).__name__} has stages, and attention starts anew '
                 'at each; it is an option of plain vision transformers')
-        # Plain values, which the host's __init__ needs to build stages.
+        # Plain values, set before super().__init__(), which builds the stages.
         self.attention = attention
         self.attention_options: Dict[str, Any] = {}
         for name, value, default in (('head_dim', head_dim, None),
@@ -105,14 +105,14 @@ class LayerAttentionMixin:
 
     @property
     def attention_stages(self) -> List[Stage]:
-        """The stages that have attention, in order; none without any."""
+        """Stages with attention, in order; empty if ``attention=None``."""
         raise NotImplementedError(
             f'{type(self).__name__} must say where its stages are')
 
     def add_attention(self) -> None:
-        """Put stages in place of the host's, which is built by now.
+        """Replace the stages of the host, which is built by now.
 
-        Families whose host lets them build the stages do nothing here.
+        Families that take part in building the stages need not override this.
         """
 
     def _fuse(self) -> None:
@@ -129,7 +129,7 @@ class LayerAttentionMixin:
         """Choose ``head_dim``, unless the user did.
 
         Args:
-            channels (Sequence[int]): C of every stage.
+            channels (Sequence[int]): Number of channels C of every stage.
         """
         choices = self.attention_kind.head_dims
         if not choices or 'head_dim' in self.attention_options:
@@ -144,14 +144,14 @@ class LayerAttentionMixin:
         self.attention_options['head_dim'] = fitting
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether the host's ``frozen_stages`` freezes a layer."""
+        """Return whether the host's ``frozen_stages`` freezes a layer."""
         return False
 
     @property
     def inert_layers(self) -> List[str]:
-        """Active layers that add exactly 0 and cannot learn otherwise.
+        """Names of active layers that add exactly 0 and cannot learn.
 
-        Such are fresh, zero-initialised layers in frozen stages.
+        These are fresh, zero-initialised layers in frozen stages.
         """
         return [
             layer.name for layer in self.attention_layers
@@ -163,15 +163,15 @@ class LayerAttentionMixin:
         """Run the host's network.
 
         Args:
-            x (Tensor): (B, 3, H, W), normalised pictures.
+            x (Tensor): (B, 3, H, W), normalised images.
 
         Returns:
-            Any: What the host's class returns.
+            Any: Output of the host's class.
         """
-        return self._run_host(x)  # torch.fx traces no *args
+        return self._run_host(x)  # no *args here: torch.fx cannot trace them
 
     def _run_host(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run the host's network, with what else it takes, such as a mask."""
+        """Run the host's network with all of its arguments, such as a mask."""
         if self.attention_kind is None:
             return super().forward(x, *args, **kwargs)
         with self.attention_kind.one_pass():
@@ -185,7 +185,7 @@ class LayerAttentionMixin:
 
     @property
     def attention_layers(self) -> List[AttentionLayerInfo]:
-        """The prunable layers in order; none unless ``attention='base'``."""
+        """Prunable layers, in order; empty unless ``attention='base'``."""
         return [
             AttentionLayerInfo(f'{stage.name}.{i}', number, i, active,
                                sum(stage.visible[:i + 1]), stage.name,
@@ -197,15 +197,16 @@ class LayerAttentionMixin:
     def skip_layers(self, names: Iterable[str], skip: str = 'layer') -> None:
         """Skip attention layers from the next forward pass on.
 
-        Their parameters stay in the state dict and stop requiring gradients;
-        :meth:`restore_layers` takes it back. ``load_state_dict`` of an
-        unpruned checkpoint makes them active again.
+        Their parameters stay in the state dict but no longer require
+        gradients. :meth:`restore_layers` undoes it, and so does loading an
+        unpruned checkpoint by ``load_state_dict``.
 
         Args:
-            names (Iterable[str]): Names as in :attr:`attention_layers`;
-                layers that are skipped already stay as they are.
-            skip (str): ``'layer'``: query, key, value, norm and sum all
-                vanish. ``'retrieval'``: only the layer's own retrieval does,
+            names (Iterable[str]): Names of layers, as in
+                :attr:`attention_layers`. Layers that are skipped already do
+                not change.
+            skip (str): ``'layer'`` removes the whole layer: query, key, value,
+                norm and sum. ``'retrieval'`` removes its own retrieval, but
                 its key and value stay visible to later layers. Defaults to
                 ``'layer'``.
 
@@ -222,11 +223,11 @@ class LayerAttentionMixin:
         self._apply_masks()
 
     def restore_layers(self, names: Optional[Iterable[str]] = None) -> None:
-        """Make skipped layers active again, with the weights they have.
+        """Make skipped layers active again, with their present weights.
 
         Args:
-            names (Iterable[str], optional): Names as in
-                :attr:`attention_layers`. Defaults to all.
+            names (Iterable[str], optional): Names of layers, as in
+                :attr:`attention_layers`. Defaults to None: all.
 
         Raises:
             UsageError: On an unknown name.
@@ -249,7 +250,7 @@ class LayerAttentionMixin:
         return [order.index(name) for name in names]
 
     def _apply_masks(self) -> None:
-        """Bring flags and requires_grad in line with the buffers."""
+        """Set the stages' flags and requires_grad according to the buffers."""
         active, visible = self.active.tolist(), self.visible.tolist()
         start = 0
         for stage in self._prunable_stages:
@@ -258,19 +259,19 @@ class LayerAttentionMixin:
             seen_later = False  # by an active layer of this stage
             for i in reversed(range(len(stage))):
                 seen_later |= stage.active[i]
-                # A key that no active layer reads is work for nothing.
+                # No need to compute a key that no active layer reads.
                 stage.visible[i] = seen_later and (stage.active[i]
                                                    or visible[start + i])
             stage.withhold_gradients()
             start += len(stage)
 
     def unused_state(self) -> Dict[str, List[str]]:
-        """Name what skipped layers keep in the state dict and nobody reads.
+        """Name the entries of the state dict that skipped layers do not use.
 
         Returns:
-            Dict[str, List[str]]: Name of each skipped layer to names in
-            ``state_dict()``, of its query, norm and scale, and of its key
-            and value unless later layers see them.
+            Dict[str, List[str]]: For each skipped layer the names in
+            ``state_dict()`` of its query, norm and scale, and of its key and
+            value unless they are visible to later layers.
         """
         unused = {}
         for stage in self._prunable_stages:
@@ -285,13 +286,14 @@ class LayerAttentionMixin:
         return unused
 
     def train(self, mode: bool = True):
-        """Set the mode as the host does; skipped layers stay out.
+        """Set the mode as the host does, and keep skipped layers skipped.
 
         Args:
-            mode (bool): Training or evaluation. Defaults to True.
+            mode (bool): True for training, False for evaluation. Defaults to
+                True.
 
         Returns:
-            LayerAttentionMixin: self, where some hosts return None.
+            LayerAttentionMixin: self, also where the host returns None.
         """
         super().train(mode)
         if mode:
@@ -299,7 +301,7 @@ class LayerAttentionMixin:
                 stage.withhold_gradients()
         elif self._prunable_stages and type(self.active) is Tensor and (
                 not self.active.is_meta):
-            # What averages models writes into their buffers without a word.
+            # Whatever averages models may have written into their buffers.
             self._apply_masks()
         return self
 
@@ -307,7 +309,7 @@ class LayerAttentionMixin:
 
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:
-        """Load, with the mask of the checkpoint if it says anything of it."""
+        """Load weights, and the mask if the checkpoint has layer attention."""
         warn_of_other_attention(self, state_dict, prefix)
         if any(f'{prefix}{layer.prefix}.query.weight' in state_dict
                for layer in self.attention_layers):
@@ -320,8 +322,9 @@ class LayerAttentionMixin:
         if not concerned:
             return
         self._apply_masks()
-        # A deploy checkpoint leaves out what a skipped layer does not use;
-        # its own values stand in. One that has a part of it is damaged.
+        # A deploy checkpoint lacks what skipped layers do not use: fill in our
+        # own values. If it has only some of a layer's entries, it is damaged,
+        # and torch will name the missing ones.
         own = None
         for names in self.unused_state().values():
             if not any(prefix + name in state_dict for name in names):
@@ -332,19 +335,20 @@ class LayerAttentionMixin:
     # --- measuring -----------------------------------------------------------
 
     def observe(self, observer: Optional[Observer]) -> None:
-        """Let a function see neighbouring layers' weights at every forward.
+        """Pass the weights of neighbouring layers to a function.
 
         Args:
-            observer (Callable | None): Called as ``observer(name, prev,
-                curr)`` with the later layer's name, the weights (B, h, n) of
-                its active predecessor and its own (B, h, m). None stops it.
+            observer (Callable | None): Function to call in every forward pass
+                as ``observer(name, prev, curr)``, with the name of a layer,
+                the weights (B, h, n) of its active predecessor and its own
+                weights (B, h, m). None stops observing.
         """
         for stage in self._prunable_stages:
             stage.observer = observer
 
 
 def ela_backbones(model: nn.Module) -> Dict[str, LayerAttentionMixin]:
-    """Find the model's backbones with layer attention, by name."""
+    """Find the backbones with layer attention in a model, by name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -356,7 +360,7 @@ def find_backbone(model: nn.Module) -> LayerAttentionMixin:
     """Find the one backbone with prunable layer attention in a model.
 
     Args:
-        model (nn.Module): A model, wrapped or not.
+        model (nn.Module): Model, in a wrapper or not.
 
     Returns:
         LayerAttentionMixin: The backbone.
@@ -388,13 +392,14 @@ def find_backbone(model: nn.Module) -> LayerAttentionMixin:
 
 
 def with_all_layers(model: nn.Module) -> nn.Module:
-    """Copy a model, with no attention layer skipped in the copy.
+    """Copy a model and make all attention layers of the copy active.
 
     Args:
-        model (nn.Module): With one ELA backbone; not changed.
+        model (nn.Module): Model with one ELA backbone; not changed.
 
     Returns:
-        nn.Module: Skipped layers have the weights that they were left with.
+        nn.Module: The copy. Layers that were skipped have the weights that they
+        had when they were skipped.
     """
     model = deepcopy(model)
     find_backbone(model).restore_layers()

@@ -1,4 +1,4 @@
-"""What a checkpoint says of layer attention, read before it is loaded."""
+"""Checks and completes the state of layer attention before it is loaded."""
 import logging
 import re
 from typing import Dict, Iterable
@@ -8,27 +8,28 @@ from torch import Tensor, nn
 
 from ...errors import UsageError
 
-# What attention's state may have or lack, and be the same attention.
+# Keys that may be missing or extra in the state of the same kind of attention.
 _OPTIONAL = {'scale.weight', 'norm.num_batches_tracked'}
-# How the published code of MRLA and DLA names its attention.
+# Names of attention in the published code of MRLA and DLA.
 _PUBLISHED = re.compile(r'(^|\.)(W[qkv]|bn_mrla|bn_layer_attention)\.')
 
 
 def complete_masks(backbone: nn.Module, state_dict: Dict[str, Tensor],
                    prefix: str) -> None:
-    """Say in a checkpoint what it means by having no mask, or half of it.
+    """Add the mask to a checkpoint that has none, or only half of it.
 
-    Attention without a mask is of a time before masks: it is active. What
-    a checkpoint lacks is no decision: there the mask stays.
+    Attention that was saved without a mask is active. Layers that the
+    checkpoint does not contain keep the mask of the backbone.
 
     Args:
-        backbone (LayerAttentionMixin): That loads it, with prunable layers.
-        state_dict (Dict[str, Tensor]): Of the checkpoint; its masks are
-            written.
-        prefix (str): What the backbone's names in it begin with.
+        backbone (LayerAttentionMixin): Backbone with prunable layers that
+            loads the checkpoint.
+        state_dict (Dict[str, Tensor]): State of the checkpoint, changed in
+            place.
+        prefix (str): Prefix of the backbone's keys in it.
 
     Raises:
-        UsageError: If the checkpoint has a mask of another depth.
+        UsageError: If the checkpoint has a mask of another length.
     """
     names = [f'{prefix}{name}' for name in ('active', 'visible')]
     for name in names:
@@ -56,12 +57,12 @@ def complete_masks(backbone: nn.Module, state_dict: Dict[str, Tensor],
 
 def warn_of_other_attention(backbone: nn.Module, state_dict: Dict[str, Tensor],
                             prefix: str) -> None:
-    """Say in the log that a checkpoint's attention is not this network's.
+    """Log a warning if a checkpoint has another attention than the network.
 
     Args:
-        backbone (LayerAttentionMixin): That loads it.
-        state_dict (Dict[str, Tensor]): Of the checkpoint.
-        prefix (str): What the backbone's names in it begin with.
+        backbone (LayerAttentionMixin): Backbone that loads the checkpoint.
+        state_dict (Dict[str, Tensor]): State of the checkpoint.
+        prefix (str): Prefix of the backbone's keys in it.
     """
     own, found = set(), set()
     for stage in backbone.attention_stages:

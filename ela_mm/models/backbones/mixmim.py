@@ -1,4 +1,4 @@
-"""MixMIM: stages of tokens of one size, which the host checkpoints."""
+"""MixMIM: stages of tokens of a fixed map size, which the host checkpoints."""
 from typing import Any, Callable, List, Optional, Tuple
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from .walked import TokenStage
 
 
 class MixMIMStage(CheckpointedStage, TokenStage):
-    """A stage of tokens (B, HW, C) of pictures that are not mixed."""
+    """A stage of tokens (B, HW, C) of images that are not mixed."""
 
     @property
     def hw_shape(self) -> Tuple[int, int]:
@@ -37,7 +37,7 @@ class MixMIMStage(CheckpointedStage, TokenStage):
 
     def through(self, tap: Callable[[Tensor], Tensor], x: Tensor,
                 attn_mask: Optional[Tensor] = None) -> Tensor:
-        """Let the map that tokens form go through a function."""
+        """Apply a function to the map that tokens form."""
         return super().through(tap, x, self.hw_shape)
 
 
@@ -51,7 +51,7 @@ class MixMIMAttentionMixin(PlacedAttentionMixin):
         merge_windows_of_any_batch(self)
 
     def stage_specs(self) -> List[StageSpec]:
-        """Take every stage."""
+        """Describe every stage."""
         return [
             StageSpec(f'layers.{i}.blocks', stage.embed_dims,
                       self._attention_norm_cfg, [0.] * len(stage.blocks),
@@ -60,7 +60,7 @@ class MixMIMAttentionMixin(PlacedAttentionMixin):
         ]
 
     def add_attention(self) -> None:
-        """Add it, and let its stages checkpoint blocks in the host's place."""
+        """Add attention; its stages checkpoint blocks instead of the host."""
         super().add_attention()
         for stage in self.layers:
             stage.use_checkpoint = False

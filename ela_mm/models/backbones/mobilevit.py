@@ -1,4 +1,4 @@
-"""MobileViT: every part of ``layers`` is a sequence of blocks."""
+"""MobileViT: every entry of ``layers`` is a sequence of blocks."""
 from typing import Iterator, Tuple
 
 from torch import nn
@@ -9,12 +9,12 @@ from .sequences import SequencesMixin
 class MobileViTAttentionMixin(SequencesMixin):
     """Adds layer attention to a MobileViT.
 
-    It attends behind an inverted residual and behind a MobileViT block as a
-    whole. The transformer within the latter mixes no neighbours and sees maps
-    in pieces.
+    Attention follows each inverted residual and each MobileViT block as a
+    whole. The transformers within MobileViT blocks get none: they work on
+    pieces of the map, in which neighbouring pixels are apart.
     """
 
     def _sequences(self) -> Iterator[Tuple[str, int, nn.Sequential]]:
-        """Name, place in the host's list, from 0, and blocks of the stages."""
+        """Yield name, index in the host's list and blocks of each stage."""
         for i, part in enumerate(self.layers):
             yield f'layers.{i}', i, part

@@ -1,4 +1,4 @@
-"""MViT: one list of blocks, some of which start a scale of their own."""
+"""MViT: one list of blocks, some of which begin a new scale."""
 from itertools import groupby
 from typing import Any, Callable, List, Optional, Tuple, Union
 
@@ -11,14 +11,14 @@ from .stages import AttentionStage, StageSpec
 from .vit import GroupedBlocks
 from .walked import map_to_tokens, tokens_to_map
 
-# What a block of MViT takes and returns.
+# What a block of MViT takes and returns: tokens (B, HW, C) and (H, W).
 Tokens = Tuple[Tensor, Tuple[int, int]]
 
 
 class ScaleStage(DetachedStage):
-    """Attention of the blocks of one width and size, which the host's list keeps.
+    """Attention of the blocks of one scale, which stay in the host's list.
 
-    They take tokens (B, HW, C) and the size (H, W), and return both.
+    Blocks take tokens (B, HW, C) and the size (H, W), and return both.
     """
 
     def step(self, i: int, x: Pass,
@@ -41,7 +41,7 @@ class ScaleStage(DetachedStage):
     def through(self, tap: Callable[[Tensor], Tensor],
                 x: Union[Tensor, List[Tokens]],
                 *args: Any) -> Union[Tensor, List[Tokens]]:
-        """Let the map of tokens go through; of a list, the last one's."""
+        """Apply a function to the map of tokens, or of a list's last tokens."""
         if isinstance(x, Tensor):
             return map_to_tokens(tap(tokens_to_map(x, args[0])))
         tokens, hw_shape = x[-1]
@@ -49,12 +49,12 @@ class ScaleStage(DetachedStage):
 
 
 class MViTAttentionMixin(PlacedAttentionMixin):
-    """Adds layer attention to an MViT: memory starts anew at every scale."""
+    """Adds layer attention to an MViT, with a memory for each scale."""
     kinds = {'base': ScaleStage}
     norm_cfg_by_default = dict(type='LN', eps=1e-6)
 
     def stage_specs(self) -> List[StageSpec]:
-        """Group neighbouring blocks of one width and size."""
+        """Group neighbouring blocks of the same width and size."""
         scale, scales = 0, []
         for block in self.blocks:
             scale += block.pool_skip is not None  # which halves the size
@@ -67,7 +67,7 @@ class MViTAttentionMixin(PlacedAttentionMixin):
         ]
 
     def add_attention(self) -> None:
-        """Put stages beside the host's blocks."""
+        """Add stages beside the host's blocks, which keep their place."""
         specs = self.stage_specs()
         self.fit_head_dim([spec.channels for spec in specs])
         self.blocks = GroupedBlocks(self.blocks, [

@@ -1,22 +1,22 @@
-"""What pictures a network is made for."""
+"""Finds out which images a network takes."""
 from torch import nn
 
 from ...errors import UsageError
 
 
 def picture_channels(network: nn.Module) -> int:
-    """Tell how many channels the pictures have that a network takes.
+    """Find out how many channels the images for a network have.
 
     Args:
-        network (nn.Module): A backbone, or a model that starts with one.
+        network (nn.Module): Backbone, or a model that begins with one.
 
     Returns:
-        int: C_in of its first convolution; a quarter of it in a ``Focus``,
-        which makes channels of four neighbouring pixels. 3 where a network
-        such as T2T-ViT first unfolds pictures of whatever channels.
+        int: Input channels of its first convolution; a quarter of them in a
+        ``Focus``, which turns four neighbouring pixels into channels. 3 for a
+        network such as T2T-ViT, which begins by unfolding the image.
 
     Raises:
-        UsageError: If it has no convolution.
+        UsageError: If the network has no convolution.
     """
     focused = {
         id(part) for module in network.modules()

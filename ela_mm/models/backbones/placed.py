@@ -1,4 +1,4 @@
-"""Families whose host builds all of its blocks before attention comes."""
+"""Base class of families whose host builds all blocks before attention."""
 from typing import Any, List, Optional
 
 from torch import nn
@@ -10,26 +10,25 @@ from .stages import AttentionStage, Stage, StageSpec
 
 
 class PlacedAttentionMixin(LayerAttentionMixin):
-    """Adds layer attention to a host's class that has its blocks by now.
+    """Adds layer attention to a host's network after it is built.
 
-    A family says by :meth:`stage_specs` where they are. No attention here drops
-    its terms at random (stochastic depth), as none does in MRLA's DeiT: a start
-    at zero is then the plain network also in training, draw for draw.
+    A family says in :meth:`stage_specs` where the blocks are. Attention has no
+    drop path here, as in MRLA's DeiT. So a network with ``zero_init_attention``
+    equals the plain one in training too, with the same random numbers.
 
     Args:
-        *args: Of the host's class.
-        attention_norm_cfg (dict, optional): Norm of attention's terms.
-            Defaults to the host's ``norm_cfg``: a network without batch norm
-            gets none by attention, so that what it answers to a picture never
-            depends on the others of its batch.
-        **kwargs: Of the host's class and of
+        *args: Arguments of the host's class.
+        attention_norm_cfg (dict, optional): Config of the norms of attention.
+            Defaults to the host's ``norm_cfg``, so that attention adds no
+            batch norm to a network without batch norms, whose output for an
+            image does not depend on the rest of the batch.
+        **kwargs: Arguments of the host's class and of
             :class:`~ela_mm.models.backbones.layer_attention_mixin.LayerAttentionMixin`.
 
     Attributes:
-        norm_cfg_by_default (dict): What ``norm_cfg`` is in the host where a
-            config names none.
-        norm_argument (str): Of the host, for the norm of its blocks; '' where
-            no argument says it.
+        norm_cfg_by_default (dict): The host's default for ``norm_cfg``.
+        norm_argument (str): Name of the host's argument for the norm of its
+            blocks; '' if there is none.
 
     Raises:
         UsageError: On ``attention_norm_cfg`` without attention.
@@ -46,7 +45,7 @@ class PlacedAttentionMixin(LayerAttentionMixin):
             raise UsageError(
                 'attention=None knows no attention_norm_cfg (given: '
                 f'{attention_norm_cfg!r}): leave it out')
-        # Plain values, which LayerAttentionMixin's __init__ needs.
+        # Plain values, set before super().__init__(), which needs them.
         self._attention_norm_cfg = norm_for_maps(
             attention_norm_cfg or kwargs.get(self.norm_argument)
             or self.norm_cfg_by_default)
@@ -54,12 +53,12 @@ class PlacedAttentionMixin(LayerAttentionMixin):
         super().__init__(*args, **kwargs)
 
     def stage_specs(self) -> List[StageSpec]:
-        """Say where the host's blocks are; a stage's name leads to them."""
+        """Describe the stages; the name of each is the path to its blocks."""
         raise NotImplementedError(
             f'{type(self).__name__} must say where its blocks are')
 
     def add_attention(self) -> None:
-        """Put stages in place of the host's sequences of blocks."""
+        """Replace the host's sequences of blocks by stages."""
         specs = self.stage_specs()
         self.fit_head_dim([spec.channels for spec in specs])
         for spec in specs:
@@ -71,19 +70,20 @@ class PlacedAttentionMixin(LayerAttentionMixin):
 
     @property
     def attention_stages(self) -> List[Stage]:
-        """The stages that have attention, in order; none without any."""
+        """Stages with attention, in order; empty if ``attention=None``."""
         return [self.get_submodule(path) for path in self._attention_paths]
 
 
 def evaluate_again(network: nn.Module, keys: Any) -> None:
-    """Let a host renew what it computes of its weights when evaluation starts.
+    """Make a host recompute what it caches when evaluation starts.
 
-    A hook for ``register_load_state_dict_post_hook``: such hosts keep it,
-    whatever is loaded since.
+    Such hosts compute values from their weights in ``eval()`` and would keep
+    them although other weights are loaded. To be registered by
+    ``register_load_state_dict_post_hook``.
 
     Args:
-        network (nn.Module): That has loaded.
-        keys (Any): What torch says of missing and unexpected keys.
+        network (nn.Module): Network that has loaded weights.
+        keys (Any): Missing and unexpected keys, which torch passes; not used.
     """
     if not network.training:
         network.eval()

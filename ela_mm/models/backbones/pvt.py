@@ -1,4 +1,4 @@
-"""PVT, PVTv2 and MiT: ``layers[i]`` is patch embedding, blocks and norm."""
+"""PVT, PVTv2, MiT: ``layers[i]`` has patch embedding, blocks and norm."""
 from typing import Any, List
 
 from torch import Tensor, nn
@@ -9,30 +9,30 @@ from .walked import TokenStage
 
 
 class PVTStage(TokenStage):
-    """A stage of tokens; PVT, version 1, embeds positions before the blocks."""
+    """A stage of tokens; in PVT v1 a position embedding precedes the blocks."""
 
     @property
     def _first(self) -> int:
-        """Where the first block is: 1 behind an embedding, else 0."""
+        """Index of the first block: 1 behind a position embedding, else 0."""
         return len(self._modules) - 1 - len(self.attention)
 
     def block(self, i: int) -> nn.Module:
-        """The host's block number i."""
+        """Return the host's block i."""
         return self._modules[str(self._first + i)]
 
     def block_name(self, i: int) -> str:
-        """What block number i is called in the backbone."""
+        """Return the name of block i in the backbone."""
         return f'{self.name}.{self._first + i}'
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         """Embed positions as the host does, then run blocks and attention.
 
         Args:
-            x (Tensor): (B, HW, C).
-            *args: H and W.
+            x (Tensor): (B, HW, C), tokens.
+            *args: The size (H, W).
 
         Returns:
-            Tensor: (B, HW, C).
+            Tensor: (B, HW, C), tokens.
         """
         for i in range(self._first):
             x = self._modules[str(i)](x, *args)
@@ -40,16 +40,16 @@ class PVTStage(TokenStage):
 
 
 class PVTAttentionMixin(PlacedAttentionMixin):
-    """Adds layer attention to a PyramidVisionTransformer, either version.
+    """Adds layer attention to a PyramidVisionTransformer, v1 or v2.
 
-    Also to MMSegmentation's MixVisionTransformer, which is built alike. The
-    norm that ends a stage of version 2 and of MiT comes behind attention.
+    It also fits MMSegmentation's MixVisionTransformer, which is built in the
+    same way. The norm at the end of a stage of v2 and MiT follows attention.
     """
     kinds = {'base': PVTStage}
     norm_cfg_by_default = dict(type='LN', eps=1e-6)
 
     def stage_specs(self) -> List[StageSpec]:
-        """Take every stage."""
+        """Describe every stage."""
         return [
             StageSpec(f'layers.{i}.1', self.embed_dims * self.num_heads[i],
                       self._attention_norm_cfg, [0.] * depth,

@@ -1,6 +1,6 @@
-"""The ResNet family: stages come from ``make_res_layer``.
+"""The ResNet family, whose hosts build stages by ``make_res_layer``.
 
-Also the plugins that a config puts into blocks.
+Plugins that a config puts into blocks are handled here as well.
 """
 from typing import Dict, List, Optional, Sequence
 
@@ -21,19 +21,19 @@ class ResNetAttentionMixin(FreshNormsMixin):
     """Adds layer attention to a ResNet class of a host.
 
     Args:
-        *args: Of the host's class.
+        *args: Arguments of the host's class.
         plugins (Sequence[dict], optional): Modules to put into the blocks,
             such as ``[dict(cfg=dict(type='SEAttention'),
             position='after_conv3', stages=(False, True, True, True))]``; see
             :func:`~ela_mm.models.compared.plugins.apply_plugins`. Defaults to
             None.
-        **kwargs: Of the host's class and of
+        **kwargs: Arguments of the host's class and of
             :class:`~ela_mm.models.backbones.layer_attention_mixin.LayerAttentionMixin`.
 
     Raises:
-        UsageError: On a plugin that is not well formed.
+        UsageError: On a malformed plugin.
     """
-    # Child that reads the last norm of a block which runs no plugins itself.
+    # See StageSpec.last_norm_reader.
     last_norm_reader: Optional[str] = None
 
     def __init__(self,
@@ -45,13 +45,13 @@ class ResNetAttentionMixin(FreshNormsMixin):
         super().__init__(*args, **self._leave_to_host(kwargs))
 
     def _leave_to_host(self, kwargs: dict) -> dict:
-        """Hand the host those plugins that it puts into blocks itself."""
+        """Add to the arguments those plugins that the host handles itself."""
         return kwargs
 
     # --- building ------------------------------------------------------------
 
     def _stage_channels(self, kwargs: dict) -> int:
-        """Output channels of the stage that ``make_res_layer`` builds."""
+        """Return the output channels of the stage that is being built."""
         raise NotImplementedError(
             f'{type(self).__name__} must say how its host names the channels '
             'of a stage: override _stage_channels')
@@ -64,14 +64,15 @@ class ResNetAttentionMixin(FreshNormsMixin):
         if self.attention_kind is None:
             return blocks
         channels = self._stage_channels(kwargs)
-        # RegNet knows all widths beforehand; elsewhere they are multiples.
+        # RegNet has the widths of all stages; elsewhere they are multiples of
+        # the first.
         self.fit_head_dim(getattr(self, 'stage_widths', [channels]))
         spec = StageSpec(
-            # The host appends a stage's name to res_layers after it is built.
+            # The host adds the name to res_layers once the stage is built.
             name=f'layer{len(self.res_layers) + 1}',
             channels=channels,
             norm_cfg=kwargs['norm_cfg'],
-            # mmpretrain has a rate per block, mmdet no stochastic depth.
+            # mmpretrain passes a rate for each block; mmdet has no drop path.
             drop_path_rates=kwargs.get('drop_path_rate', [0.] * len(blocks)),
             with_cp=kwargs.get('with_cp', False),
             last_norm_reader=self.last_norm_reader,
@@ -81,13 +82,13 @@ class ResNetAttentionMixin(FreshNormsMixin):
 
     @property
     def attention_stages(self) -> List[Stage]:
-        """The stages that have attention, in order; none without any."""
+        """Stages with attention, in order; empty if ``attention=None``."""
         if self.attention_kind is None:
             return []
         return [getattr(self, name) for name in self.res_layers]
 
     def init_weights(self) -> None:
-        """Start as the host does; plugins start as they do by themselves."""
+        """Initialise as the host does, and plugins as they do by default."""
         super().init_weights()
         if getattr(self, 'init_cfg', None) and not _is_pretrained(
                 self.init_cfg):
@@ -97,11 +98,11 @@ class ResNetAttentionMixin(FreshNormsMixin):
     # --- norms ---------------------------------------------------------------
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether the host's ``frozen_stages`` freezes a layer."""
+        """Return whether the host's ``frozen_stages`` freezes a layer."""
         return layer.stage <= self.frozen_stages
 
     def new_norms(self) -> Dict[str, List[nn.Module]]:
-        """List, by block, the norms of attention and of plugins."""
+        """List the norms of attention and plugins, by block."""
         norms = {}
         for name in self.res_layers:
             stage = getattr(self, name)
@@ -111,23 +112,23 @@ class ResNetAttentionMixin(FreshNormsMixin):
         return norms
 
     def frozen_norms(self) -> List[str]:
-        """Name the blocks of frozen stages."""
+        """List the names of the blocks in frozen stages."""
         frozen = self.res_layers[:max(self.frozen_stages, 0)]
         return [name for name in self.new_norms()
                 if name.split('.')[0] in frozen]
 
 
 class PlanesMixin(ResNetAttentionMixin):
-    """The same for hosts whose stages are built from ``planes``.
+    """ResNet classes of mmdet and mmseg, which build stages from ``planes``.
 
-    Such are mmdet and mmseg: their bottlenecks also take plugins.
+    Bottlenecks of these hosts take plugins as well.
     """
 
     def _stage_channels(self, kwargs: dict) -> int:
         return kwargs['planes'] * self.block.expansion
 
     def _leave_to_host(self, kwargs: dict) -> dict:
-        """Leave it all plugins but those with two of our own options."""
+        """Pass on all plugins but those with options that only we have."""
         own = [plugin for plugin in self._plugins
                if 'blocks' in plugin or plugin['position'] == 'conv2']
         theirs = [plugin for plugin in self._plugins if plugin not in own]
@@ -137,7 +138,7 @@ class PlanesMixin(ResNetAttentionMixin):
         return dict(kwargs, plugins=theirs)
 
     def make_res_layer(self, **kwargs) -> nn.Module:
-        """Build a stage; blocks of two convolutions take no plugins."""
+        """Build a stage; refuse plugins of the host for basic blocks."""
         block = kwargs['block']
         if kwargs.get('plugins') and not hasattr(block, 'make_block_plugins'):
             raise UsageError(
@@ -148,14 +149,14 @@ class PlanesMixin(ResNetAttentionMixin):
 
 
 class WidePlanesMixin(PlanesMixin):
-    """The same for families whose blocks are wider inside than a ResNet's.
+    """ResNet classes of mmdet and mmseg whose blocks are wider inside.
 
-    Their hosts build plugins for a ResNet's width, so that none but those after
-    the last convolution would run.
+    Hosts build plugins for the width of a plain ResNet, so that only those
+    after the last convolution would fit. Here none are left to the host.
     """
 
     def _leave_to_host(self, kwargs: dict) -> dict:
-        """Leave it no plugin."""
+        """Pass on no plugin."""
         return kwargs
 
 

@@ -1,7 +1,7 @@
 """Hosts that run their blocks one by one: EfficientNet, MobileNetV3 and VGG.
 
-They have no module for what a stage is elsewhere, or one of several widths. A
-stage is a run of neighbouring blocks that return maps of one width and size.
+They have no module for each stage, or modules in which the width changes. Here
+a stage is a run of neighbouring blocks that return maps of one width and size.
 """
 from typing import Iterator, List, NamedTuple, Tuple
 
@@ -18,10 +18,12 @@ class Part(NamedTuple):
     """One of the modules that a host runs one after the other.
 
     Attributes:
-        name (str): In the backbone.
-        place (int): In what ``out_indices`` and ``frozen_stages`` count.
-        is_block (bool): Whether attention may follow.
-        returned (bool): Whether its output is that of its place.
+        name (str): Name of the module in the backbone.
+        place (int): Index of the host's layer that it belongs to, which
+            ``out_indices`` and ``frozen_stages`` refer to.
+        is_block (bool): Whether attention may follow it.
+        returned (bool): Whether its output is the output of that layer.
+            Defaults to True.
     """
     name: str
     place: int
@@ -33,20 +35,20 @@ class RunsMixin(FreshNormsMixin, PlacedAttentionMixin):
     """Adds layer attention to runs of blocks, ``stage1``, ``stage2``, ...
 
     Attributes:
-        frozen_from (int): The value of ``frozen_stages`` that freezes place 0.
+        frozen_from (int): Value of ``frozen_stages`` that freezes place 0 only.
     """
     kinds = {'base': DetachedStage}
     frozen_from = 1
 
     def parts(self) -> Iterator[Part]:
-        """Say what the host runs, in order."""
+        """Yield the modules that the host runs, in order."""
         raise NotImplementedError(
             f'{type(self).__name__} must say what it runs')
 
     def _runs(self) -> List[List[Part]]:
-        """What the host runs, cut where a run of blocks starts or ends."""
+        """Split the host's modules into runs of blocks and single modules."""
         runs: List[List[Part]] = []
-        width = None  # of the run that goes on
+        width = None  # of the current run
         for part in self.parts():
             module = self.get_submodule(part.name)
             new = last_channels(module) if part.is_block else None
@@ -57,7 +59,7 @@ class RunsMixin(FreshNormsMixin, PlacedAttentionMixin):
         return runs
 
     def stage_specs(self) -> List[StageSpec]:
-        """Take every run of blocks."""
+        """Describe every run of blocks."""
         runs = [run for run in self._runs() if run[0].is_block]
         return [
             StageSpec(f'stage{number}',
@@ -68,7 +70,7 @@ class RunsMixin(FreshNormsMixin, PlacedAttentionMixin):
         ]
 
     def add_attention(self) -> None:
-        """Put stages beside the host's blocks."""
+        """Add stages beside the host's blocks, which keep their place."""
         specs = self.stage_specs()
         self.fit_head_dim([spec.channels for spec in specs])
         self._attention_paths = [spec.name for spec in specs]
@@ -87,10 +89,10 @@ class RunsMixin(FreshNormsMixin, PlacedAttentionMixin):
         """Run the host's modules in its order, and attention behind blocks.
 
         Args:
-            x (Tensor): (B, 3, H, W), normalised pictures.
+            x (Tensor): (B, 3, H, W), normalised images.
 
         Returns:
-            Tuple[Tensor, ...]: (B, C, H, W), one per entry of ``out_indices``.
+            Tuple[Tensor, ...]: (B, C, H, W), one for each entry of ``out_indices``.
         """
         if self.attention_kind is None:
             return super().forward(x)
@@ -105,16 +107,16 @@ class RunsMixin(FreshNormsMixin, PlacedAttentionMixin):
         return (*outs, *self.behind(x))
 
     def behind(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """What the host returns beside maps, of the last (B, C, H, W)."""
+        """Return what the host returns besides maps, from the last map."""
         return ()
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether ``frozen_stages`` freezes a layer, as its block."""
+        """Return whether ``frozen_stages`` freezes a layer and its block."""
         run = dict(self._plan)[layer.stage_name]
         return run[layer.index].place <= self.frozen_stages - self.frozen_from
 
     def _freeze_stages(self) -> None:
-        """Freeze as the host does, and attention with its block."""
+        """Freeze blocks as the host does, and their attention with them."""
         super()._freeze_stages()
         for layer in self.attention_layers:
             if self.is_frozen(layer):
@@ -122,11 +124,11 @@ class RunsMixin(FreshNormsMixin, PlacedAttentionMixin):
 
 
 class EfficientNetAttentionMixin(RunsMixin):
-    """Adds layer attention to an EfficientNet, whose ``layers`` change width."""
+    """Adds layer attention to an EfficientNet."""
     norm_cfg_by_default = dict(type='BN', eps=1e-3)
 
     def parts(self) -> Iterator[Part]:
-        """Blocks of the sequences between the first and last convolution."""
+        """Yield the first and last convolution, and blocks between them."""
         for place, layer in enumerate(self.layers):
             name = f'layers.{place}'
             if not isinstance(layer, nn.Sequential):
@@ -137,22 +139,22 @@ class EfficientNetAttentionMixin(RunsMixin):
 
 
 class MobileNetV3AttentionMixin(RunsMixin):
-    """Adds layer attention to a MobileNetV3, whose blocks are ``layer1``, ..."""
+    """Adds layer attention to a MobileNetV3."""
     norm_cfg_by_default = dict(type='BN', eps=0.001, momentum=0.01)
     frozen_from = 0
 
     def parts(self) -> Iterator[Part]:
-        """Blocks between the first and last convolution."""
+        """Yield ``layer0``, ``layer1``, ...: a convolution at either end."""
         for place, name in enumerate(self.layers):
             yield Part(name, place, 0 < place < len(self.layers) - 1)
 
 
 class VGGAttentionMixin(RunsMixin):
-    """Adds layer attention to a VGG, behind each convolution between pools."""
+    """Adds layer attention to a VGG, behind each convolution."""
     norm_cfg_by_default = dict(type='LN')
 
     def parts(self) -> Iterator[Part]:
-        """Convolutions with what follows each, and pools, which end stages."""
+        """Yield convolutions, which count as blocks, and poolings."""
         for place, (start, end) in enumerate(self.range_sub_modules):
             for i in range(start, end):
                 yield Part(f'features.{i}', place,
@@ -160,11 +162,11 @@ class VGGAttentionMixin(RunsMixin):
                            i == end - 1)
 
     def behind(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """Class scores, where the host has a classifier of its own."""
+        """Return class scores if the host has a classifier of its own."""
         return (self.classifier(x.flatten(1)), ) if self.num_classes > 0 else ()
 
 
 def _strides(module: nn.Module) -> bool:
-    """Whether a module returns a smaller map than it takes."""
+    """Return whether a module shrinks its map."""
     return any(max(part.stride) > 1 for part in module.modules()
                if isinstance(part, nn.Conv2d))

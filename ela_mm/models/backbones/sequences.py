@@ -1,7 +1,7 @@
 """Families whose stages are sequences of blocks, among other modules.
 
-EfficientNetV2, MobileNetV2, PoolFormer, RepVGG and RIFormer. Some of their
-stages have a single block, where attention has one layer to retrieve from.
+These are EfficientNetV2, MobileNetV2, PoolFormer, RepVGG and RIFormer. Some of
+their stages have a single block, which can only retrieve from itself.
 """
 from typing import Iterator, List, Tuple
 
@@ -16,13 +16,13 @@ class SequencesMixin(PlacedAttentionMixin):
     """Adds layer attention to every sequence of blocks of a backbone.
 
     Attributes:
-        frozen_from (int): The value of ``frozen_stages`` that freezes the
-            first module of the host's list.
+        frozen_from (int): Value of ``frozen_stages`` that freezes the first
+            module of the host's list only.
     """
     frozen_from = 1
 
     def stage_specs(self) -> List[StageSpec]:
-        """Take every sequence of blocks."""
+        """Describe every sequence of blocks."""
         stages = list(self._sequences())
         self._places = {name: number for name, number, _ in stages}
         return [
@@ -33,7 +33,7 @@ class SequencesMixin(PlacedAttentionMixin):
         ]
 
     def _sequences(self) -> Iterator[Tuple[str, int, nn.Sequential]]:
-        """Name, place in the host's list, from 0, and blocks of the stages."""
+        """Yield name, index in the host's list and blocks of each stage."""
         number = 0
         for name, child in self.named_children():
             if isinstance(child, nn.ModuleList):
@@ -45,16 +45,16 @@ class SequencesMixin(PlacedAttentionMixin):
                 number += 1
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether ``frozen_stages`` freezes a layer."""
+        """Return whether ``frozen_stages`` freezes a layer."""
         return self._places[layer.stage_name] <= (
             self.frozen_stages - self.frozen_from)
 
 
 class BatchNormSequencesMixin(FreshNormsMixin, SequencesMixin):
-    """The same for hosts with batch norms and ``norm_eval``."""
+    """Adds layer attention to sequences in hosts that have ``norm_eval``."""
 
 
 def last_channels(block: nn.Module) -> int:
-    """C of what a block returns: its last convolution's."""
+    """Return the output channels of a block: those of its last convolution."""
     convs = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
     return convs[-1].out_channels

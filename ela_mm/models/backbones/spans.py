@@ -1,7 +1,8 @@
-"""Sequences of which not every module is a block: some only lead to one.
+"""Families in whose sequences a block may span several modules.
 
-EfficientFormer, LeViT, MobileOne, PyramidVig and RepLKNet. What downsamples,
-flattens or is the first half of a block runs with the block that it leads to.
+These are EfficientFormer, LeViT, MobileOne, PyramidVig and RepLKNet. Modules
+that downsample or flatten, or are the first half of a block, are run together
+with the block that follows them.
 """
 from math import isqrt
 from typing import Any, Callable, List, Optional, Tuple
@@ -20,39 +21,39 @@ from .walked import WalkedStage, map_to_tokens, tokens_to_map
 
 
 class SpanStage(AttentionStage):
-    """A stage whose layers attend behind some of its modules.
+    """A stage with attention behind some of its modules only.
 
-    A family says by :meth:`ends` behind which.
+    A family says in :meth:`ends` behind which.
     """
 
     @classmethod
     def ends(cls, modules: nn.Module) -> List[int]:
-        """Numbers of the modules that attention follows; here the odd ones."""
+        """Return the indices of modules that attention follows: odd ones."""
         return list(range(1, len(modules), 2))
 
     @classmethod
     def build(cls, blocks: nn.Sequential, spec: StageSpec,
               **options: Any) -> 'SpanStage':
-        """Add attention to a host's modules; arguments as the backbone's."""
+        """Add attention to a host's modules; options as in the backbone."""
         stage = super().build(blocks, spec, **options)
         stage._ends = cls.ends(blocks)
         return stage
 
     def block(self, i: int) -> nn.Module:
-        """The module that attention layer number i follows."""
+        """Return the module that attention layer i follows."""
         return self._modules[str(self._ends[i])]
 
     def block_name(self, i: int) -> str:
-        """What this module is called in the backbone."""
+        """Return the name in the backbone of the module before layer i."""
         return f'{self.name}.{self._ends[i]}'
 
     def block_parts(self, i: int) -> List[str]:
-        """Names in the backbone of what leads to this module, and its own."""
+        """Return the names in the backbone of the modules of block i."""
         first = self._ends[i - 1] + 1 if i else 0
         return [f'{self.name}.{j}' for j in range(first, self._ends[i] + 1)]
 
     def run_span(self, i: int, x: Tensor) -> Tensor:
-        """Run block number i, after what leads to it."""
+        """Run all modules of block i."""
         first = self._ends[i - 1] + 1 if i else 0
         for j in range(first, self._ends[i] + 1):
             x = self.run_module(self._modules[str(j)], x)
@@ -64,22 +65,23 @@ class SpanStage(AttentionStage):
 
     def step(self, i: int, x: Tensor,
              memory: LayerMemory) -> Tuple[Tensor, Optional[Tensor]]:
-        """Run a block, and its attention as far as it is not skipped."""
+        """Run a block and its attention, as far as it is not skipped."""
         return self.attend(i, self.run_span(i, x), memory)
 
 
 class SpansMixin(PlacedAttentionMixin):
-    """Adds layer attention to sequences with such modules.
+    """Adds layer attention to stages with blocks of several modules.
 
     Attributes:
-        stages_name (str): Of the host's list of stages.
-        blocks_name (str): Of the modules in a stage; '' where it is these.
+        stages_name (str): Name of the host's list of stages.
+        blocks_name (str): Name of the sequence of modules in a stage; '' if
+            the stage is the sequence itself.
     """
     stages_name = 'stages'
     blocks_name = ''
 
     def stage_specs(self) -> List[StageSpec]:
-        """Take every stage."""
+        """Describe every stage."""
         specs = []
         for i, stage in enumerate(getattr(self, self.stages_name)):
             name = '.'.join(filter(None, [
@@ -93,29 +95,29 @@ class SpansMixin(PlacedAttentionMixin):
         return specs
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether ``frozen_stages``, if there is such, freezes a layer."""
+        """Return whether ``frozen_stages``, if any, freezes a layer."""
         return layer.stage <= getattr(self, 'frozen_stages', 0)
 
 
 class MobileOneAttentionMixin(BatchNormSequencesMixin):
     """Adds layer attention to a MobileOne, behind pointwise convolutions.
 
-    Depthwise ones before them have the width of the block before.
+    The depthwise convolutions before them still have the previous width.
     """
     kinds = {'base': SpanStage}
 
     def stage_specs(self) -> List[StageSpec]:
-        """Take every stage; two modules are a block."""
+        """Describe every stage; two modules make a block."""
         return [spec._replace(drop_path_rates=spec.drop_path_rates[::2])
                 for spec in super().stage_specs()]
 
 
 class PyramidVigStage(SpanStage):
-    """A stage of PyramidVig: blocks of two halves, a convolution before them."""
+    """A stage of PyramidVig, which may begin with a downsampling module."""
 
     @classmethod
     def ends(cls, modules: nn.Module) -> List[int]:
-        """Numbers of the blocks; what downsamples has no graph."""
+        """Return the indices of blocks, which begin with a ``Grapher``."""
         return [i for i, module in enumerate(modules)
                 if type(module[0]).__name__ == 'Grapher']
 
@@ -126,25 +128,25 @@ class PyramidVigAttentionMixin(FreshNormsMixin, SpansMixin):
 
 
 class RepLKStage(CheckpointedStage, SpanStage, WalkedStage):
-    """A stage of RepLKNet: a block with a large kernel and one without are one.
+    """A stage of RepLKNet; here a large-kernel block and its FFN make a block.
 
-    The host checkpoints both by itself, and would pass attention by.
+    The host would checkpoint both itself and bypass attention.
     """
 
     def run_module(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Run one of the host's blocks, in backward again if it is to."""
+        """Run one of the host's blocks, checkpointed if ``with_cp``."""
         if self.with_cp and torch.is_grad_enabled():
             return checkpoint(module, x, use_reentrant=False)
         return module(x)
 
     def step(self, i: int, x: Tuple[Any, ...], memory: LayerMemory
              ) -> Tuple[Tuple[Any, ...], Optional[Tensor]]:
-        """Run a block and its attention, of the tuple that walks."""
+        """Run a block and its attention; x is in a tuple, see `WalkedStage`."""
         return WalkedStage.step(self, i, x, memory)
 
     def walk(self, i: int, x: Tensor,
              memory: LayerMemory) -> Tuple[Tensor, Optional[Tensor]]:
-        """Run both modules of a block, and its attention."""
+        """Run both modules of a block and its attention."""
         return self.attend(i, self.run_span(i, x), memory)
 
 
@@ -154,7 +156,7 @@ class RepLKNetAttentionMixin(FreshNormsMixin, SpansMixin):
     blocks_name = 'blocks'
 
     def add_attention(self) -> None:
-        """Add it, and let its stages checkpoint blocks in the host's place."""
+        """Add attention; its stages checkpoint blocks instead of the host."""
         super().add_attention()
         for stage in self.stages:
             stage.with_cp = False
@@ -165,7 +167,7 @@ class SquareStage(SpanStage):
 
     def step(self, i: int, x: Tensor,
              memory: LayerMemory) -> Tuple[Tensor, Optional[Tensor]]:
-        """Run a block, and its attention on a map, or on one of tokens."""
+        """Run a block, and its attention on a map or the map of tokens."""
         x = self.run_span(i, x)  # (B, C, H, W) or (B, HW, C)
         if x.ndim == 4 or not self.visible[i]:
             return self.attend(i, x, memory)
@@ -177,16 +179,16 @@ class SquareStage(SpanStage):
         return super().alone(_to_map(x))
 
     def through(self, tap: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Let a map, or the one that tokens form, go through a function."""
+        """Apply a function to a map, or to the one that tokens form."""
         return tap(x) if x.ndim == 4 else map_to_tokens(tap(_to_map(x)))
 
 
 class LeViTStage(SquareStage):
-    """A stage of LeViT: attention, or what downsamples, and an MLP are a block."""
+    """A stage of LeViT, whose blocks are an attention module and an MLP."""
 
     @classmethod
     def ends(cls, modules: nn.Module) -> List[int]:
-        """Numbers of the MLPs; of all, if there are none."""
+        """Return the indices of MLPs, or of all modules without MLPs."""
         mlps = [i for i, module in enumerate(modules)
                 if type(getattr(module, 'block', None)).__name__ == 'MLP']
         return mlps or list(range(len(modules)))
@@ -197,17 +199,17 @@ class LeViTAttentionMixin(SpansMixin):
     kinds = {'base': LeViTStage}
 
     def add_attention(self) -> None:
-        """Add it; and let loading renew what the host keeps in evaluation."""
+        """Add attention, and a hook for what the host caches in evaluation."""
         super().add_attention()
         self.register_load_state_dict_post_hook(evaluate_again)
 
 
 class EfficientFormerStage(SquareStage):
-    """A stage of EfficientFormer; in the last one, maps become tokens."""
+    """A stage of EfficientFormer; in the last stage, maps become tokens."""
 
     @classmethod
     def ends(cls, modules: nn.Module) -> List[int]:
-        """Numbers of the blocks."""
+        """Return the indices of the blocks."""
         return [i for i, module in enumerate(modules)
                 if type(module).__name__ in ('Meta3D', 'Meta4D')]
 
@@ -218,20 +220,20 @@ class EfficientFormerAttentionMixin(SpansMixin):
     stages_name = 'network'
 
     def add_attention(self) -> None:
-        """Add it; and let loading renew what the host keeps in evaluation."""
+        """Add attention, and a hook for what the host caches in evaluation."""
         super().add_attention()
         self.register_load_state_dict_post_hook(evaluate_again)
 
 
 def _channels_of(block: nn.Module) -> int:
-    """C of what a block returns: its last convolution's or linear layer's."""
+    """Return the output channels of a block's last convolution or linear."""
     layers = [m for m in block.modules()
               if isinstance(m, (nn.Conv2d, nn.Linear))]
     return layers[-1].weight.shape[0]
 
 
 def _to_map(x: Tensor) -> Tensor:
-    """(B, C, H, W) as it is; (B, HW, C) as the square map it forms, a view."""
+    """Return maps (B, C, H, W) unchanged, tokens (B, HW, C) as square maps."""
     if x.ndim == 4:
         return x
     side = isqrt(x.shape[1])

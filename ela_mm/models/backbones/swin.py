@@ -1,4 +1,4 @@
-"""Swin, DaViT: ``stages[i].blocks`` work on tokens; what FPN sees has attention."""
+"""Swin and DaViT: ``stages[i].blocks`` work on tokens."""
 from functools import partial
 from typing import Any, List, Optional
 
@@ -10,11 +10,13 @@ from .walked import TokenStage
 
 
 class SwinAttentionMixin(PlacedAttentionMixin):
-    """Adds layer attention to a SwinTransformer, before patches are merged.
+    """Adds layer attention to a SwinTransformer, before patch merging.
+
+    So the outputs of stages, which a neck takes, include attention.
 
     Attributes:
-        frozen_from (int): The value of ``frozen_stages`` that freezes the
-            first stage.
+        frozen_from (int): Value of ``frozen_stages`` that freezes the first
+            stage only.
     """
     kinds = {'base': TokenStage}
     norm_cfg_by_default = dict(type='LN')
@@ -25,7 +27,7 @@ class SwinAttentionMixin(PlacedAttentionMixin):
         merge_windows_of_any_batch(self)
 
     def stage_specs(self) -> List[StageSpec]:
-        """Take every stage."""
+        """Describe every stage."""
         return [
             StageSpec(f'stages.{i}.blocks', stage.blocks[0].ffn.embed_dims,
                       self._attention_norm_cfg, [0.] * len(stage.blocks),
@@ -34,16 +36,19 @@ class SwinAttentionMixin(PlacedAttentionMixin):
         ]
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether ``frozen_stages`` freezes a layer."""
+        """Return whether ``frozen_stages`` freezes a layer."""
         return layer.stage <= self.frozen_stages - self.frozen_from + 1
 
 
 class DaViTAttentionMixin(SwinAttentionMixin):
-    """Adds layer attention to a DaViT; a spatial and a channel block are one."""
+    """Adds layer attention to a DaViT.
+
+    A spatial and a channel block together make a block of the stage.
+    """
     frozen_from = 0
 
     def stage_specs(self) -> List[StageSpec]:
-        """Take every stage."""
+        """Describe every stage."""
         return [
             StageSpec(f'stages.{i}.blocks', stage.embed_dims,
                       self._attention_norm_cfg, [0.] * len(stage.blocks))
@@ -52,14 +57,14 @@ class DaViTAttentionMixin(SwinAttentionMixin):
 
 
 def merge_windows_of_any_batch(network: nn.Module) -> None:
-    """Let a network with windows be exported for batches of any size.
+    """Make a network with windows exportable for batches of any size.
 
-    The hosts' blocks find the batch by a division of floats, which
-    torch.export takes for the number that it was at the time.
+    The hosts' ``window_reverse`` computes the batch size by a division of
+    floats, which torch.export turns into a constant. It is replaced by a
+    function with the same result.
 
     Args:
-        network (nn.Module): Its blocks get another ``window_reverse``, with
-            the same result.
+        network (nn.Module): Network with such blocks, changed in place.
     """
     for module in network.modules():
         if hasattr(module, 'window_reverse'):
@@ -70,14 +75,14 @@ def merge_windows_of_any_batch(network: nn.Module) -> None:
 def _merge_windows(windows: Tensor, height: int, width: int,
                    size: Optional[int] = None, *,
                    window_size: int) -> Tensor:
-    """Put windows together to a map, with any batch.
+    """Assemble windows into maps, for any batch size.
 
     Args:
         windows (Tensor): (B * number of windows, size, size, C).
-        height (int): Of the map.
-        width (int): Of the map.
-        size (int, optional): Of a window, where the host hands it on.
-        window_size (int): Otherwise.
+        height (int): Height of the map.
+        width (int): Width of the map.
+        size (int, optional): Size of a window, if the host passes it.
+        window_size (int): Size of a window otherwise.
 
     Returns:
         Tensor: (B, height, width, C).

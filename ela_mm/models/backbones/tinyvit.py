@@ -1,4 +1,4 @@
-"""TinyViT: a stage of convolutions, then stages of tokens in windows."""
+"""TinyViT: a stage of convolutions, then stages of windowed attention."""
 from typing import Callable, List, Optional, Tuple
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from .walked import TokenStage
 
 
 class TinyViTStage(CheckpointedStage, TokenStage):
-    """A stage of maps (B, C, H, W), or of tokens (B, HW, C) of one size."""
+    """A stage of maps (B, C, H, W), or of tokens (B, HW, C) of a fixed size."""
 
     @property
     def hw_shape(self) -> Optional[Tuple[int, int]]:
@@ -33,7 +33,7 @@ class TinyViTStage(CheckpointedStage, TokenStage):
         return super().alone(x, self.hw_shape)
 
     def through(self, tap: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Let a map, or the one that tokens form, go through a function."""
+        """Apply a function to a map, or to the one that tokens form."""
         return (tap(x) if self.hw_shape is None else
                 super().through(tap, x, self.hw_shape))
 
@@ -44,7 +44,7 @@ class TinyViTAttentionMixin(PlacedAttentionMixin):
     norm_cfg_by_default = dict(type='LN')
 
     def stage_specs(self) -> List[StageSpec]:
-        """Take every stage."""
+        """Describe every stage."""
         return [
             StageSpec(f'stages.{i}.blocks', channels, self._attention_norm_cfg,
                       [0.] * len(stage.blocks), stage.use_checkpoint)
@@ -53,12 +53,12 @@ class TinyViTAttentionMixin(PlacedAttentionMixin):
         ]
 
     def add_attention(self) -> None:
-        """Add it, and let its stages checkpoint blocks in the host's place."""
+        """Add attention; its stages checkpoint blocks instead of the host."""
         super().add_attention()
         for stage in self.stages:
             stage.use_checkpoint = False
         self.register_load_state_dict_post_hook(evaluate_again)
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether ``frozen_stages``, 0 for none, freezes a layer."""
+        """Return whether ``frozen_stages``, 0 for none, freezes a layer."""
         return layer.stage <= self.frozen_stages

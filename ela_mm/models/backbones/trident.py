@@ -1,4 +1,4 @@
-"""TridentNet: the last stage has three branches, and the host builds it last."""
+"""TridentNet, whose last stage has three branches and is built afterwards."""
 from typing import Any, Callable, List, Optional, Tuple, Union
 
 import torch
@@ -11,9 +11,9 @@ from .stages import AttentionStage, StageSpec
 
 
 class TridentStage(AttentionStage):
-    """A stage whose blocks pass on a list of branches, which share weights.
+    """A stage whose blocks pass on a list of branches with shared weights.
 
-    So they do in attention: it takes the branches as pictures of one batch.
+    Branches share attention as well, which takes them as one batch.
     """
 
     def step(
@@ -23,7 +23,7 @@ class TridentStage(AttentionStage):
         x = self.block(i)(x)
         if isinstance(x, Tensor):  # the last block joins its branches
             return self.attend(i, x, memory)
-        if len(x) == 1:  # a chunk of an exported batch would fix its size
+        if len(x) == 1:  # chunk() would fix the batch size of an export
             x, weights = self.attend(i, x[0], memory)
             return [x], weights
         branches = len(x)
@@ -32,7 +32,7 @@ class TridentStage(AttentionStage):
 
     def through(self, tap: Callable[[Tensor], Tensor],
                 x: Union[Tensor, List[Tensor]]) -> Union[Tensor, List[Tensor]]:
-        """Let branches (B, C, H, W) go through a function, each for itself."""
+        """Apply a function to each branch (B, C, H, W)."""
         return tap(x) if isinstance(x, Tensor) else [tap(y) for y in x]
 
 
@@ -43,14 +43,14 @@ class TridentMixin(PlanesMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for block in getattr(self, self.res_layers[-1]):
-            # The host's asks for a conv2 within the conv2, and fails: neither
-            # its own class nor this one could be trained.
+            # The host's init_cfg refers to a conv2 within conv2, and fails:
+            # neither its own class nor this one could be initialised.
             block.conv2.init_cfg = dict(
                 type='Kaiming', layer='TridentConv', distribution='uniform',
                 mode='fan_in')
 
     def _leave_to_host(self, kwargs: dict) -> dict:
-        """Leave it all plugins: it builds the last stage anew."""
+        """Pass on all plugins, since the host builds the last stage anew."""
         kwargs = super()._leave_to_host(kwargs)
         if self._plugins:
             raise UsageError(
@@ -59,7 +59,7 @@ class TridentMixin(PlanesMixin):
         return kwargs
 
     def add_attention(self) -> None:
-        """Add attention to the last stage, which is the host's by now."""
+        """Add attention to the last stage, which the host has rebuilt."""
         name = self.res_layers[-1]
         blocks = getattr(self, name)
         channels = blocks[0].conv3.out_channels

@@ -1,4 +1,4 @@
-"""Twins: positions are embedded behind the first block of every stage."""
+"""Twins, which embeds positions behind the first block of every stage."""
 from typing import Any, List, Optional, Tuple
 
 from torch import Tensor, nn
@@ -10,13 +10,13 @@ from .walked import TokenStage, tokens_to_map
 
 
 class TwinsStage(TokenStage):
-    """A stage of tokens, whose first block ends with an embedding of positions.
+    """A stage of tokens, whose first block ends with a position embedding.
 
-    What layers retrieve from then knows its position, whichever layer it is of.
+    So the values of all layers, including the first, contain positions.
     """
 
     def block_parts(self, i: int) -> List[str]:
-        """Names in the backbone of what makes up block number i."""
+        """Return the names in the backbone of the modules of block i."""
         parts = super().block_parts(i)
         if i == 0:
             number = self.name.rpartition('.')[2]
@@ -39,7 +39,7 @@ class TwinsStage(TokenStage):
 
     def through(self, tap, x: Tensor, hw_shape: Tuple[int, int],
                 *args: Any) -> Tensor:
-        """Let the map that tokens (B, HW, C) form go through a function."""
+        """Apply a function to the map that tokens (B, HW, C) form."""
         return super().through(tap, x, hw_shape)
 
 
@@ -47,14 +47,14 @@ class TwinsAttentionMixin(PlacedAttentionMixin):
     """Adds layer attention to Twins, PCPVT or SVT.
 
     Attributes:
-        stages_name (str): Of the host's list of stages.
+        stages_name (str): Name of the host's list of stages.
     """
     kinds = {'base': TwinsStage}
     norm_cfg_by_default = dict(type='LN')
     stages_name = 'stages'
 
     def stage_specs(self) -> List[StageSpec]:
-        """Take every stage."""
+        """Describe every stage."""
         return [
             StageSpec(f'{self.stages_name}.{i}', patches.embed_dims,
                       self._attention_norm_cfg, [0.] * depth)
@@ -63,13 +63,13 @@ class TwinsAttentionMixin(PlacedAttentionMixin):
         ]
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """Do as the host does, whose loop steps in behind the first block.
+        """Do as the host does, whose loop cannot run a stage as a whole.
 
         Args:
-            x (Tensor): (B, 3, H, W), normalised pictures.
+            x (Tensor): (B, 3, H, W), normalised images.
 
         Returns:
-            Tuple[Tensor, ...]: (B, C, H, W), one per entry of ``out_indices``.
+            Tuple[Tensor, ...]: (B, C, H, W), one for each entry of ``out_indices``.
         """
         if self.attention_kind is None:
             return super().forward(x)
@@ -79,11 +79,11 @@ class TwinsAttentionMixin(PlacedAttentionMixin):
             x = self.position_encoding_drops[i](x)  # (B, HW, C)
             x = stage(x, hw_shape, self.position_encodings[i])
             x = self.end_stage(i, x)
-            x = tokens_to_map(x, hw_shape).contiguous()  # as the host's
+            x = tokens_to_map(x, hw_shape).contiguous()  # as in the host
             if i in self.out_indices:
                 outs.append(x)  # (B, C, H, W)
         return tuple(outs)
 
     def end_stage(self, i: int, x: Tensor) -> Tensor:
-        """Do to tokens (B, HW, C) what the host does behind stage number i."""
+        """Apply to tokens (B, HW, C) what the host has behind stage i."""
         return getattr(self, f'norm_after_stage{i}')(x)

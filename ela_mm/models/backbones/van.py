@@ -11,11 +11,11 @@ from .walked import WalkedStage
 
 
 class VANStage(WalkedStage):
-    """A stage of VAN, whose host asks its last block for the width."""
+    """A stage of VAN, whose host reads ``out_channels`` of the last block."""
 
     @property
     def out_channels(self) -> int:
-        """C of the blocks."""
+        """Number of output channels of the blocks."""
         return self.attention[-1].channels
 
     def walk(self, i: int, x: Tensor,
@@ -27,14 +27,14 @@ class VANStage(WalkedStage):
 class VANAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
     """Adds layer attention to a VAN.
 
-    Its norm is batch norm, as in the blocks: the host's ``norm_cfg`` is that
-    of its outputs.
+    Its norm is batch norm, as in the blocks. The host's ``norm_cfg`` is that of
+    its outputs.
     """
     kinds = {'base': VANStage}
     norm_argument = ''
 
     def stage_specs(self) -> List[StageSpec]:
-        """Take every stage."""
+        """Describe every stage."""
         return [
             StageSpec(f'blocks{i}', channels, self._attention_norm_cfg,
                       [0.] * depth)
@@ -43,5 +43,5 @@ class VANAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
         ]
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether ``frozen_stages``, from 0 on, freezes a layer."""
+        """Return whether ``frozen_stages``, from 0 on, freezes a layer."""
         return layer.stage <= self.frozen_stages + 1

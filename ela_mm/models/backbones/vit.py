@@ -1,9 +1,9 @@
-"""Plain vision transformers: one list of blocks, memory by groups of them.
+"""Plain vision transformers: one list of blocks, with a memory for each group.
 
-There are no stages. MRLA's DeiT lets the memory start anew every four blocks;
-here such a group is what a stage is elsewhere. Forward passes of the hosts'
-classes (with one extra token or two, relative positions, rotary ones) stay as
-they are: they walk the list of blocks, which hands them one step after the other.
+There are no stages. MRLA's DeiT starts a new memory every four blocks; here
+such a group takes the role of a stage. The hosts' ``forward`` (with extra
+tokens, relative or rotary positions) is not changed: it iterates over the list
+of blocks, which yields steps that run a block and its attention.
 """
 from contextvars import ContextVar
 from inspect import signature
@@ -29,8 +29,8 @@ from .placed import PlacedAttentionMixin
 from .stages import AttentionLayerInfo, StageSpec
 from .walked import map_to_tokens, tokens_to_map
 
-# H and W of the patches in the running pass. Of this thread alone: hosts do
-# not hand it to their blocks.
+# H and W of the map of patches in the running pass, which hosts do not pass to
+# their blocks. Local to the thread.
 _PATCHES: ContextVar[Optional[Tuple[int, int]]] = ContextVar(
     'ela_mm_patches', default=None)
 
@@ -40,12 +40,14 @@ def _note_patches(module: nn.Module, args: tuple, output: tuple) -> None:
 
 
 class BlockGroup(DetachedStage):
-    """Attention of neighbouring blocks, which the host's list keeps.
+    """Attention of neighbouring blocks, which stay in the host's list.
 
     Args:
-        name (str): Of the group in the backbone, ``layers.group1``.
-        blocks (nn.Sequential): Empty.
-        layers (List[TokenLayerAttention]): One per block.
+        name (str): Name of the group in the backbone, such as
+            ``layers.group1``.
+        blocks (nn.Sequential): An empty sequence.
+        layers (List[TokenLayerAttention]): Attention layers, one for each
+            block.
     """
     options = ('head_dim', 'zero_init_attention')
 
@@ -55,7 +57,7 @@ class BlockGroup(DetachedStage):
               spec: StageSpec,
               head_dim: int = 16,
               zero_init_attention: bool = False) -> 'BlockGroup':
-        """Make a group; arguments as the backbone's."""
+        """Make a group; options as in the backbone."""
         return cls(spec.name, blocks, [
             TokenLayerAttention(spec.channels, head_dim, spec.norm_cfg,
                                 zero_init_attention)
@@ -73,7 +75,7 @@ class BlockGroup(DetachedStage):
     def through(self, tap: Callable[[Tensor], Tensor],
                 x: Union[Tensor, List[Tensor]],
                 *args: Any) -> Union[Tensor, List[Tensor]]:
-        """Let the map of the patches go through; of a list, the last one's."""
+        """Apply a function to the map of patches, or the last of a list."""
         if not isinstance(x, Tensor):
             return [*x[:-1], self.through(tap, x[-1])]
         hw_shape = _PATCHES.get()
@@ -82,14 +84,14 @@ class BlockGroup(DetachedStage):
         return torch.cat((x[:, :extra], map_to_tokens(patches)), 1)
 
     def new_memory(self, x: Pass) -> LayerMemory:
-        """Choose, once a pass, between buffers and plain lists."""
+        """Choose the memory of a forward pass: buffers or plain lists."""
         memory = super().new_memory(x)
         memory.hw_shape = _PATCHES.get()
         return memory
 
 
 class MapBlockGroup(BlockGroup):
-    """The same of blocks that take maps in channels last, (B, H, W, C)."""
+    """A group of blocks that take maps in channels last, (B, H, W, C)."""
 
     def step(self, i: int, x: Pass,
              memory: LayerMemory) -> Tuple[Pass, Optional[Tensor]]:
@@ -103,21 +105,24 @@ class MapBlockGroup(BlockGroup):
     def through(self, tap: Callable[[Tensor], Tensor],
                 x: Union[Tensor, List[Tensor]],
                 *args: Any) -> Union[Tensor, List[Tensor]]:
-        """Let the map go through; of a list, the last one."""
+        """Apply a function to a map, or to the last map of a list of steps."""
         if not isinstance(x, Tensor):
             return [*x[:-1], self.through(tap, x[-1])]
         return tap(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class GroupedBlocks(nn.Module):
-    """A list of blocks that hands its host one step after the other.
+    """A list of blocks that yields steps with attention when iterated.
 
-    It counts and indexes as the host's list, and the blocks keep their names.
+    It has the length and indices of the host's list, and the blocks keep their
+    names. Iterating over it yields callables that run a block and its
+    attention.
 
     Args:
-        blocks (nn.ModuleList): The host's.
-        groups (List[BlockGroup]): In order, of all blocks but the first ones.
-        first (int): Number of the first block with attention. Defaults to 0.
+        blocks (nn.ModuleList): The host's list.
+        groups (List[BlockGroup]): Groups that cover all blocks from ``first``
+            on, in order.
+        first (int): Index of the first block with attention. Defaults to 0.
     """
 
     def __init__(self, blocks: nn.ModuleList, groups: List[BlockGroup],
@@ -136,7 +141,7 @@ class GroupedBlocks(nn.Module):
         return self._first + sum(self._sizes)
 
     def __getitem__(self, index):
-        if isinstance(index, slice):  # for the host to walk along
+        if isinstance(index, slice):  # the host iterates over a part
             return list(self)[index]
         return self._blocks()[index]
 
@@ -155,7 +160,7 @@ class GroupedBlocks(nn.Module):
 
 
 class _Run:
-    """One pass through a group: the first step runs it, all have their part."""
+    """A pass through a group; the first step runs it, each returns its part."""
 
     def __init__(self, group: BlockGroup, blocks: List[nn.Module]) -> None:
         self.group, self.blocks = group, blocks
@@ -163,12 +168,12 @@ class _Run:
 
 
 class _Step(NamedTuple):
-    """What a host calls as it calls a block, keywords and all."""
+    """A step of a run, which a host calls like a block."""
     run: _Run
     i: int
 
     def __getattr__(self, name: str) -> Any:
-        """What else hosts want of a block, such as its weights to rescale."""
+        """Return an attribute of the block, such as weights to rescale."""
         return getattr(self.run.blocks[self.i], name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -188,7 +193,7 @@ class _Step(NamedTuple):
 
 
 def _tokens(out: Any) -> Tensor:
-    """Of what a block returns, what the next one takes first."""
+    """Return the part of a block's output that the next block takes first."""
     return out[0] if isinstance(out, tuple) else out
 
 
@@ -196,21 +201,21 @@ class ViTAttentionMixin(PlacedAttentionMixin):
     """Adds layer attention to a plain vision transformer.
 
     Args:
-        *args: Of the host's class.
-        attention_groups (int, optional): Blocks per group, 2 or more: the
-            memory of keys and values starts anew at each. None for one group
-            of the whole depth. Defaults to 4, as MRLA's DeiT has it.
-        **kwargs: Of the host's class and of
+        *args: Arguments of the host's class.
+        attention_groups (int, optional): Number of blocks per group, >= 2;
+            each group has its own memory of keys and values. None for one
+            group of all blocks. Defaults to 4, as in MRLA's DeiT.
+        **kwargs: Arguments of the host's class and of
             :class:`~ela_mm.models.backbones.layer_attention_mixin.LayerAttentionMixin`.
 
     Attributes:
-        blocks_name (str): Of the host's list of blocks.
-        patches_name (str): Of the module that makes patches of a picture, and
-            says how many; '' where blocks take maps.
-        first_block (int): Number of the first block with attention.
+        blocks_name (str): Name of the host's list of blocks.
+        patches_name (str): Name of the module that embeds patches and returns
+            the size of their map; '' if blocks take maps.
+        first_block (int): Index of the first block with attention.
 
     Raises:
-        UsageError: On another ``attention_groups``, and on an
+        UsageError: On an invalid ``attention_groups``, or an
             ``attention_norm_cfg`` that is no layer norm.
     """
     kinds = {'base': BlockGroup}
@@ -230,7 +235,7 @@ class ViTAttentionMixin(PlacedAttentionMixin):
                 f'attention_groups={attention_groups!r}: expected the number '
                 'of blocks in a group, 2 or more, or None for the whole depth')
         self._group_size = attention_groups
-        # Of tokens, not of maps.
+        # The norm of tokens; the base class would choose one for maps.
         own = kwargs.get('attention_norm_cfg')
         if own and own['type'] != 'LN':
             raise UsageError(
@@ -242,7 +247,7 @@ class ViTAttentionMixin(PlacedAttentionMixin):
         super().__init__(*args, **kwargs)
 
     def stage_specs(self) -> List[StageSpec]:
-        """Make groups of all blocks; the last may be a smaller one."""
+        """Describe the groups of blocks; the last one may be smaller."""
         depth = len(getattr(self, self.blocks_name)) - self.first_block
         size = self._group_size or depth
         return [
@@ -253,11 +258,11 @@ class ViTAttentionMixin(PlacedAttentionMixin):
         ]
 
     def token_channels(self) -> int:
-        """C of the tokens."""
+        """Return the number of channels C of the tokens."""
         return self.embed_dims
 
     def add_attention(self) -> None:
-        """Put groups beside the host's blocks, frozen as these are."""
+        """Add groups beside the host's blocks; freeze layers as their blocks."""
         specs = self.stage_specs()
         self.fit_head_dim([self.token_channels()])
         groups = [
@@ -276,38 +281,43 @@ class ViTAttentionMixin(PlacedAttentionMixin):
                 layer.module.eval().requires_grad_(False)
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether ``frozen_stages``, of blocks here, freezes a layer."""
+        """Return whether ``frozen_stages``, a number of blocks, freezes it."""
         return self.depth_of(layer.stage, layer.index) < getattr(
             self, 'frozen_stages', -1)
 
     def depth_of(self, group: int, index: int) -> int:
-        """Number, from 0, of the block with an index in a group from 1."""
+        """Return the index of a block in the whole network.
+
+        Args:
+            group (int): Number of its group, from 1.
+            index (int): Index of the block in the group, from 0.
+        """
         return self.first_block + (group - 1) * (self._group_size or 0) + index
 
 
 class MapGroupsMixin(ViTAttentionMixin):
-    """The same for one list of blocks of maps (B, C, H, W), without tokens.
+    """Adds layer attention to one list of blocks of maps (B, C, H, W).
 
-    Attention is there as in a convolutional network, with its norm behind it.
+    Attention works as in a convolutional network, followed by its norm.
     """
     kinds = {'base': DetachedStage}
     norm_cfg_by_default = dict(type='BN')
     patches_name = ''
 
     def stage_specs(self) -> List[StageSpec]:
-        """Make groups of all blocks; the last may be a smaller one."""
+        """Describe the groups of blocks; the last one may be smaller."""
         return [spec._replace(norm_cfg=self._attention_norm_cfg)
                 for spec in super().stage_specs()]
 
 
 class FrozenAgainMixin:
-    """For a host that freezes its blocks again whenever it is set to train.
+    """Keeps attention frozen if a host freezes its blocks again in ``train()``.
 
     Put it before a :class:`ViTAttentionMixin`.
     """
 
     def train(self, mode: bool = True) -> 'FrozenAgainMixin':
-        """Set the mode as the host does; frozen layers stay in evaluation."""
+        """Set the mode as the host does; keep frozen layers in evaluation."""
         super().train(mode)
         for layer in self.attention_layers:
             if self.is_frozen(layer):

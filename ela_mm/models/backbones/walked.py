@@ -1,7 +1,7 @@
-"""Stages whose host walks the blocks itself, and hands them more than x.
+"""Stages whose host iterates over the blocks and passes them more than x.
 
 Such a host runs ``for block in blocks: x = block(x, hw_shape)``. A stage that
-takes the place of ``blocks`` is met by the loop as one block, which runs all.
+replaces ``blocks`` acts as a single block in this loop, which runs all of them.
 """
 from typing import Any, Callable, Iterator, Optional, Tuple
 
@@ -12,9 +12,9 @@ from .stages import AttentionStage
 
 
 class WalkedStage(AttentionStage):
-    """A stage that a host's loop over the blocks meets as one block.
+    """A stage that acts as a single block in the host's loop over blocks.
 
-    It counts and indexes as the blocks do.
+    It has the length and indices of the sequence of blocks.
     """
 
     def __iter__(self) -> Iterator[nn.Module]:
@@ -25,22 +25,22 @@ class WalkedStage(AttentionStage):
         """Run the blocks and the active layers.
 
         Args:
-            x (Tensor): As the host's blocks take it.
-            *args: What the host hands to each block beside x.
+            x (Tensor): Input of the first block, in the host's form.
+            *args: What the host passes to each block besides x.
 
         Returns:
-            Tensor: As the host's blocks return it.
+            Tensor: Output of the last step, in the host's form.
         """
         x, *_ = super().forward((x, *args))
         return x
 
     def new_memory(self, x: Tuple[Any, ...]) -> LayerMemory:
-        """Choose, once a pass, between buffers and plain lists."""
+        """Choose the memory of a forward pass: buffers or plain lists."""
         return super().new_memory(x[0])
 
     def step(self, i: int, x: Tuple[Any, ...], memory: LayerMemory
              ) -> Tuple[Tuple[Any, ...], Optional[Tensor]]:
-        """Run a block and its attention; x travels with what is beside it."""
+        """Run a block and its attention on a tuple of x and further inputs."""
         x, *args = x
         x, weights = self.walk(i, x, memory, *args)
         return (x, *args), weights
@@ -50,14 +50,14 @@ class WalkedStage(AttentionStage):
         """Run a block and its attention.
 
         Args:
-            i (int): Of the block.
-            x (Tensor): As the block takes it.
-            memory (LayerMemory): From :meth:`new_memory`.
-            *args: What the host hands to the block beside x.
+            i (int): Index of the block.
+            x (Tensor): Input of the block.
+            memory (LayerMemory): Memory from :meth:`new_memory`.
+            *args: What the host passes to the block besides x.
 
         Returns:
-            tuple: x as the block returns it, with the layer's term, and the
-            weights (B, h, n) over layers; None of a skipped layer.
+            tuple: Output of the block with the layer's term added; and
+            (B, h, n), the weights over layers, None if the layer is skipped.
         """
         raise NotImplementedError(f'{type(self).__name__}.walk')
 
@@ -74,7 +74,7 @@ class TokenStage(WalkedStage):
     def attend_tokens(self, i: int, x: Tensor, memory: LayerMemory,
                       hw_shape: Tuple[int, int]
                       ) -> Tuple[Tensor, Optional[Tensor]]:
-        """Run a layer on the map that its block's output (B, HW, C) forms."""
+        """Run a layer on the map that tokens (B, HW, C) form."""
         if not self.visible[i]:
             return x, None
         x, weights = self.attend(i, tokens_to_map(x, hw_shape), memory)
@@ -87,7 +87,7 @@ class TokenStage(WalkedStage):
 
     def through(self, tap: Callable[[Tensor], Tensor], x: Tensor,
                 hw_shape: Tuple[int, int]) -> Tensor:
-        """Let the map that tokens (B, HW, C) form go through a function."""
+        """Apply a function to the map that tokens (B, HW, C) form."""
         return map_to_tokens(tap(tokens_to_map(x, hw_shape)))
 
 
@@ -97,5 +97,5 @@ def tokens_to_map(x: Tensor, hw_shape: Tuple[int, int]) -> Tensor:
 
 
 def map_to_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, HW, C), a view of a map in channels last."""
+    """(B, C, H, W) -> (B, HW, C), a view if the map is in channels last."""
     return x.flatten(2).transpose(1, 2)

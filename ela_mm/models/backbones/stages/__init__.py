@@ -1,8 +1,8 @@
 """Stages: a host's blocks, each followed by its attention.
 
-:class:`~.stage.Stage` is what a backbone and the rest of the package know of
-one; :mod:`~.base` and :mod:`~.light` are the paper's kinds, and
-:mod:`ela_mm.models.compared` adds others.
+:class:`~.stage.Stage` is the interface that backbones and the rest of the
+package use. :mod:`~.base` and :mod:`~.light` are the paper's kinds of
+attention; :mod:`ela_mm.models.compared` adds others.
 """
 from .base import AttentionStage, Observer
 from .kinds import ATTENTION, attention_kind, register_attention

@@ -12,25 +12,26 @@ from ...layers.watched import has_hooks, is_watched
 from .kinds import register_attention
 from .stage import Stage, StageSpec
 
-# Called with a layer's name, the weights (B, h, n) of its active predecessor
-# and its own weights (B, h, m).
+# A function that is called with the name of a layer, the weights (B, h, n) of
+# its active predecessor and its own weights (B, h, m).
 Observer = Callable[[str, Tensor, Tensor], None]
 
 
 @register_attention('base')
 class AttentionStage(Stage):
-    """A stage with MRLA-base, which can skip layers.
+    """A stage with MRLA-base, whose layers can be skipped.
 
     Args:
-        name (str): The stage's name in the backbone.
-        blocks (nn.Sequential): The host's blocks.
-        layers (List[LayerAttention]): One per block.
+        name (str): Name of the stage in the backbone.
+        blocks (nn.Sequential): Blocks of the host.
+        layers (List[LayerAttention]): Attention layers, one for each block.
 
     Attributes:
-        active (List[bool]): Per layer, whether it retrieves.
-        visible (List[bool]): Per layer, whether later layers see its key and
-            value. Always true of an active layer.
-        observer (Callable | None): Sees neighbouring layers' weights.
+        active (List[bool]): Whether each layer retrieves.
+        visible (List[bool]): Whether later layers see the key and value of
+            each layer; always True for an active layer.
+        observer (Callable | None): Function that is given the weights of
+            neighbouring layers, see ``Observer``.
     """
     options = ('head_dim', 'act', 'zero_init_attention')
     head_dims = (16, 8, 4)
@@ -42,7 +43,7 @@ class AttentionStage(Stage):
         self.active = [True] * len(layers)
         self.visible = [True] * len(layers)
         self.observer: Optional[Observer] = None
-        # Per layer, the parameters whose gradient skipping has taken away.
+        # For each layer, names of the parameters that skipping has frozen.
         self._withheld: List[Set[str]] = [set() for _ in layers]
 
     @classmethod
@@ -52,7 +53,7 @@ class AttentionStage(Stage):
               head_dim: int = 16,
               act: bool = True,
               zero_init_attention: bool = False) -> 'AttentionStage':
-        """Add MRLA-base to a host's blocks; arguments as the backbone's."""
+        """Add MRLA-base to a host's blocks; options as in the backbone."""
         return cls(spec.name, blocks, [
             LayerAttention(spec.channels, head_dim, act, spec.norm_cfg, rate,
                            zero_init_attention, spec.with_cp)
@@ -60,18 +61,18 @@ class AttentionStage(Stage):
         ])
 
     def __getstate__(self) -> dict:
-        """What copies and files hold: not who observes this very model."""
+        """Leave out the observer: it belongs to this object, not to copies."""
         return {**self.__dict__, 'observer': None}
 
     def parts(self, i: int) -> Tuple[Dict[str, bool], nn.Module]:
-        """Say which parts of a layer run.
+        """Tell which parts of a layer run.
 
         Args:
-            i (int): Of a layer.
+            i (int): Index of the layer.
 
         Returns:
-            tuple: Name of each part to whether a forward pass uses it, and
-            the layer.
+            tuple: A dict that says for the name of each part (child) whether a
+            forward pass uses it, and the layer.
         """
         layer = self.attention[i]
         used = {name: self.active[i] for name, _ in layer.named_children()}
@@ -79,10 +80,10 @@ class AttentionStage(Stage):
         return used, layer
 
     def withhold_gradients(self) -> None:
-        """Let parameters that nobody uses require no gradient.
+        """Freeze the parameters that no forward pass uses.
 
-        Whatever others have set since: a skipped layer stays out. What is
-        used again gets back what was taken from it, and no more.
+        A skipped layer stays frozen, whatever others have set since. Parameters
+        that are used again are unfrozen only if this method has frozen them.
         """
         for i, withheld in enumerate(self._withheld):
             parts, layer = self.parts(i)
@@ -97,7 +98,7 @@ class AttentionStage(Stage):
                     parameter.grad = None
 
     def new_memory(self, x: Tensor) -> LayerMemory:
-        """Choose, once a pass, between buffers and plain lists."""
+        """Choose the memory of a forward pass: buffers or plain lists."""
         seen = [
             layer for layer, visible in zip(self.attention, self.visible)
             if visible
@@ -107,7 +108,7 @@ class AttentionStage(Stage):
         return LayerMemory(len(seen) if can_bank(seen, x) else None)
 
     def _warn_of_idle_hooks(self) -> None:
-        """Say that who waits for a skipped layer waits in vain."""
+        """Warn of hooks on skipped layers, which are never called."""
         for i, active in enumerate(self.active):
             layer = self.attention[i]
             if active or not any(
@@ -126,35 +127,36 @@ class AttentionStage(Stage):
 
     def step(self, i: int, x: Tensor,
              memory: LayerMemory) -> Tuple[Tensor, Optional[Tensor]]:
-        """Run a block, and its attention as far as it is not skipped."""
+        """Run a block and its attention, as far as it is not skipped."""
         return self.attend(i, self.block(i)(x), memory)
 
     def attend(self, i: int, x: Tensor,
                memory: LayerMemory) -> Tuple[Tensor, Optional[Tensor]]:
-        """Run a layer on its block's output, as far as it is not skipped.
+        """Run a layer on the output of its block, as far as not skipped.
 
         Args:
-            i (int): Of the layer.
-            x (Tensor): (B, C, H, W), the block's output.
-            memory (LayerMemory): From :meth:`new_memory`.
+            i (int): Index of the layer.
+            x (Tensor): (B, C, H, W), output of the block.
+            memory (LayerMemory): Memory from :meth:`new_memory`.
 
         Returns:
-            tuple: x and the layer's term (B, C, H, W), and the weights
-            (B, h, n) over layers; None of a skipped layer.
+            tuple: (B, C, H, W), the sum of x and the layer's term; and
+            (B, h, n), the weights over layers, None if the layer is skipped.
         """
         return _attend(self, i, x, memory)
 
     def alone(self, x: Tensor,
               *args: Any) -> Tuple['AttentionStage', Tensor]:
-        """Make a stage of the same layers, whose blocks do nothing.
+        """Make a stage of the same layers without blocks, to time attention.
 
         Args:
-            x (Tensor): What leaves this stage.
-            *args: What the host hands to each block beside x.
+            x (Tensor): Output of this stage, of which only the shape matters.
+            *args: What the host passes to each block besides x.
 
         Returns:
-            tuple: The stage, and an input for it of x's shape. Its values are
-            moderate: weights near the smallest numbers slow processors down.
+            tuple: The stage, with identities as blocks, and a random input for
+            it of the shape of x. Values are in [0, 1), since numbers near the
+            smallest ones (denormals) slow processors down.
         """
         blocks = nn.Sequential(*(nn.Identity() for _ in self.attention))
         stage = AttentionStage(self.name, blocks, list(self.attention))
@@ -162,15 +164,16 @@ class AttentionStage(Stage):
 
     def through(self, tap: Callable[[Tensor], Tensor], x: Any,
                 *args: Any) -> Any:
-        """Let what blocks pass on go through a function of maps.
+        """Apply a function of maps to what a step returns.
 
         Args:
-            tap (Callable): From (B, C, H, W) to the same.
-            x (Any): What leaves a step.
-            *args: What the host hands to each block beside x.
+            tap (Callable): Function from a map (B, C, H, W) to such a map.
+            x (Any): Output of a step, in the form that the family's blocks
+                pass on.
+            *args: What the host passes to each block besides x.
 
         Returns:
-            Any: In the form that x has.
+            Any: The result, in the form of x.
         """
         return tap(x)
 
@@ -188,14 +191,17 @@ class AttentionStage(Stage):
         for i in range(len(self)):
             x, weights = self.step(i, x, memory)  # (B, C, H, W), (B, h, n)
             seen.append(weights)
-        # A graph of torch.fx is made before a window, and runs in it.
+        # A torch.fx graph is traced without an observer, but may run with one.
         if self.observer is not None or isinstance(seen[-1], fx.Proxy):
-            x = _show(self, seen, x)  # torchvision cuts graphs at last nodes
+            # Returns x, as torchvision's feature extractor drops nodes that
+            # the output does not depend on.
+            x = _show(self, seen, x)
         return x
 
 
-# What follows is one node each in a graph of torch.fx, such as mmengine's
-# efficient_conv_bn_eval makes: the decisions of the day hold in it.
+# Each of the following functions is a single node in a graph of torch.fx, such
+# as mmengine's efficient_conv_bn_eval makes, so that the graph follows later
+# changes of the mask.
 
 
 @fx.wrap
@@ -210,14 +216,14 @@ def _attend(stage: AttentionStage, i: int, x: Tensor,
     if stage.active[i]:
         if type(layer) is LayerAttention and not is_watched(layer):
             return layer.add_to(x, memory)  # (B, C, H, W), (B, h, n)
-        # Its forward, or a hook, waits for a call.
+        # A subclass's forward or a hook has to be called.
         return x + layer(x, memory), memory.weights
     if stage.visible[i]:
         layer.remember(x, memory)
     return x, None
 
 
-# Observers count in Python. Compiled, that would be another graph every step.
+# Observers keep counts in Python: compiled, each step would be a new graph.
 @fx.wrap
 @disable
 def _show(stage: AttentionStage, seen: List[Optional[Tensor]],

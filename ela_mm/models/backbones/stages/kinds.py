@@ -1,21 +1,21 @@
-"""The kinds of attention, by the name that a config gives."""
+"""The registry of kinds of attention, by their name in configs."""
 from typing import Any, Callable, Dict, Optional, Type
 
 from ....errors import UsageError
 from .stage import Stage
 
-#: The classes of stage, by name.
+#: Stage classes by the value of ``attention`` that selects them.
 ATTENTION: Dict[str, Type[Stage]] = {}
 
 
 def register_attention(name: str) -> Callable[[Type[Stage]], Type[Stage]]:
-    """Offer a class of stage as ``attention=name``.
+    """Register a stage class as ``attention=name``.
 
     Args:
-        name (str): New among :data:`ATTENTION`.
+        name (str): Name of the kind; a registered one is replaced.
 
     Returns:
-        Callable: A decorator of the class.
+        Callable: A decorator for the class.
     """
 
     def register(kind: Type[Stage]) -> Type[Stage]:
@@ -29,16 +29,17 @@ def attention_kind(
         name: Optional[str],
         options: Dict[str, Any],
         kinds: Dict[str, Type[Stage]] = ATTENTION) -> Optional[Type[Stage]]:
-    """Find the class of stage that a backbone is to have.
+    """Find the stage class for the ``attention`` of a backbone.
 
     Args:
-        name (str, optional): None for the host's plain stages.
-        options (Dict[str, Any]): What the user gave beside it.
-        kinds (Dict[str, Type[Stage]]): Those that the backbone's family
+        name (str, optional): Value of ``attention``.
+        options (Dict[str, Any]): Options of attention that the user gave.
+        kinds (Dict[str, Type[Stage]]): Kinds that the family of the backbone
             offers. Defaults to :data:`ATTENTION`.
 
     Returns:
-        Type[Stage] | None: None for the host's plain stages.
+        Type[Stage] | None: The class; None if ``name`` is None, for the host's
+        plain stages.
 
     Raises:
         UsageError: On a name that the family does not offer, or an option

@@ -1,4 +1,4 @@
-"""What the rest of the package is told about an attention layer."""
+"""Describes an attention layer to the rest of the package."""
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -10,14 +10,14 @@ class AttentionLayerInfo:
     """One attention layer of a backbone.
 
     Attributes:
-        name (str): ``layer<stage>.<index>``, as its block is named in the
-            state dict.
-        stage (int): Stage, from 1.
-        index (int): Block within the stage, from 0.
-        active (bool): False where the layer is skipped.
-        sees (int): n, layers in memory when this one attends, itself
-            included.
-        stage_name (str): The stage's name in the backbone.
+        name (str): Name of the layer, ``layer<stage>.<index>``, as that of its
+            block in the state dict.
+        stage (int): Number of the stage, from 1.
+        index (int): Index of the block within the stage, from 0.
+        active (bool): Whether the layer is not skipped.
+        sees (int): n, number of layers in memory when this layer attends,
+            itself included.
+        stage_name (str): Name of the stage in the backbone.
         module (nn.Module | None): The layer itself.
     """
     name: str
@@ -31,15 +31,15 @@ class AttentionLayerInfo:
 
     @property
     def short(self) -> str:
-        """``<stage>.<index>``, for pictures and tables."""
+        """Short name for pictures and tables, ``<stage>.<index>``."""
         return short_name(self.stage, self.index)
 
     @property
     def prefix(self) -> str:
-        """What its names in the backbone's state dict begin with."""
+        """Prefix of the layer's keys in the backbone's state dict."""
         return f'{self.stage_name}.attention.{self.index}'
 
 
 def short_name(stage: int, index: int) -> str:
-    """Name a layer in few letters: ``3.4``."""
+    """Return the short name of a layer, such as ``3.4``."""
     return f'{stage}.{index}'

@@ -1,4 +1,4 @@
-"""A stage with MRLA-light, which mixes in what a block's shortcut brings."""
+"""A stage with MRLA-light, which mixes in the shortcut of each block."""
 from contextvars import ContextVar
 from typing import List, Optional, Tuple
 
@@ -10,8 +10,8 @@ from ...layers.watched import is_watched
 from .kinds import register_attention
 from .stage import Stage, StageSpec
 
-# What downsamples have computed in the running step. Of this thread alone: the
-# module that computes it may be shared with others.
+# Outputs of downsamples in the running step. Local to the thread, since the
+# modules may be shared between threads.
 _SHORTCUTS: ContextVar[Optional[list]] = ContextVar(
     'ela_mm_shortcuts', default=None)
 
@@ -27,9 +27,10 @@ class LightAttentionStage(Stage):
     """A stage with MRLA-light.
 
     Args:
-        name (str): The stage's name in the backbone.
-        blocks (nn.Sequential): The host's blocks.
-        layers (List[LightLayerAttention]): One per block.
+        name (str): Name of the stage in the backbone.
+        blocks (nn.Sequential): Blocks of the host.
+        layers (List[LightLayerAttention]): Attention layers, one for each
+            block.
     """
     options = ('head_dim', 'zero_init_attention')
     head_dims = (32, 16, 8, 4)
@@ -40,8 +41,8 @@ class LightAttentionStage(Stage):
         for block in self:
             if block.downsample is not None:
                 block.downsample.register_forward_hook(_note_shortcut)
-                # Checkpointing would run the downsample without a graph, and
-                # its output is needed outside of the block.
+                # Checkpointing would run the downsample without a graph, but
+                # the gradient of its output is needed outside of the block.
                 block.with_cp = False
 
     @classmethod
@@ -50,7 +51,7 @@ class LightAttentionStage(Stage):
               spec: StageSpec,
               head_dim: int = 32,
               zero_init_attention: bool = False) -> 'LightAttentionStage':
-        """Add MRLA-light to a host's blocks; arguments as the backbone's."""
+        """Add MRLA-light to a host's blocks; options as in the backbone."""
         return cls(spec.name, blocks, [
             LightLayerAttention(spec.channels, head_dim, spec.norm_cfg, rate,
                                 zero_init_attention)
@@ -58,14 +59,14 @@ class LightAttentionStage(Stage):
         ])
 
     def step(self, i: int, x: Tensor, memory: None) -> Tuple[Tensor, None]:
-        """Run a block, and mix its value with its shortcut."""
+        """Run a block, and attention on its output and shortcut."""
         x, identity = self._block_and_shortcut(self.block(i), x)
         return _mix(self, i, x, identity), None  # (B, C, H, W)
 
     @staticmethod
     def _block_and_shortcut(block: nn.Module,
                             x: Tensor) -> Tuple[Tensor, Tensor]:
-        """A block's output and its shortcut, which is computed only once."""
+        """Return a block's output and shortcut, which is computed only once."""
         if block.downsample is None:
             return block(x), x
         noted: List[Tensor] = []

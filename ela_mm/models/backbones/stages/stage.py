@@ -1,7 +1,7 @@
-"""What every stage is: a host's blocks, each followed by its attention.
+"""The base class of stages: a host's blocks, each followed by its attention.
 
-``x = block(x)``, then ``x = x + attention(x)``. A kind of attention is a class
-of stage.
+A stage runs ``x = block(x)``, then ``x = x + attention(x)``. Each kind of
+attention is a subclass.
 """
 from contextlib import nullcontext
 from typing import (
@@ -20,17 +20,18 @@ from torch import Tensor, nn
 
 
 class StageSpec(NamedTuple):
-    """What a stage's attention has to know of its host.
+    """What attention has to know of a stage of the host.
 
     Attributes:
-        name (str): The stage's name in the backbone, such as ``layer1``.
-        channels (int): C, of the blocks' output.
-        norm_cfg (dict): The host's, for attention's norms.
-        drop_path_rates (Sequence[float]): One per block.
+        name (str): Name of the stage in the backbone, such as ``layer1``.
+        channels (int): C, number of channels of the blocks' output.
+        norm_cfg (dict): Config of the norms of attention.
+        drop_path_rates (Sequence[float]): Drop path rate of each block.
         with_cp (bool): Whether the host checkpoints activations.
-        last_norm_reader (str, optional): Name of the child that reads the last
-            norm of a block; None where a block runs plugins itself.
-        last (bool): Whether no stage follows.
+        last_norm_reader (str, optional): Name of the child that reads the
+            output of a block's last norm; None if blocks run plugins
+            themselves.
+        last (bool): Whether this is the last stage.
     """
     name: str
     channels: int
@@ -44,21 +45,22 @@ class StageSpec(NamedTuple):
 class Stage(BaseModule):
     """A host's blocks, each followed by its attention.
 
-    Indexes, iterates and counts like the host's sequence of blocks. A kind of
-    attention is a subclass with :meth:`build` and :meth:`step`.
+    A stage can be indexed and iterated like the host's sequence of blocks, and
+    has its length. Each kind of attention is a subclass with :meth:`build` and
+    :meth:`step`.
 
     Args:
-        name (str): The stage's name in the backbone, ``layer1`` and so on.
-        blocks (nn.Sequential): The host's blocks; they keep their names.
-        layers (List[nn.Module]): Attention, one per block.
+        name (str): Name of the stage in the backbone, such as ``layer1``.
+        blocks (nn.Sequential): Blocks of the host; they keep their names.
+        layers (List[nn.Module]): Attention layers, one for each block.
 
     Attributes:
         options (Tuple[str, ...]): Options of the backbone that :meth:`build`
-            takes as keywords.
-        head_dims (Tuple[int, ...]): Channels per head that :meth:`build` may
-            be given where the user names none, the paper's first.
-        prunable (bool): Whether a layer has weights over layers, and may be
-            skipped by itself.
+            takes as keyword arguments.
+        head_dims (Tuple[int, ...]): Values of ``head_dim`` to choose from if
+            the user gives none, the paper's first.
+        prunable (bool): Whether layers have weights over layers and can be
+            skipped one by one.
     """
     options: Tuple[str, ...] = ('head_dim', )
     head_dims: Tuple[int, ...] = ()
@@ -78,22 +80,22 @@ class Stage(BaseModule):
         """Add attention to a host's blocks.
 
         Args:
-            blocks (nn.Sequential): As the host has built them.
-            spec (StageSpec): Of the stage.
-            **options: Of ``options``, those that the user gave.
+            blocks (nn.Sequential): Blocks as the host has built them.
+            spec (StageSpec): Description of the stage.
+            **options: Those of ``options`` that the user gave.
 
         Returns:
-            Stage: Of this kind.
+            Stage: The stage.
         """
         raise NotImplementedError(f'{cls.__name__}.build')
 
     @classmethod
     def one_pass(cls) -> ContextManager[None]:
-        """Hold what one forward pass of a backbone hands from stage to stage."""
+        """Return a context around one forward pass through all stages."""
         return nullcontext()
 
     def new_memory(self, x: Tensor) -> Any:
-        """Make what one forward pass hands from layer to layer."""
+        """Make the memory that one forward pass hands from layer to layer."""
         return None
 
     def step(self, i: int, x: Tensor,
@@ -101,13 +103,13 @@ class Stage(BaseModule):
         """Run a block and its attention.
 
         Args:
-            i (int): Of the block.
-            x (Tensor): (B, C', H', W'), what leaves the step before.
-            memory (Any): From :meth:`new_memory`.
+            i (int): Index of the block.
+            x (Tensor): (B, C', H', W'), output of the previous step.
+            memory (Any): Memory from :meth:`new_memory`.
 
         Returns:
-            tuple: What leaves the step (B, C, H, W), and the layer's weights
-            (B, h, n) over layers; None where it has none.
+            tuple: (B, C, H, W), output of the step; and (B, h, n), the weights
+            over layers, None if this kind of attention has none.
         """
         raise NotImplementedError(f'{type(self).__name__}.step')
 
@@ -126,22 +128,22 @@ class Stage(BaseModule):
         return x
 
     def block(self, i: int) -> nn.Module:
-        """The host's block number i."""
+        """Return the host's block i."""
         return self._modules[str(i)]
 
     def block_name(self, i: int) -> str:
-        """What block number i is called in the backbone."""
+        """Return the name of block i in the backbone."""
         return f'{self.name}.{i}'
 
     def block_parts(self, i: int) -> List[str]:
-        """Names in the backbone of the modules that make up block number i.
+        """Return the names in the backbone of the modules that form block i.
 
-        They run in this order; attention follows the last.
+        They run in this order; attention follows the last one.
         """
         return [self.block_name(i)]
 
     def norms(self, i: int) -> List[nn.Module]:
-        """The norms that attention brought along with block i."""
+        """Return the norms that attention has added behind block i."""
         return [self.attention[i].norm]
 
     def __len__(self) -> int:
