@@ -71,6 +71,7 @@ from torch import nn
 
 import ela_mm  # noqa: F401  before anything imports mmcv.ops
 from ela_mm.analysis import count_macs
+from ela_mm.analysis.run_names import CELL
 from ela_mm.apis.data import check_data, picture_shape
 from ela_mm.apis.downloads import downloads_explained
 from ela_mm.apis.launch import UsageError, build_runner, run
@@ -92,7 +93,6 @@ from ela_mm.hosts.registration import host_of_model
 from ela_mm.models.backbones.pictures import picture_channels
 from ela_mm.plotting import printable
 
-CELL = 'cell.json'
 RESULT = 'result.json'
 # Of results.csv; the metrics follow.
 FIELDS = ('variant', 'network', 'depth', 'seed', 'skipped', 'skipped_layers',

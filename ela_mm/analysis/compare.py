@@ -1,6 +1,5 @@
 """Runs side by side: what each skipped, what it reached, what it cost."""
 import glob
-import os
 import os.path as osp
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -9,8 +8,7 @@ from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import ela_backbones
 from ..pruning.decision import Decision, LayerDecision
 from .history import Run, as_of_checkpoint, read_run
-
-CELL = 'cell.json'  # in each run's folder of a grid
+from .run_names import CELL, in_order, names_of
 
 
 class Parameters(NamedTuple):
@@ -54,12 +52,15 @@ class Compared(NamedTuple):
     """Runs and what tells them apart.
 
     Attributes:
-        names (List[str]): Of the runs, as short as they differ.
+        names (List[str]): Of the runs, see
+            :class:`~ela_mm.analysis.run_names.Names`.
         runs (List[Run]): In the same order.
         parameters (List[Parameters | None]): None where it is not known.
         layers (List[str]): Of all networks, in order.
         fates (List[Dict[str, Fate]]): Of each run, by layer.
         notes (List[str]): What could not be found out, and why.
+        settings (Dict[str, List[str]]): Of grids, see there. Defaults to
+            none.
     """
     names: List[str]
     runs: List[Run]
@@ -67,6 +68,7 @@ class Compared(NamedTuple):
     layers: List[str]
     fates: List[Dict[str, Fate]]
     notes: List[str]
+    settings: Dict[str, List[str]] = {}
 
     @property
     def differing(self) -> List[str]:
@@ -96,7 +98,7 @@ def find_runs(folders: Sequence[str]) -> List[str]:
                              'runs, or the folder of a grid')
         cells = glob.glob(osp.join(glob.escape(folder), '**', CELL),
                           recursive=True)
-        found += sorted(map(osp.dirname, cells)) or [folder]
+        found += in_order(map(osp.dirname, cells)) or [folder]
     found = list(dict.fromkeys(map(osp.normpath, found)))
     if len(found) < 2:
         raise UsageError(f'one run ({found[0]}): expected two to compare, or '
@@ -152,8 +154,9 @@ def compare_runs(folders: Sequence[str],
             notes.append(f'parameters of {folder} are not counted: '
                          f'{type(error).__name__}: {error}')
     layers = dict.fromkeys(n for r in runs for n in r.record['layers'])
-    return Compared(_names(folders), runs, parameters, list(layers),
-                    [_fates(run) for run in runs], notes)
+    names = names_of(folders)
+    return Compared(names.runs, runs, parameters, list(layers),
+                    [_fates(run) for run in runs], notes, names.settings)
 
 
 def _one_each(option: str, paths: Sequence[str], folders: Sequence[str],
@@ -169,21 +172,6 @@ def _one_each(option: str, paths: Sequence[str], folders: Sequence[str],
             ('one for all, or ' if shared else '') + 'one each, in the order '
             f'of the runs: {", ".join(folders)}')
     return list(paths)
-
-
-def _names(folders: Sequence[str]) -> List[str]:
-    """Names of the folders, where these differ, else what differs of paths."""
-    paths = [osp.abspath(folder) for folder in folders]
-    names = [osp.basename(path) for path in paths]
-    if len(set(names)) == len(names):
-        return names
-    shared = osp.commonpath(paths)
-    if shared in paths:  # one lies within another
-        shared = osp.dirname(shared)
-    parts = [osp.relpath(path, shared).split(os.sep) for path in paths]
-    while len({p[-1] for p in parts}) == 1 and all(len(p) > 1 for p in parts):
-        parts = [p[:-1] for p in parts]
-    return ['/'.join(p) for p in parts]
 
 
 def _parameters(run: Run, known: Dict[str, Parameters]) -> Parameters:

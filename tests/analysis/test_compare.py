@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from support import ROOT
 from support.running import tool
 from support.toy import toy_runner, validation
 
@@ -12,8 +13,10 @@ from ela_mm.analysis.report.compare import (
     compare_sections,
     summarize_comparison,
 )
+from ela_mm.analysis.run_names import names_of
 from ela_mm.engine.journal.record import FILE_NAME, read_record
 from ela_mm.errors import UsageError
+from ela_mm.experiments.grid import cells, read_grid
 
 SMALL = {'model.backbone.depth': 18}
 
@@ -129,13 +132,90 @@ def test_many_runs_are_summed_up(runs):
     assert len(differing.tables[0].rows) == 10 * len(found.differing)
 
 
-def test_a_grid_stands_for_its_runs(runs, tmp_path):
+GRID = dict(
+    config='configs/ela_resnet20_digits.py', seeds=[2, 10], depths=[20, 56],
+    overrides={'train_cfg.max_epochs': 6},
+    variants={'ELA (EBQM)': {}, 'MRLA-base': {'custom_hooks': []}})
+
+
+def begin_grid(folder, **changes):
+    """As tools/ablation.py begins its runs; returns the cells."""
+    path = folder.with_suffix('.json')
+    path.write_text(json.dumps({**GRID, **changes}))
+    found = cells(read_grid(str(path)), str(ROOT))
+    for cell in found:
+        place = folder / cell.folder
+        place.mkdir(parents=True)
+        (place / 'cell.json').write_text(json.dumps(cell.begin()))
+    return found
+
+
+def test_runs_of_a_grid_have_its_labels(tmp_path):
+    begun = begin_grid(tmp_path / 'grid')
+    folders = find_runs([str(tmp_path / 'grid')])
+    names = names_of(folders)
+    assert sorted(names.runs) == sorted(cell.label for cell in begun)
+    assert names.runs[:2] == ['ELA (EBQM), depth 20, seed 2',
+                              'ELA (EBQM), depth 20, seed 10']
+    assert names.settings == {'ELA (EBQM)': [],
+                              'MRLA-base': ['custom_hooks: []']}
+
+
+def test_what_all_runs_share_is_left_out(tmp_path):
+    begin_grid(tmp_path / 'grid', depths=[56], seeds=[0])
+    names = names_of(find_runs([str(tmp_path / 'grid')])).runs
+    assert names == ['ELA (EBQM)', 'MRLA-base']
+
+
+def test_several_grids_and_other_runs_are_told_apart(tmp_path):
+    begin_grid(tmp_path / 'short', depths=[56], seeds=[0])
+    begin_grid(tmp_path / 'long', depths=[56], seeds=[0],
+               overrides={'train_cfg.max_epochs': 9})
+    (tmp_path / 'MRLA-base').mkdir()
+    found = names_of(find_runs([str(tmp_path / name)
+                                for name in ('short', 'long', 'MRLA-base')]))
+    assert found.runs == ['short: ELA (EBQM)', 'short: MRLA-base',
+                          'long: ELA (EBQM)', 'long: MRLA-base', 'MRLA-base']
+    assert found.settings['long: MRLA-base'] == [
+        'train_cfg.max_epochs: 9', 'custom_hooks: []']
+
+
+def test_a_variant_may_be_set_otherwise_in_each_network(tmp_path):
+    """As systems are, whose plugins depend on the depth."""
+    grid = tmp_path / 'grid'
+    begin_grid(grid, seeds=[0])
+    path = grid / 'MRLA-base' / 'depth_56' / 'seed_0' / 'cell.json'
+    path.write_text(path.read_text().replace('"custom_hooks": []',
+                                             '"model.backbone.plugins": null'))
+    settings = names_of(find_runs([str(grid)])).settings
+    assert settings == {
+        'ELA (EBQM)': [],
+        'MRLA-base, depth 20': ['custom_hooks: []'],
+        'MRLA-base, depth 56': ['model.backbone.plugins: null']}
+
+
+@pytest.mark.parametrize('text', ['{}', '', '[' * 10_000, '{"cell": []}',
+                                  '{"cell": {"depth": 1, "seed": 0}}'])
+def test_a_grid_stands_for_its_runs(runs, tmp_path, text):
+    """By their folders, where what it calls them is damaged."""
     for name in ('few', 'many'):
         folder = tmp_path / 'grid' / name / 'seed_0'
         shutil.copytree(runs / name, folder)
-        (folder / 'cell.json').write_text('{}')
+        (folder / 'cell.json').write_text(text)
     folders = find_runs([str(tmp_path / 'grid')])
     assert compare_runs(folders, count=False).names == ['few', 'many']
+
+
+def test_what_a_grid_sets_stands_below_its_runs(runs, tmp_path):
+    for cell, name in zip(begin_grid(tmp_path / 'grid', depths=[18],
+                                     seeds=[0]), ('few', 'many')):
+        shutil.copytree(runs / name, tmp_path / 'grid' / cell.folder,
+                        dirs_exist_ok=True)
+    found = compare_runs(find_runs([str(tmp_path / 'grid')]), count=False)
+    first, settings = compare_sections(found)[0].tables
+    assert [row[0] for row in first.rows] == ['ELA (EBQM)', 'MRLA-base']
+    assert settings.rows == [['ELA (EBQM)', 'none'],
+                             ['MRLA-base', 'custom_hooks: []']]
 
 
 def test_what_is_no_run_is_said(runs, tmp_path):

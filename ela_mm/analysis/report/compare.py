@@ -112,8 +112,14 @@ def _runs_section(found: Compared) -> Section:
     if picture is None:
         text.append(f'More than {MOST_LINES} runs, or none with a log: no '
                     'curves are drawn.')
-    return Section('Runs', text, [Table('Runs', header, rows, csv)],
-                   [picture] if picture else [])
+    tables = [Table('Runs', header, rows, csv)]
+    if found.settings:
+        tables.append(Table(
+            'Settings: overrides of the config, but for those that all share',
+            ['variant', 'overrides'],
+            [[name, '; '.join(lines) or 'none']
+             for name, lines in found.settings.items()]))
+    return Section('Runs', text, tables, [picture] if picture else [])
 
 
 def _when(run: Run) -> str:
