@@ -8,11 +8,13 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 # What a training step is tried with, in turn, until the plain network takes it.
-_DETECTOR_INPUTS = ((64, 1), (64, 8), (128, 1), (256, 1))
+# Pixels, stride of the semantic map, and whether objects have masks.
+_DETECTOR_INPUTS = ((64, 1, True), (64, 8, True), (64, 1, False),
+                    (128, 1, True), (256, 1, True))
 # Views, and pixels of a side: transformers with positions take one size alone.
 _CLASSIFIER_INPUTS = ((1, 64), (2, 64), (8, 64), (1, 224), (1, 256), (1, 384),
                       (1, 512))
-_SEGMENTOR_SIZES = (64, 128, 256, 512)
+_SEGMENTOR_SIZES = (64, 128, 256, 512, 640)
 
 
 def inputs_for(model: nn.Module, host: str) -> Iterator[Tuple[str, Any]]:
@@ -53,7 +55,7 @@ def _detector_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
         yield '4 crops of 2 persons, 256 x 128 px', dict(
             inputs=[torch.randn(4, 3, 256, 128)], data_samples=[sample])
         return
-    for size, stride in _DETECTOR_INPUTS:
+    for size, stride, masks in _DETECTOR_INPUTS:
         np.random.seed(0)
         data = demo_mm_inputs(
             batch_size=2, image_shapes=[(3, size, size)] * 2,
@@ -76,9 +78,13 @@ def _detector_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
                 scores=torch.ones(len(truth.bboxes)))
             sample.set_metainfo(dict(
                 homography_matrix=np.eye(3, dtype=np.float32)))
+            if not masks:  # as data of boxes alone: RTMDet reads those it gets
+                del truth.masks
         note = f'2 pictures, {size} px'
         if stride != 1:
             note += f', semantic map at 1/{stride}'
+        if not masks:
+            note += ', without masks'
         if isinstance(model, SemiBaseDetector):
             branches = ('sup', 'unsup_teacher', 'unsup_student')
             data = {

@@ -1,8 +1,9 @@
 """Replace backbones by ELA's in all configs that the hosts have installed.
 
 Counts which models build and train a step with the plain backbone and with
-ELA, on random pictures. Takes about 45 minutes on 2 cores; started again
-with --resume it goes on.
+ELA, on random pictures. Building all takes half an hour on 2 cores, steps
+take hours; started again with --resume it goes on. Families of which no model
+was tried come first, then models that build quickly.
 
     python -m dev.drop_in.run --build-only
     python -m dev.drop_in.run --resume --minutes 5
@@ -16,7 +17,7 @@ import re
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.logging import MMLogger
 from rich.console import Console
@@ -47,6 +48,8 @@ def parse_args() -> argparse.Namespace:
                         help='start no further model after so long')
     parser.add_argument('--timeout', type=float, default=90,
                         help='seconds for one model, default 90')
+    parser.add_argument('--memory', type=float,
+                        help='GiB that one model may take; default: no limit')
     parser.add_argument('--build-only', action='store_true',
                         help='train no step')
     parser.add_argument('--out', default='work_dirs/drop_in.jsonl',
@@ -58,8 +61,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _work(connection) -> None:
+def _work(connection, memory: Optional[float]) -> None:
     """A process of its own, so that a crash costs one model."""
+    if memory:
+        import resource  # not on Windows
+        size = int(memory * 2 ** 30)
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
     MMLogger.get_current_instance().setLevel('ERROR')  # of every init_weights
     while True:
         try:
@@ -70,21 +77,26 @@ def _work(connection) -> None:
             result = try_model(Entry(*entry), steps)
         except Exception as error:  # the config itself
             result = dict(plain_build=f'{type(error).__name__}: {error}')
+        if any(re.search("can't allocate memory|MemoryError", str(value))
+               for value in result.values()):
+            result = dict(failure=f'needs more than {memory:g} GiB'
+                          if memory else 'needs more memory')
         connection.send(result)
 
 
 class Worker:
     """Tries models in another process, which it replaces when it dies."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, memory: Optional[float]) -> None:
         self.timeout = timeout
+        self.memory = memory
         self._context = multiprocessing.get_context('spawn')
         self._process = None
 
     def _start(self) -> None:
         self._connection, other = self._context.Pipe()
         self._process = self._context.Process(
-            target=_work, args=(other, ), daemon=True)
+            target=_work, args=(other, self.memory), daemon=True)
         self._process.start()
         other.close()
 
@@ -95,7 +107,11 @@ class Worker:
         failure = f'took longer than {self.timeout:g} s'
         try:
             if self._connection.poll(self.timeout):
-                return self._connection.recv()
+                result = self._connection.recv()
+                # What is left after a lack of memory may crash the next model.
+                if 'failure' not in result:
+                    return result
+                failure = result['failure']
         except EOFError:
             self._process.join()
             failure = f'the process died ({self._process.exitcode})'
@@ -120,6 +136,32 @@ def read(path: Path) -> Tuple[List[Entry], Dict[str, Any], Dict[str, Any]]:
         else:
             results.setdefault(item.pop('key'), {}).update(item)
     return entries, others, results
+
+
+def cheapest_first(entries: List[Entry], todo: List[Entry],
+                   results: Dict[str, Any]) -> List[Entry]:
+    """Order models: one of each family without a step yet, then by cost.
+
+    Args:
+        entries (List[Entry]): All models.
+        todo (List[Entry]): Those to order.
+        results (Dict[str, Any]): Of all that was tried, by key. The seconds
+            that building took tell how large a model is.
+
+    Returns:
+        List[Entry]: ``todo``; of equal cost in the order given.
+    """
+    def cost(entry: Entry) -> float:
+        return results.get(entry.key, {}).get('seconds', float('inf'))
+
+    seen = {(e.host, e.family) for e in entries
+            if 'plain_step' in results.get(e.key, {})}
+    first, later = [], []
+    for entry in sorted(todo, key=cost):
+        family = entry.host, entry.family
+        (later if family in seen else first).append(entry)
+        seen.add(family)
+    return first + later
 
 
 def append(path: Path, item: dict) -> None:
@@ -207,9 +249,10 @@ def main() -> None:
             re.search(args.match, f'/{entry.host}/{config}')
             for config in entry.configs)
 
-    todo = [entry for entry in entries if wanted(entry)][:args.limit]
+    todo = cheapest_first(entries, list(filter(wanted, entries)), results)
+    todo = todo[:args.limit]
     end = time.monotonic() + 60 * (args.minutes or float('inf'))
-    worker = Worker(args.timeout)
+    worker = Worker(args.timeout, args.memory)
     with Progress() as progress:
         task = progress.add_task('trying', total=len(todo))
         for entry in todo:

@@ -74,18 +74,50 @@ def build(model: dict, host: str, weights: bool = True) -> nn.Module:
         built = import_module(f'{host}.registry').MODELS.build(
             ConfigDict(copy.deepcopy(model)))
         if weights:
-            built.init_weights()
+            _initialize(built)
     return built
 
 
-def _without_augments(model: dict) -> dict:
-    """Leave out what pads or resizes batches to the size of real training."""
+def _initialize(built: nn.Module) -> None:
+    """Give random weights, and a head to classifiers that have none."""
+    built.init_weights()
+    if getattr(built, 'head', built) is None and hasattr(built, 'with_head'):
+        built.head = _Projection()
+
+
+class _Projection(nn.Module):
+    """A loss of features: their mean along a fixed random direction."""
+
+    def loss(self, features: Any, data_samples: Any) -> Dict[str, Tensor]:
+        return dict(loss=sum(
+            (x * torch.randn(x.shape[1:])).mean() for x in _tensors(features)))
+
+
+def _tensors(node: Any) -> Iterator[Tensor]:
+    if isinstance(node, Tensor):
+        yield node
+    else:
+        for item in node:
+            yield from _tensors(item)
+
+
+def _adapted(model: dict) -> dict:
+    """Adapt what asks for pictures of real size, or refuses to train.
+
+    Batches are not padded or resized to the size of real training, and heads
+    that the host trains without distillation alone are made so.
+    """
     preprocessor = model.get('data_preprocessor') or {}
     for node in (preprocessor, preprocessor.get('data_preprocessor') or {}):
         if node.get('batch_augments'):
             node['batch_augments'] = None
-        if node.get('size'):  # mmseg's: of the crops
+        if node.get('size') or (  # mmseg's: of the crops
+                node.get('type') == 'SegDataPreProcessor'
+                and not node.get('size_divisor')):
             node.update(size=None, size_divisor=1)
+    head = model.get('head') or {}
+    if head.get('type') in ('LeViTClsHead', 'EfficientFormerClsHead'):
+        head['distillation'] = False
     return model
 
 
@@ -174,7 +206,7 @@ def try_model(entry: Entry, steps: bool = True) -> Dict[str, Any]:
         what the steps were made with.
     """
     result: Dict[str, Any] = {}
-    plain = _without_augments(load_model(entry.host, entry.configs[0]))
+    plain = _adapted(load_model(entry.host, entry.configs[0]))
     chosen: Optional[Tuple[str, Any]] = None
     replaced: List[str] = []
     ours = replace_backbones(plain, entry.host, replaced)

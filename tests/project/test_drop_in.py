@@ -7,6 +7,7 @@ import pytest
 from support import ROOT
 
 from dev.drop_in.configs import Entry, count, load_model, replace_backbones
+from dev.drop_in.run import cheapest_first
 from dev.drop_in.trial import try_model
 
 # One of each kind of detector. The whole list: dev/drop_in/run.py.
@@ -30,12 +31,19 @@ SAMPLE = [
     ('mmdet', 'hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py'),
     ('mmpretrain', 'deit/deit-tiny_4xb256_in1k.py'),
     ('mmseg', 'segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'),
+    # Data without masks; no head; heads that are trained undistilled.
+    ('mmdet', 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py'),
+    ('mmpretrain', 'eva02/eva02-tiny-p14_headless.py'),
+    ('mmpretrain', 'levit/levit-128s_8xb256_in1k.py'),
+    # No size to pad pictures to.
+    ('mmseg', 'upernet/upernet_r18_4xb4-160k_ade20k-512x512.py'),
     # Patches left out, and masked.
     ('mmpretrain', 'mae/mae_hivit-base-p16_8xb512-amp-coslr-400e_in1k.py'),
     ('mmpretrain',
      'simmim/simmim_swin-base-w6_16xb128-amp-coslr-100e_in1k-192px.py'),
 ]
-SLOW = ('yolox', 'hrnet', 'segformer', 'mae', 'simmim')
+SLOW = ('yolox', 'hrnet', 'segformer', 'mae', 'simmim', 'rtmdet', 'levit',
+        'upernet')
 
 
 def parameters():
@@ -82,6 +90,20 @@ def test_counts_models_and_configs():
     assert counts['ela_build'] == (1, 1)
     assert counts['ela_build tried'] == (2, 3)
     assert counts['ela_step tried'] == (0, 0)
+
+
+def test_families_without_a_step_come_first_then_what_is_cheap():
+    entries = [Entry('mmdet', key, family, [], []) for key, family in (
+        ('a', 'tried'), ('b', 'tried'), ('c', 'new'), ('d', 'new'),
+        ('e', 'newer'), ('f', 'tried'))]
+    seconds = dict(b=9, c=5, d=2, e=3, f=1)
+    results = {key: dict(seconds=value) for key, value in seconds.items()}
+    results['a'] = dict(plain_step='ok')
+    ordered = cheapest_first(entries, entries[1:], results)
+    assert [e.key for e in ordered] == ['d', 'e', 'f', 'c', 'b']
+    del results['f']  # of which nothing is known
+    ordered = cheapest_first(entries, entries[1:], results)
+    assert [e.key for e in ordered] == ['d', 'e', 'c', 'b', 'f']
 
 
 @pytest.mark.slow
