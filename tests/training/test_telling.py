@@ -2,6 +2,7 @@
 import signal
 import sys
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -86,6 +87,10 @@ def test_wandb_counts_the_steps_of_the_log_alone(tmp_path, monkeypatch):
     """It counts calls that commit; what they do not goes with the next one."""
     rows, waiting = [], {}
 
+    class Image(NamedTuple):
+        pixels: np.ndarray
+        caption: str
+
     def log(values, commit=True):
         waiting.update(values)
         if commit:
@@ -93,12 +98,12 @@ def test_wandb_counts_the_steps_of_the_log_alone(tmp_path, monkeypatch):
             waiting.clear()
 
     wandb = SimpleNamespace(
-        init=lambda **_: None, log=log, run=SimpleNamespace(
+        init=lambda **_: None, log=log, Image=Image, run=SimpleNamespace(
             log_code=lambda **_: None), config=SimpleNamespace(
             update=lambda *_, **__: None), join=lambda: None)
     monkeypatch.setitem(sys.modules, 'wandb', wandb)
     runner_of(tmp_path, max_epochs=3, windows=[(1, 2)],
-              hook=dict(picture=False), **{
+              hook=dict(picture=True), **{
                   **DRAWN, 'visualizer': dict(type='Visualizer', vis_backends=[
                       dict(type='WandbVisBackend')])}).train()
     assert [row['iter'] for row in rows] == [2, 4, 6, 8, 10, 12]
@@ -107,6 +112,11 @@ def test_wandb_counts_the_steps_of_the_log_alone(tmp_path, monkeypatch):
     # The decision, after the log's fourth row, stands in the fifth.
     assert all(measured[:3]) and measured[4] and not measured[5]
     assert rows[4]['ela/active'] < 8 and not waiting
+    assert ['ela_redundancy' in row for row in rows] == [
+        False, False, False, False, True, False]
+    picture = rows[4]['ela_redundancy']
+    assert picture.caption == 'iteration 8'
+    assert picture.pixels.ndim == 3 and picture.pixels.dtype == np.uint8
 
 
 def test_where_nobody_draws_nothing_is_averaged(tmp_path, monkeypatch):

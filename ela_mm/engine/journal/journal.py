@@ -14,7 +14,7 @@ from ...pruning.step_times import LEAST_STEPS
 from ...pruning.windows import Window, Windows, window_name
 from ..interruption import tell_interrupted
 from .record import FORMAT, decision_to_json, edit_to_json, write_record
-from .scalars import drawing, send
+from .scalars import drawing, send, send_picture
 from .sentences import (
     dashes_sentence,
     early_end,
@@ -230,10 +230,8 @@ class Journal:
             from ...plotting import to_array
             from .picture import decision_picture
             picture = decision_picture(decision, self.windows.unit)
-            runner.visualizer.add_image(
-                'ela_redundancy',
-                to_array(picture.figure),
-                step=decision.iter)
+            send_picture(runner.visualizer, 'ela_redundancy',
+                         to_array(picture.figure), decision.iter)
         except Exception as error:
             runner.logger.warning('no picture of the redundancy: '
                                   f'{type(error).__name__}: {error}')

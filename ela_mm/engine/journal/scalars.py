@@ -1,6 +1,7 @@
-"""Sends scalars to backends that draw curves, such as TensorBoard and WandB."""
+"""Sends scalars and pictures to backends such as TensorBoard and WandB."""
 from typing import Dict, List
 
+import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.hooks import LoggerHook
 from mmengine.visualization import (
@@ -44,6 +45,28 @@ def send(visualizer: Visualizer, scalars: Dict[str, float], step: int) -> None:
             backend.experiment.log(scalars, commit=False)
         else:
             backend.add_scalars(scalars, step)
+
+
+def send_picture(visualizer: Visualizer, name: str, picture: np.ndarray,
+                 step: int) -> None:
+    """Send a picture to all backends, the local one included.
+
+    WandB shows it at the next point of the log, and says the step in its
+    caption.
+
+    Args:
+        visualizer (Visualizer): Visualizer of a run, on rank 0.
+        name (str): Name of the picture.
+        picture (np.ndarray): RGB picture of shape (H, W, 3), uint8.
+        step (int): Number of iterations done.
+    """
+    for backend in visualizer._vis_backends.values():
+        if isinstance(backend, WandbVisBackend):
+            wandb = backend.experiment
+            image = wandb.Image(picture, caption=f'iteration {step}')
+            wandb.log({name: image}, commit=False)  # as above
+        else:
+            backend.add_image(name, picture, step=step)
 
 
 def logs_after_step(runner, batch_idx: int) -> bool:
