@@ -1,10 +1,11 @@
-"""The error for what a user can put right, and how tools end."""
+"""The error for what a user can put right, checks of options, and how tools end."""
 import contextlib
 import logging
+import numbers
 import os
 import select
 import sys
-from typing import Iterator
+from typing import Any, Iterator
 
 # What a shell expects of a process that Ctrl-C has ended: 128 + SIGINT.
 INTERRUPTED = 130
@@ -17,6 +18,26 @@ class UsageError(ValueError):
 
     The tools end with its message alone, without a traceback.
     """
+
+
+def check_numbers(whole: bool = False, **values: Any) -> None:
+    """Check that options are numbers, before they are compared with any.
+
+    Args:
+        whole (bool): Whether they have to be integers. Defaults to False.
+        **values: Options, by name. Truth values are none.
+
+    Raises:
+        UsageError: On the first that is no number.
+    """
+    kind = numbers.Integral if whole else numbers.Real
+    for name, value in values.items():
+        if isinstance(value, kind) and not isinstance(value, bool):
+            continue
+        message = f'{name}={value!r}: expected a {"whole " * whole}number'
+        if isinstance(value, str):
+            message += ' without quotes; YAML needs a dot in it, as in 1.0e-4'
+        raise UsageError(message)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ def check_options(hook) -> None:
     """
     if hook.skip not in SKIP_MODES:
         raise UsageError(f'skip={hook.skip!r}: expected one of {SKIP_MODES}')
+    if not isinstance(hook.by_epoch, bool):
+        raise UsageError(f'by_epoch={hook.by_epoch!r}: expected True or False')
     if hook.rules.min_stability and hook.images:
         raise UsageError(
             f'min_stability={hook.rules.min_stability}: expected 0 with a '

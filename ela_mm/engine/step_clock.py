@@ -1,7 +1,7 @@
 """Times the steps of a run, and reports how much a pruning has gained."""
 from typing import Any, Optional
 
-from ..errors import UsageError
+from ..errors import UsageError, check_numbers
 from ..pruning.decision import Decision
 from ..pruning.step_times import LEAST_STEPS
 from .gain import PruningGain
@@ -24,6 +24,7 @@ class StepClock:
     """
 
     def __init__(self, journal: Journal, steps: int, rounds: int) -> None:
+        check_numbers(whole=True, timing_steps=steps, timing_rounds=rounds)
         if steps < 1:
             raise UsageError(f'timing_steps={steps}: expected at least 1 step')
         if rounds and rounds < LEAST_ROUNDS:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
-from ..errors import UsageError
+from ..errors import UsageError, check_numbers
 from .ebqm import as_candidates, check_shapes, normalize_below_quantile
 from .thresholded import Thresholded
 
@@ -33,6 +33,7 @@ def threshold(kl: ArrayLike, t: float = 0.3) -> np.ndarray:
     Raises:
         UsageError: On a negative t, no candidates, NaN or inf.
     """
+    check_numbers(t=t)
     if not t >= 0:
         raise UsageError(f't={t}: expected a KL divergence >= 0')
     return as_candidates(kl) < t
@@ -53,7 +54,8 @@ def fixed(kl: ArrayLike, n: int = 1) -> np.ndarray:
     Raises:
         UsageError: On a negative or fractional n, no candidates, NaN or inf.
     """
-    if n < 0 or n != int(n):
+    check_numbers(n=n)
+    if not n >= 0 or n % 1:
         raise UsageError(f'n={n}: expected a number of layers >= 0')
     kl = as_candidates(kl)
     skip = np.zeros(len(kl), dtype=bool)
@@ -240,7 +242,10 @@ def gamma_quantile_map(kl: ArrayLike,
         raise UsageError(f'shape={shape}, scale={scale}: expected both or '
                          'neither, which fits them')
     for name, value in (('shape', shape), ('scale', scale)):
-        if value is not None and not value > 0:
+        if value is None:
+            continue
+        check_numbers(**{name: value})
+        if not value > 0:
             raise UsageError(f'{name}={value}: expected a parameter > 0')
     given = None if shape is None else (shape, 0, scale)
     return quantile_map(kl, stats.gamma, gamma, given)
@@ -263,9 +268,12 @@ def exponential_quantile_map(kl: ArrayLike,
     Raises:
         UsageError: On parameters out of range, no candidates, NaN or inf.
     """
-    if rate is not None and not rate > 0:
-        raise UsageError(f'rate={rate}: expected a parameter > 0')
-    given = None if rate is None else (0, 1 / rate)
+    given = None
+    if rate is not None:
+        check_numbers(rate=rate)
+        if not rate > 0:
+            raise UsageError(f'rate={rate}: expected a parameter > 0')
+        given = 0, 1 / rate
     return quantile_map(kl, stats.expon, gamma, given)
 
 

@@ -3,7 +3,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import beta as beta_distribution
 
-from ..errors import UsageError
+from ..errors import UsageError, check_numbers
 
 
 def as_candidates(kl: ArrayLike) -> np.ndarray:
@@ -45,6 +45,7 @@ def normalize_below_quantile(kl: ArrayLike, gamma: float) -> np.ndarray:
     Raises:
         UsageError: On a gamma out of range, no candidates, NaN or inf.
     """
+    check_numbers(gamma=gamma)
     if not 0 < gamma <= 1:
         raise UsageError(f'gamma={gamma}: expected a quantile in (0, 1]')
     kl = as_candidates(kl)
@@ -57,6 +58,7 @@ def normalize_below_quantile(kl: ArrayLike, gamma: float) -> np.ndarray:
 
 def check_shapes(alpha: float, beta: float) -> None:
     """Raise a UsageError unless both can be shapes of a Beta distribution."""
+    check_numbers(alpha=alpha, beta=beta)
     for name, value in (('alpha', alpha), ('beta', beta)):
         if not 0 < value < np.inf:
             raise UsageError(f'{name}={value}: expected a shape parameter > 0')
@@ -64,6 +66,7 @@ def check_shapes(alpha: float, beta: float) -> None:
 
 def check_threshold(mu: float) -> None:
     """Raise a UsageError unless ``mu`` is a threshold on [0, 1]."""
+    check_numbers(mu=mu)
     if not 0 <= mu <= 1:
         raise UsageError(f'mu={mu}: expected a threshold in [0, 1]')
 

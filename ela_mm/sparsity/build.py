@@ -1,4 +1,4 @@
-"""Builds a scheme from a config."""
+"""Builds a scheme of sparse training from a config."""
 import inspect
 from typing import Dict, Optional, Type
 
@@ -8,17 +8,17 @@ from .rigl import RigL
 from .scheme import Scheme
 from .snip import SNIP
 
-# By the name that a config gives as ``scheme=dict(type=name)``.
+# Keys are the names used in configs: ``scheme=dict(type=name)``.
 SCHEMES: Dict[str, Type[Scheme]] = dict(
     ERK=ERK, uniform=Uniform, SNIP=SNIP, RigL=RigL)
 
 
 def build_scheme(cfg: Optional[dict] = None) -> Scheme:
-    """Build a way to choose masks.
+    """Build a scheme, which chooses masks.
 
     Args:
-        cfg (dict, optional): ``type`` and parameters. Defaults to
-            dict(type='ERK').
+        cfg (dict, optional): ``type`` and parameters of the scheme. Defaults to
+            ``dict(type='ERK')``.
 
     Returns:
         Scheme: The scheme.
@@ -26,6 +26,9 @@ def build_scheme(cfg: Optional[dict] = None) -> Scheme:
     Raises:
         UsageError: On an unknown type, or wrong parameters.
     """
+    if cfg is not None and not isinstance(cfg, dict):
+        raise UsageError(f'scheme={cfg!r}: expected a dict with a type, such '
+                         "as dict(type='ERK')")
     options = dict(cfg or dict(type='ERK'))
     name = options.pop('type', None)
     if name not in SCHEMES:

@@ -1,10 +1,10 @@
-"""Centred kernel alignment of features, and the regulariser made of it.
+"""Centred kernel alignment (CKA) of features, and the regulariser CKA-SR.
 
-CKA-SR, "Learning Sparse Neural Networks with Identity Layers" (arXiv
-2307.07389). Every feature becomes one vector of unit length, its centred and
-flattened Gram matrix; the CKA of two features is the product of their vectors.
-So F features cost F Gram matrices, N x N each, and one matrix product for all
-of their pairs.
+CKA-SR is from "Learning Sparse Neural Networks with Identity Layers" (arXiv
+2307.07389). Every feature is turned into a vector of unit length, its centred
+and flattened Gram matrix; the CKA of two features is the product of their
+vectors. So F features cost F Gram matrices, N x N each, and one matrix product
+for all pairs.
 """
 from math import ceil, prod
 from typing import Sequence, Tuple
@@ -29,20 +29,20 @@ def linear_cka(x: Tensor, y: Tensor, unbiased: bool = True) -> Tensor:
     Args:
         x (Tensor): (N, ...), a feature of N samples.
         y (Tensor): (N, ...), another one; its other dimensions may differ.
-        unbiased (bool): Whether HSIC is the unbiased estimator HSIC_1, with
-            which CKA lies in [-1, 1], else the biased one, [0, 1]. Defaults to
-            True.
+        unbiased (bool): Whether to use the unbiased estimator HSIC_1, with
+            which CKA lies in [-1, 1], or the biased one, with which it lies in
+            [0, 1]. Defaults to True.
 
     Returns:
-        Tensor: Scalar float64. 0, without a gradient, if one of the features
-        has collapsed (its samples do not differ beyond the rounding of its
-        type): CKA is undefined there, and its gradient is infinite nearby,
-        where the released code divides. NaN if a feature holds NaN or
-        infinities.
+        Tensor: Scalar float64. It is 0, without a gradient, if one of the
+        features has collapsed, that is if its samples differ by rounding only.
+        CKA is undefined there, and its gradient is infinite nearby (the
+        released code divides by it nevertheless). NaN if a feature has NaN or
+        infinite elements.
 
     Raises:
-        UsageError: On fewer than 4 samples (3 if biased), or on two numbers
-            of samples.
+        UsageError: On fewer than 4 samples (3 if biased), or on different
+            numbers of samples.
     """
     return cka_matrix([x, y], unbiased)[0, 1]
 
@@ -52,14 +52,14 @@ def cka_matrix(features: Sequence[Tensor], unbiased: bool = True) -> Tensor:
 
     Args:
         features (Sequence[Tensor]): F features (N, ...).
-        unbiased (bool): As in :func:`linear_cka`. Defaults to True.
+        unbiased (bool): Estimator, as in :func:`linear_cka`. Defaults to True.
 
     Returns:
         Tensor: (F, F) float64, symmetric, 1 on the diagonal; 0 in the row and
         the column of a collapsed feature.
 
     Raises:
-        UsageError: As :func:`linear_cka`, or without any feature.
+        UsageError: As in :func:`linear_cka`, or if there are no features.
     """
     _check(features, unbiased)
     with _without_autocast(features):
@@ -85,22 +85,22 @@ def _without_autocast(features: Sequence[Tensor]) -> torch.autocast:
 
 
 def hsic_matrix(features: Sequence[Tensor], unbiased: bool = True) -> Tensor:
-    """Compute the HSIC of all pairs of features of the same samples, unscaled.
+    """Compute the unscaled HSIC of all pairs of features of the same samples.
 
-    Summed over batches, and divided by the roots of its diagonal, it is CKA by
-    batches (Nguyen et al., arXiv 2010.15327, equation 3), which averages
-    HSIC_1 instead of CKA, since a mean of ratios of few samples is biased.
+    Summed over batches and divided by the roots of its diagonal, this gives
+    minibatch CKA (Nguyen et al., arXiv 2010.15327, equation 3). That averages
+    HSIC_1 instead of CKA, since a mean of ratios over few samples is biased.
 
     Args:
         features (Sequence[Tensor]): F features (N, ...).
-        unbiased (bool): As in :func:`linear_cka`. Defaults to True.
+        unbiased (bool): Estimator, as in :func:`linear_cka`. Defaults to True.
 
     Returns:
         Tensor: (F, F) float64, without a gradient: N (N - 3) HSIC_1, or
         (N - 1)^2 HSIC_0; 0 in the row and the column of a collapsed feature.
 
     Raises:
-        UsageError: As :func:`cka_matrix`.
+        UsageError: As in :func:`cka_matrix`.
     """
     _check(features, unbiased)
     with torch.no_grad(), _without_autocast(features):
@@ -110,35 +110,35 @@ def hsic_matrix(features: Sequence[Tensor], unbiased: bool = True) -> Tensor:
 
 
 def _unit(x: Tensor, unbiased: bool) -> Tensor:
-    """The centred Gram matrix of a feature (N, ...) as a unit vector (N N)."""
+    """Return the centred Gram matrix of a feature as a unit vector (N N, )."""
     gram, collapsed = _centred(x, unbiased)
     squares = gram.square().sum()
-    # Twice, since a gradient of 0 times infinity is NaN.
+    # Also before rsqrt, since its infinite gradient times 0 would be NaN.
     squares = torch.where(collapsed, torch.ones_like(squares), squares)
     unit = gram * squares.rsqrt()
     return torch.where(collapsed, torch.zeros_like(unit), unit).flatten()
 
 
 def _centred(x: Tensor, unbiased: bool) -> Tuple[Tensor, Tensor]:
-    """The centred Gram matrix (N, N) of a feature, and whether it collapsed."""
+    """Return a feature's centred Gram matrix (N, N), and if it collapsed."""
     rounding = torch.finfo(x.dtype).eps
     n = len(x)
     x = x.flatten(1).double()  # (N, D)
     size = x.detach().norm()
-    # HSIC does not see an offset; without it, small differences count fully.
+    # HSIC ignores an offset; removing it preserves small differences.
     x = x - x.mean(0)
     gram = x @ x.T  # (N, N)
     spread = gram.detach().trace().sqrt()
     if unbiased:
-        # U-centring: <K, L> of matrices so centred is N (N - 3) HSIC_1(K, L).
+        # U-centring: then <K, L> is N (N - 3) HSIC_1(K, L).
         off_diagonal = 1 - torch.eye(n, dtype=gram.dtype, device=gram.device)
         gram = gram * off_diagonal
         sums = gram.sum(0) / (n - 2)  # (N, )
         gram = gram - sums - sums[:, None] + sums.sum() / (n - 1)
         gram = gram * off_diagonal
-    # What is left is rounding if the samples do not differ, or if a single one
-    # does, which the unbiased estimator does not see. In D dimensions
-    # unrelated samples leave 1 / sqrt(D) of the spread, far above 1e-7.
+    # Only rounding is left if the samples do not differ, or if a single one
+    # does, which the unbiased estimator cannot see. Unrelated samples in D
+    # dimensions leave 1 / sqrt(D) of the spread, far above 1e-7.
     collapsed = (spread <= rounding * size) | (
         gram.detach().norm() <= 1e-7 * spread**2)
     return gram, collapsed
@@ -147,21 +147,21 @@ def _centred(x: Tensor, unbiased: bool) -> Tuple[Tensor, Tensor]:
 def cka_sr(stages: Sequence[Sequence[Tensor]]) -> Tensor:
     """Compute the regulariser of CKA-SR.
 
-    The sum, over stages, of the unbiased CKA of all ordered pairs of the
-    stage's features, each with itself included (appendix, equation 11, and
-    the released code). A feature with itself is the constant 1, so that the
-    gradient is that of twice the sum over i < j. Nothing is divided by the
-    number of pairs: the weight for one depth is not that for another.
+    It is the sum over stages of the unbiased CKA of all ordered pairs of the
+    stage's features, including each feature with itself (appendix, equation
+    11, and the released code). The latter is the constant 1, so the gradient is
+    that of twice the sum over i < j. The sum is not divided by the number of
+    pairs, so a good weight of the loss depends on depth.
 
     Args:
-        stages (Sequence[Sequence[Tensor]]): Of each stage the features
-            (N, ...), one per block.
+        stages (Sequence[Sequence[Tensor]]): Features (N, ...) of the blocks of
+            each stage.
 
     Returns:
         Tensor: Scalar float64.
 
     Raises:
-        UsageError: As :func:`cka_matrix`.
+        UsageError: As in :func:`cka_matrix`.
     """
     return torch.stack([cka_matrix(stage).sum() for stage in stages]).sum()
 
@@ -169,19 +169,19 @@ def cka_sr(stages: Sequence[Sequence[Tensor]]) -> Tensor:
 def aug_cka_sr(stages: Sequence[Sequence[Tensor]]) -> Tensor:
     """Compute the regulariser of AugCKA-SR.
 
-    The mean of the biased CKA over all pairs i < j of features of the whole
-    network (appendix, equation 14). The released code computes it in float32,
-    this one in float64.
+    It is the mean of the biased CKA over all pairs i < j of features of the
+    whole network (appendix, equation 14). The released code computes it in
+    float32; this uses float64.
 
     Args:
-        stages (Sequence[Sequence[Tensor]]): As in :func:`cka_sr`; at least two
-            features in all.
+        stages (Sequence[Sequence[Tensor]]): Features, as in :func:`cka_sr`; at
+            least two in total.
 
     Returns:
         Tensor: Scalar float64.
 
     Raises:
-        UsageError: As :func:`cka_matrix`.
+        UsageError: As in :func:`cka_matrix`.
     """
     features = [feature for stage in stages for feature in stage]
     matrix = cka_matrix(features, unbiased=False)
@@ -190,15 +190,16 @@ def aug_cka_sr(stages: Sequence[Sequence[Tensor]]) -> Tensor:
 
 
 def pooled(x: Tensor, max_features: int) -> Tensor:
-    """Average-pool a feature until a sample has no more than so many numbers.
+    """Average-pool a feature so that no sample exceeds a number of elements.
 
     Args:
-        x (Tensor): (N, C, H, W), or tokens (N, L, C). Others stay as they are.
-        max_features (int): Numbers that a sample may have.
+        x (Tensor): (N, C, H, W), or tokens (N, L, C). Features of another form
+            are returned unchanged.
+        max_features (int): Largest number of elements per sample.
 
     Returns:
-        Tensor: ``x`` itself if it fits, else with sides, or L, divided by the
-        smallest whole number that makes it fit, rounded up.
+        Tensor: ``x`` itself if it fits; otherwise pooled to H and W, or L,
+        divided by the smallest integer that makes it fit, rounded up.
     """
     if x.dim() not in (3, 4):
         return x
@@ -209,5 +210,5 @@ def pooled(x: Tensor, max_features: int) -> Tensor:
         size = [ceil(side / divisor) for side in sides]
     if divisor == 1:
         return x
-    # Of three dimensions, the function takes the first for the channels.
+    # For tokens (N, L, C), it takes N for channels and pools over (L, C).
     return adaptive_avg_pool2d(x, (*size, None)[:2])

@@ -1,4 +1,4 @@
-"""Which weights of a network are masked."""
+"""Selects the weights of a network that are masked."""
 from typing import Dict, Sequence, Tuple
 
 from torch import nn
@@ -13,22 +13,24 @@ def sparse_layers(
     """Find the weights that sparse training masks.
 
     These are the weights of torch's convolutions and linear layers. Norms,
-    biases and whatever else a model holds are never masked, nor are kernels
-    with one channel in and one out, such as those that form the queries and
-    keys of layer attention: of their three to seven numbers each one counts.
+    biases and other parameters are never masked. Neither are kernels with one
+    input and one output channel, such as those for queries and keys of layer
+    attention, which have only three to seven elements.
 
     Args:
-        model (nn.Module): Whole or a part.
-        leave_out (Sequence[str]): Names of modules, as in the model; these and
-            what is below them stay dense. Defaults to ().
+        model (nn.Module): Model, or a part of one.
+        leave_out (Sequence[str]): Names of modules in the model that stay
+            dense, with all modules below them. Defaults to ().
 
     Returns:
-        tuple: Name of each weight, as in the state dict, to the weight; and
-        name of each one that stays dense to why.
+        tuple: Dict of the weights to mask, by their name in the state dict; and
+        dict of the reasons why other weights stay dense, by name.
 
     Raises:
         UsageError: If a name is not in the model, or no weight is left.
     """
+    if isinstance(leave_out, str) or not isinstance(leave_out, Sequence):
+        raise UsageError(f'leave_out={leave_out!r}: expected a list of names')
     modules = dict(model.named_modules())
     for name in leave_out:
         if name not in modules:

@@ -1,4 +1,4 @@
-"""Random masks that stay: what CKA-SR's authors train with."""
+"""Fixed random masks, with which the authors of CKA-SR train."""
 from typing import Dict, Sequence
 
 import torch
@@ -11,31 +11,31 @@ def uniform_densities(shapes: Dict[str, Sequence[int]],
     """Give every layer the same density.
 
     Args:
-        shapes (Dict[str, Sequence[int]]): Of the weights.
-        density (float): In (0, 1].
+        shapes (Dict[str, Sequence[int]]): Shape of each weight.
+        density (float): Density, in (0, 1].
 
     Returns:
-        Dict[str, float]: Per layer.
+        Dict[str, float]: Density of each layer.
     """
     return dict.fromkeys(shapes, density)
 
 
 def erk_densities(shapes: Dict[str, Sequence[int]],
                   density: float) -> Dict[str, float]:
-    """Distribute weights over layers as Erdos-Renyi-Kernel does.
+    """Distribute weights over layers by Erdos-Renyi-Kernel (ERK).
 
-    A layer's share of all weights that exist grows with the sum of its
-    weight's dimensions, n_out + n_in + k_h + k_w (RigL, arXiv 1911.11134,
-    section 3), so that wide layers become the sparsest. Layers whose share
-    exceeds their size are dense, and the others share the rest.
+    The number of weights that exist in a layer is proportional to the sum of
+    its weight's dimensions, n_out + n_in + k_h + k_w (RigL, arXiv 1911.11134,
+    section 3), so that wide layers become the sparsest. Layers whose number
+    would exceed their size are dense, and the others share the rest.
 
     Args:
-        shapes (Dict[str, Sequence[int]]): Of the weights; of a grouped
+        shapes (Dict[str, Sequence[int]]): Shape of each weight; for a grouped
             convolution as it is stored.
-        density (float): Of all layers together, in (0, 1].
+        density (float): Density of all layers together, in (0, 1].
 
     Returns:
-        Dict[str, float]: Per layer, in (0, 1].
+        Dict[str, float]: Density of each layer, in (0, 1].
     """
     sizes = {name: torch.Size(s).numel() for name, s in shapes.items()}
     total = density * sum(sizes.values())
@@ -55,6 +55,7 @@ def erk_densities(shapes: Dict[str, Sequence[int]],
 
 
 class _Random(Scheme):
+    """Random masks, with the densities of a subclass."""
 
     @staticmethod
     def densities(shapes, density):
@@ -64,9 +65,9 @@ class _Random(Scheme):
               generator: torch.Generator, gradients: Tensors) -> Tensors:
         """Draw masks; see :meth:`~ela_mm.sparsity.scheme.Scheme.start`.
 
-        A layer keeps its density's number of weights, rounded, where the
-        released code draws each weight for itself: this project's choice, so
-        that two seeds differ in places alone.
+        Each layer keeps exactly the number of weights that its density says,
+        rounded. (The released code draws each weight independently.) This is
+        this project's choice: seeds then differ in positions alone.
         """
         shapes = {name: weight.shape for name, weight in weights.items()}
         masks = {}
@@ -78,10 +79,10 @@ class _Random(Scheme):
 
 
 class Uniform(_Random):
-    """Fixed random masks, every layer as dense as the others."""
+    """Fixed random masks, equally dense in all layers."""
     densities = staticmethod(uniform_densities)
 
 
 class ERK(_Random):
-    """Fixed random masks, layers as dense as Erdos-Renyi-Kernel says."""
+    """Fixed random masks, with the densities of Erdos-Renyi-Kernel."""
     densities = staticmethod(erk_densities)

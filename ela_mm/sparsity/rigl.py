@@ -1,9 +1,9 @@
-"""RigL: masks that move while the network trains."""
+"""RigL: masks that change while the network trains."""
 import math
 
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import UsageError, check_numbers
 from .random_masks import ERK
 from .scheme import top_mask
 
@@ -11,21 +11,22 @@ from .scheme import top_mask
 class RigL(ERK):
     """Masks that drop small weights and grow where the gradient is large.
 
-    "Rigging the Lottery: Making All Tickets Winners" (arXiv 1911.11134). They
-    start as ERK's. Every ``interval`` iterations each layer drops the share
-    f(t) of its weights with the smallest magnitude, and grows as many with the
-    largest gradient, at 0, among all that then do not exist; one that was
-    dropped a moment ago may come back, with its value.
-    f(t) = fraction / 2 (1 + cos(pi t / until)) with t the share of the
-    training that is over. Two differences from the paper's algorithm: the
-    iteration of an update takes its optimiser step as well, before it, and the
-    gradient is that of this iteration's batch.
+    From "Rigging the Lottery: Making All Tickets Winners" (arXiv 1911.11134).
+    Masks start as those of ERK. Every ``interval`` iterations, each layer drops
+    the share f(t) of its weights with the smallest magnitude. It grows as many
+    with the largest gradient among those that do not exist then; they start at
+    0, but a weight that was just dropped may return with its value.
+    f(t) = fraction / 2 (1 + cos(pi t / until)), where t is the share of the
+    training that is over. There are two differences from the paper's algorithm:
+    in the iteration of an update the optimiser takes its step too, before the
+    update; and the gradient is that of this iteration's batch.
 
     Args:
-        interval (int): Iterations between updates. Defaults to 100.
-        fraction (float): Exchanged by the first update. Defaults to 0.3.
-        until (float): Share of the training after which masks stay. Defaults
-            to 0.75. All three defaults are the paper's.
+        interval (int): Number of iterations between updates. Defaults to 100.
+        fraction (float): f(0), the share that an update at the very start would
+            exchange. Defaults to 0.3.
+        until (float): Share of the training after which masks stay fixed.
+            Defaults to 0.75. All three defaults are the paper's.
 
     Raises:
         UsageError: On values outside their ranges.
@@ -35,6 +36,8 @@ class RigL(ERK):
                  interval: int = 100,
                  fraction: float = 0.3,
                  until: float = 0.75) -> None:
+        check_numbers(whole=True, interval=interval)
+        check_numbers(fraction=fraction, until=until)
         if interval < 1:
             raise UsageError(f'RigL: interval={interval}: expected at least 1 '
                              'iteration')

@@ -1,24 +1,25 @@
-"""What the ways to choose masks have in common."""
+"""The base class of schemes, which choose masks for sparse training."""
 from typing import Dict, Optional
 
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import UsageError, check_numbers
 
-# By the name of a parameter.
+# Tensors by the name of a parameter.
 Tensors = Dict[str, Tensor]
 
 
 class Scheme:
     """Chooses which weights of a network exist.
 
-    A mask is a bool tensor of its weight's shape, on its device; True where
+    A mask is a bool tensor with the shape and device of its weight, True where
     the weight exists.
 
     Attributes:
-        batches (int): Batches whose gradients :meth:`start` looks at.
-        interval (int): Iterations between two updates; 0 for masks that stay.
+        batches (int): Number of batches whose gradients :meth:`start` needs.
+        interval (int): Number of iterations between two updates; 0 for fixed
+            masks.
     """
     batches = 0
     interval = 0
@@ -28,38 +29,37 @@ class Scheme:
         """Choose the masks that a training starts with.
 
         Args:
-            weights (Dict[str, Tensor]): The weights to be masked.
-            density (float): The share of all of them that is to exist, in
-                (0, 1].
-            generator (torch.Generator): Of the CPU, for what is random.
-            gradients (Dict[str, Tensor]): Of the loss, summed over
+            weights (Dict[str, Tensor]): Weights to be masked.
+            density (float): Share of all of them that is to exist, in (0, 1].
+            generator (torch.Generator): Random generator of the CPU.
+            gradients (Dict[str, Tensor]): Gradients of the loss, summed over
                 ``batches`` batches; empty if that is 0.
 
         Returns:
-            Dict[str, Tensor]: The masks; each keeps at least one weight.
+            Dict[str, Tensor]: Masks, each with at least one weight.
         """
         raise NotImplementedError
 
     def fraction(self, done: float) -> float:
-        """Say which share of a layer's weights an update exchanges.
+        """Return the share of a layer's weights that an update exchanges.
 
         Args:
-            done (float): The share of the training that is over, in [0, 1].
+            done (float): Share of the training that is over, in [0, 1].
 
         Returns:
-            float: In [0, 1); 0: no update.
+            float: Share in [0, 1); 0 means no update.
         """
         return 0.
 
     def update(self, weight: Tensor, gradient: Tensor, mask: Tensor,
                fraction: float) -> Tensor:
-        """Choose another mask of a layer, as dense as the one it has.
+        """Choose a new mask for a layer, as dense as its present one.
 
         Args:
-            weight (Tensor): Of the layer.
-            gradient (Tensor): Of the loss, where the weight is 0 as well.
-            mask (Tensor): The one it has.
-            fraction (float): From :meth:`fraction`.
+            weight (Tensor): Weight of the layer.
+            gradient (Tensor): Gradient of the loss, including absent weights.
+            mask (Tensor): Present mask of the layer.
+            fraction (float): Share to exchange, from :meth:`fraction`.
 
         Returns:
             Tensor: The new mask.
@@ -68,20 +68,21 @@ class Scheme:
 
 
 def check_density(density: float) -> float:
-    """Check the share of weights that is to exist.
+    """Check a density.
 
     Args:
-        density (float): In (0, 1].
+        density (float): Share of the weights that is to exist, in (0, 1].
 
     Returns:
-        float: The same.
+        float: The same number.
 
     Raises:
-        UsageError: If it is no such number.
+        UsageError: If it is not in (0, 1].
     """
-    if not isinstance(density, (int, float)) or not 0 < density <= 1:
+    check_numbers(density=density)
+    if not 0 < density <= 1:
         raise UsageError(
-            f'density={density!r}: expected the share of the weights that is '
+            f'density={density}: expected the share of the weights that is '
             'to exist, above 0 and at most 1 (a sparsity of 0.95 is a density '
             'of 0.05)')
     return float(density)
@@ -92,13 +93,13 @@ def top_mask(scores: Tensor, count: int,
     """Mark the largest scores.
 
     Args:
-        scores (Tensor): Of any shape.
-        count (int): How many, at most the number of candidates.
-        candidates (Tensor, optional): Bool, which of them may be marked.
-            Defaults to None: all.
+        scores (Tensor): Scores, of any shape.
+        count (int): Number of scores to mark, at most that of the candidates.
+        candidates (Tensor, optional): Bool tensor that says which scores may
+            be marked. Defaults to None: all.
 
     Returns:
-        Tensor: Bool, of the same shape, with ``count`` True.
+        Tensor: Bool tensor of the same shape, True in ``count`` places.
     """
     if candidates is not None:
         scores = scores.masked_fill(~candidates, -torch.inf)

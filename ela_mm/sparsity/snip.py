@@ -1,27 +1,28 @@
-"""SNIP: the weights that the loss depends on most, found before training."""
+"""SNIP: keeps the weights that the loss depends on most before training."""
 import torch
 
-from ..errors import UsageError
+from ..errors import UsageError, check_numbers
 from .scheme import Scheme, Tensors, top_mask
 
 
 class SNIP(Scheme):
     """Masks that keep the weights w with the largest ``|w dL/dw|``.
 
-    "SNIP: Single-shot Network Pruning based on Connection Sensitivity" (arXiv
-    1810.02340). Weights of all layers are ranked together. Each layer keeps at
-    least its first one, whatever its rank: this project's choice, since a
-    layer without weights cuts the network in two.
+    From "SNIP: Single-shot Network Pruning based on Connection Sensitivity"
+    (arXiv 1810.02340). Weights of all layers are ranked together. Each layer
+    keeps at least its best one, since a layer without weights would cut the
+    network in two: this project's choice.
 
     Args:
-        batches (int): Batches whose summed gradient counts. Defaults to 1,
-            the paper's.
+        batches (int): Number of batches over which gradients are summed.
+            Defaults to 1, as in the paper.
 
     Raises:
-        UsageError: On fewer than 1.
+        UsageError: If ``batches`` is less than 1.
     """
 
     def __init__(self, batches: int = 1) -> None:
+        check_numbers(whole=True, batches=batches)
         if batches < 1:
             raise UsageError(f'SNIP: batches={batches}: expected at least 1')
         self.batches = batches

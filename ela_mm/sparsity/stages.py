@@ -6,7 +6,7 @@ from torch import nn
 
 from ..errors import UsageError
 
-# Name of a block to the block, by the name of its stage.
+# For the name of each stage, its blocks by name.
 Stages = Dict[str, Dict[str, nn.Module]]
 
 
@@ -14,26 +14,29 @@ def find_stages(model: nn.Module,
                 names: Optional[Sequence[str]] = None) -> Stages:
     """Find the stages of a model's backbone.
 
-    A backbone with layer attention says where its blocks are. Else known are
-    ``res_layers`` (the hosts' ResNet families), ``layer1``, ``layer2``, ...
-    (torchvision's and timm's), and ``stages`` or ``layers``, a list of stages
-    or, as in plain vision transformers, of the blocks of the only one. A
-    stage's blocks are its ``blocks``, if it has such, else what it iterates
-    over.
+    A backbone with layer attention knows where its blocks are. In other
+    backbones, stages are ``res_layers`` (ResNet families of the hosts),
+    ``layer1``, ``layer2``, ... (torchvision and timm), or the entries of
+    ``stages`` or ``layers``; in plain vision transformers the latter is a list
+    of blocks, which form a single stage. The blocks of a stage are its
+    ``blocks``, if it has that attribute, or else its items.
 
     Args:
-        model (nn.Module): A detector, a classifier or a backbone. Its
-            first ``backbone``, if it has one, is searched, else the model; it
-            may be wrapped once, as mmpretrain's ``TIMMBackbone`` wraps.
-        names (Sequence[str], optional): Names, in the model, of sequences of
-            blocks, to take these instead. Defaults to None.
+        model (nn.Module): Detector, classifier or backbone. Its first
+            ``backbone`` is searched, or else the model itself. There may be a
+            wrapper around it, such as mmpretrain's ``TIMMBackbone``.
+        names (Sequence[str], optional): Names in the model of sequences of
+            blocks to use as stages instead. Defaults to None.
 
     Returns:
-        Dict[str, Dict[str, nn.Module]]: Names as in the model.
+        Dict[str, Dict[str, nn.Module]]: For the name of each stage, its blocks
+        by name; names as in the model.
 
     Raises:
         UsageError: If there are no stages, or not under the given names.
     """
+    if isinstance(names, str) or not isinstance(names, (Sequence, type(None))):
+        raise UsageError(f'stages={names!r}: expected a list of names')
     if names is not None:
         return {name: _blocks(name, _sequence(model, name)) for name in names}
     prefix = next((name for name, _ in model.named_modules()
@@ -66,16 +69,16 @@ def find_stages(model: nn.Module,
 
 
 def block_features(output: Any) -> Any:
-    """Of what a block returns, the features that are compared.
+    """Select the features to compare from the output of a block.
 
     Args:
-        output (Any): A tensor, or a sequence: features, and what goes beside
-            them, such as the size of their map (MViT) or another branch's
-            tokens (Conformer).
+        output (Any): A tensor; or a sequence of features and what accompanies
+            them, such as the size of their map (MViT) or the tokens of another
+            branch (Conformer).
 
     Returns:
-        Any: The tensor, or the first of the sequence. Branches that are
-        alike, which have no first, come back as they are.
+        Any: The tensor, or the first item of the sequence. Branches of equal
+        shape, none of which is the main one, are returned unchanged.
     """
     if not isinstance(output, (list, tuple)) or not output:
         return output
@@ -98,7 +101,7 @@ def _is_sequence(module: Optional[nn.Module]) -> bool:
 
 
 def _sequences(module: nn.Module) -> Dict[str, nn.Module]:
-    """A module's stages by name, if it is a backbone with stages."""
+    """Return a module's stages by name; empty if it has none."""
     children = dict(module.named_children())
     names = getattr(module, 'res_layers', None) or [
         name for name in children if re.fullmatch(r'layer\d+', name)
@@ -116,7 +119,7 @@ def _sequences(module: nn.Module) -> Dict[str, nn.Module]:
         }
         if not any(_is_sequence(stage) for stage in stages.values()):
             return {name: parts}
-        # Lists within a stage, as in PVT, are not blocks.
+        # A stage that contains lists (as in PVT) is no sequence of blocks.
         if all(
                 _is_sequence(stage)
                 and not any(isinstance(x, nn.ModuleList) for x in stage)

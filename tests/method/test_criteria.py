@@ -149,6 +149,15 @@ def test_quantile_mapping_fits_what_is_not_given():
     (dict(type='GQM', shape=1.), 'both or neither'),
     (dict(type='GQM', shape=-1., scale=1.), 'shape=-1'),
     (dict(type='EQM', rate=0), 'rate=0'),
+    # YAML reads 1e-4 as text.
+    (dict(type='EBQM', mu='1e-4'), "mu='1e-4': expected a number without quot"),
+    (dict(type='EBQM', gamma=None), 'gamma=None: expected a number$'),
+    (dict(type='normal', alpha=True), 'alpha=True: expected a number'),
+    (dict(type='threshold', t='1'), "t='1': expected a number"),
+    (dict(type='fixed', n='3'), "n='3': expected a number"),
+    (dict(type='fixed', n=math.inf), 'n=inf'),
+    (dict(type='GQM', shape='1', scale=1.), "shape='1': expected a number"),
+    (dict(type='EQM', rate='1'), "rate='1': expected a number"),
 ])
 def test_bad_parameters_are_named_before_training(config, message):
     with pytest.raises(ValueError, match=message):

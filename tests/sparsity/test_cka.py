@@ -303,6 +303,8 @@ def test_stages_may_be_named():
     for wrong in ('backbone.stage9', 'backbone.stage1.1.0'):
         with pytest.raises(UsageError, match=f'no sequence of blocks {wrong!r}'):
             find_stages(csp, [wrong])
+    with pytest.raises(UsageError, match='expected a list of names'):
+        find_stages(csp, 'backbone.stage1.1')
 
 
 def test_lists_within_a_stage_are_no_blocks():

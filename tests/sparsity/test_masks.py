@@ -72,9 +72,9 @@ def test_no_layer_vanishes(scheme):
     assert all(mask.any() for mask in masks.values())
 
 
-@pytest.mark.parametrize('density', [0, -.1, 1.1, math.nan, '.5'])
+@pytest.mark.parametrize('density', [0, -.1, 1.1, math.nan, '.5', True])
 def test_density_is_a_share(density):
-    with pytest.raises(UsageError, match='density=.*above 0 and at most 1'):
+    with pytest.raises(UsageError, match='density=.*(above 0 and at most 1|a number)'):
         check_density(density)
 
 
@@ -151,6 +151,10 @@ def test_others_stay(scheme):
     (dict(type='RigL', fraction=0), 'fraction=0'),
     (dict(type='RigL', until=1.5), 'until=1.5'),
     (dict(type='SNIP', batches=0), 'batches=0'),
+    (dict(type='SNIP', batches='1'), "batches='1': expected a whole number"),
+    (dict(type='RigL', interval=2.5), 'interval=2.5: expected a whole number'),
+    (dict(type='RigL', until='1'), "until='1': expected a number"),
+    ('ERK', "scheme='ERK': expected a dict with a type"),
 ])
 def test_wrong_schemes_are_named(cfg, message):
     with pytest.raises(UsageError, match=message):
@@ -183,6 +187,8 @@ def test_nothing_to_mask_is_an_error():
         sparse_layers(nn.BatchNorm2d(3))
     with pytest.raises(UsageError, match="Linear has no module 'fc'"):
         sparse_layers(nn.Linear(3, 3), ['fc'])
+    with pytest.raises(UsageError, match="leave_out='head.fc': .* a list"):
+        sparse_layers(nn.Linear(3, 3), 'head.fc')
 
 
 def test_queries_and_keys_of_attention_are_never_masked():

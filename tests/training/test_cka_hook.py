@@ -346,6 +346,9 @@ def test_two_hooks_are_refused(tmp_path):
     (dict(samples=3), 'samples=3: CKA-SR needs at least 4'),
     (dict(samples=2, variant='AugCKA-SR'), 'AugCKA-SR needs at least 3'),
     (dict(interval=0), 'interval=0'),
+    (dict(weight='1e-4'), "weight='1e-4': expected a number .* 1.0e-4"),
+    (dict(samples=4.5), 'samples=4.5: expected a whole number'),
+    (dict(interval=None), 'interval=None: expected a whole number'),
     (dict(max_features=0), 'max_features=0'),
     (dict(variant='CCA'), "'CCA': expected one of CKA-SR, AugCKA-SR"),
 ])

@@ -383,7 +383,10 @@ def test_bad_criteria_are_named(criterion, message):
 
 
 @pytest.mark.parametrize('argument', [dict(skip='stage'),
-                                      dict(timing_steps=0)])
+                                      dict(timing_steps=0),
+                                      dict(timing_steps='50'),
+                                      dict(timing_rounds='3'),
+                                      dict(by_epoch='False')])
 def test_bad_options_are_named(argument):
     name, value = next(iter(argument.items()))
     with pytest.raises(ValueError, match=f'{name}={value!r}'):

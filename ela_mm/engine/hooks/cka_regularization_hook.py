@@ -10,7 +10,7 @@ from mmengine.runner import BaseLoop
 from torch import Tensor
 
 from ...compat.compiling import disable
-from ...errors import UsageError
+from ...errors import UsageError, check_numbers
 from ...sparsity.cka import MIN_SAMPLES, aug_cka_sr, cka_sr, pooled
 from ...sparsity.stages import Stages, block_features, find_stages
 from ..lifetime import when_over
@@ -77,7 +77,10 @@ class CKARegularizationHook(Hook):
                  variant: str = 'CKA-SR',
                  max_features: int = 2**20,
                  stages: Optional[Sequence[str]] = None) -> None:
-        if variant not in VARIANTS:
+        check_numbers(weight=weight)
+        check_numbers(whole=True, samples=samples, interval=interval,
+                      max_features=max_features)
+        if not isinstance(variant, str) or variant not in VARIANTS:
             raise UsageError(f'variant={variant!r}: expected one of '
                              f'{", ".join(VARIANTS)}')
         if not 0 < weight < float('inf'):
