@@ -33,7 +33,7 @@ class CSPAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
 
 
 class CSPNetAttentionMixin(FreshNormsMixin, PlacedAttentionMixin):
-    """Adds layer attention to CSPDarkNet, CSPResNet, CSPResNeXt of MMPretrain."""
+    """Adds layer attention to a CSPDarkNet or CSPRes(NeX)t of MMPretrain."""
     norm_cfg_by_default = dict(type='BN', eps=1e-5)
 
     def stage_specs(self) -> List[StageSpec]:

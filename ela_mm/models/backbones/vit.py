@@ -262,7 +262,7 @@ class ViTAttentionMixin(PlacedAttentionMixin):
         return self.embed_dims
 
     def add_attention(self) -> None:
-        """Add groups beside the host's blocks; freeze layers as their blocks."""
+        """Add groups beside the host's blocks; freeze those of frozen ones."""
         specs = self.stage_specs()
         self.fit_head_dim([self.token_channels()])
         groups = [

@@ -1,8 +1,8 @@
 """The systems that the paper compares with, one file each.
 
-GC and NL are mmcv's ``ContextBlock`` and ``NonLocal2d``. Importing the package
-registers the others, inside of a block with mmengine, across blocks as kinds of
-``attention``.
+GC and NL are mmcv's ``ContextBlock`` and ``NonLocal2d``. Importing this package
+registers the others: those within a block with mmengine, those across blocks as
+values of ``attention``.
 """
 from .augmented import AugmentedConv2d
 from .bam import BAMAttention

@@ -15,48 +15,49 @@ _Size = Union[int, Sequence[int]]
 class AugmentedConv2d(nn.Module):
     """A convolution, some of whose channels come from self-attention.
 
-    Equations 1 to 5 of the paper: of C channels out, C - d_v are a convolution
-    of x and d_v are attention over all pixels of the map,
+    Equations 1 to 5 of the paper. Of C output channels, C - d_v are a
+    convolution of x, and d_v are attention over all pixels of the map,
 
         softmax((Q K^T + S_H + S_W) / sqrt(d)) V    per head, then a 1x1
 
-    where S_H[i, j] = q_i . r_H[row of j - row of i] and S_W likewise are
-    learned embeddings of relative positions, shared by the heads. Memory and
-    time of the attention grow with (H W)^2.
+    where S_H[i, j] = q_i . r_H[row of j - row of i], with learned embeddings
+    r_H of relative positions, shared by the heads; likewise S_W for columns.
+    Memory and time of the attention grow with (H W)^2.
 
-    It takes the place of a 3x3 convolution (plugin position ``'conv2'``, see
+    It replaces a 3x3 convolution (plugin position ``'conv2'``, see
     :func:`~ela_mm.models.compared.plugins.apply_plugins`). The paper augments
     the 3x3 convolutions of the last stages. In stages 2, 3 and 4 with the
-    defaults, ResNet-50 and -101 have the parameters that it prints (25.8 and
+    defaults, ResNet-50 and -101 have as many parameters as it prints (25.8 and
     45.4 M).
 
     Args:
-        in_channels (int): Channels of x.
-        out_channels (int): C.
-        kernel_size (int): Of the convolution, whose padding is expected to keep
-            the map's size.
-        stride (int): Where it is not 1, the attention sees x after 3x3 average
-            pooling of this stride (the pooling is the paper's, for large
-            maps; its use here this project's choice). Defaults to 1.
-        padding (int): Defaults to 0.
-        dilation (int): Defaults to 1.
-        groups (int): Only 1 is possible.
-        bias (bool): Of the convolution and the 1x1 ones. Defaults to True.
-        map_size (int | Sequence[int]): Height and width of the map out, for
-            which embeddings are learned: 2 H - 1 and 2 W - 1 vectors. On a map
-            of another size they are interpolated linearly, so that the largest
-            offset of the one is the largest of the other.
-        num_heads (int): h. Defaults to 8.
-        key_ratio (float): kappa, channels of all keys to C. Defaults to 0.2.
-        value_ratio (float): upsilon, d_v to C. Defaults to 0.1. Both are
-            rounded down to a multiple of the heads; d_v is one channel per
-            head at least.
-        min_key_dim (int): Channels d per head of the keys are no fewer than
-            this. Defaults to 20.
+        in_channels (int): Number of input channels.
+        out_channels (int): C, number of output channels.
+        kernel_size (int): Kernel size of the convolution; padding has to keep
+            the size of the map.
+        stride (int): Stride of the convolution. If it is not 1, attention sees
+            x after 3x3 average pooling of this stride (the paper pools large
+            maps; to do so here is this project's choice). Defaults to 1.
+        padding (int): Padding of the convolution. Defaults to 0.
+        dilation (int): Dilation of the convolution. Defaults to 1.
+        groups (int): Groups of the convolution; has to be 1.
+        bias (bool): Whether all convolutions have biases. Defaults to True.
+        map_size (int | Sequence[int]): Height H and width W of the output map,
+            for which 2 H - 1 and 2 W - 1 embeddings are learned. For a map of
+            another size they are interpolated linearly, such that the largest
+            offsets correspond.
+        num_heads (int): h, number of heads. Defaults to 8.
+        key_ratio (float): kappa, channels of all keys relative to C. Defaults
+            to 0.2.
+        value_ratio (float): upsilon, d_v relative to C. Defaults to 0.1. Both
+            numbers of channels are rounded down to a multiple of the heads,
+            d_v to at least one channel per head.
+        min_key_dim (int): Least number of key channels d per head. Defaults to
+            20.
 
     Raises:
-        UsageError: If attention leaves no channel to the convolution, or with
-            groups.
+        UsageError: If attention leaves no channel to the convolution, or if
+            ``groups`` is not 1.
     """
 
     def __init__(self,
@@ -111,7 +112,7 @@ class AugmentedConv2d(nn.Module):
             x (Tensor): (B, C_in, H_in, W_in).
 
         Returns:
-            Tensor: (B, C, H, W), the attention's channels last.
+            Tensor: (B, C, H, W); channels of the attention come last.
         """
         return torch.cat([self.conv(x), self._attend(x)], dim=1)
 
@@ -126,7 +127,7 @@ class AugmentedConv2d(nn.Module):
         q = q.permute(0, 1, 3, 4, 2) * q.shape[2]**-0.5  # (B, h, H, W, d)
         rows = _table(self.relative_rows, height)  # (H, H, d)
         columns = _table(self.relative_columns, width)  # (W, W, d)
-        # Of a query at (y, x) with all rows z, and with all columns z.
+        # Logits of a query at (y, x) for all rows z, and for all columns z.
         to_rows = torch.einsum('bhyxd,yzd->bhyxz', q, rows)
         to_columns = torch.einsum('bhyxd,xzd->bhyxz', q, columns)
         relative = to_rows[..., None] + to_columns[..., None, :]
@@ -139,7 +140,7 @@ class AugmentedConv2d(nn.Module):
 
 
 def _table(embeddings: Tensor, size: int) -> Tensor:
-    """Embeddings of all pairs of positions: (2 N - 1, d) to (size, size, d)."""
+    """Look up embeddings of all pairs: (2 N - 1, d) -> (size, size, d)."""
     if len(embeddings) != 2 * size - 1:
         embeddings = F.interpolate(
             embeddings.T[None],

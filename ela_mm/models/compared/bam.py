@@ -7,10 +7,10 @@ from .squeeze import squeezed_channels
 
 
 class _BatchNorm1dOfAnyBatch(nn.BatchNorm1d):
-    """A norm over the batch that also takes a batch of one in training.
+    """A batch norm that also takes a batch of one sample in training.
 
-    One sample has no variance: it is normalised by the running statistics,
-    which it leaves as they are.
+    One sample has no variance, so it is normalised by the running statistics,
+    which do not change.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,19 +30,20 @@ class _BatchNorm1dOfAnyBatch(nn.BatchNorm1d):
 class BAMAttention(nn.Module):
     """Weigh channels and pixels at once.
 
-    ``x * (1 + sigmoid(channel * spatial))`` with ``channel`` (B, C, 1, 1), two
-    linear layers on the means, and ``spatial`` (B, 1, H, W), a 1x1, two 3x3
-    (dilation 4) and a 1x1 convolution. The paper's equation 2 adds the two;
-    the authors' code, which the compared papers ran, multiplies, and so does
-    this. A batch norm and a relu follow every layer but the last of each.
+    ``x * (1 + sigmoid(channel * spatial))``, where ``channel`` (B, C, 1, 1) is
+    two linear layers on the channel means, and ``spatial`` (B, 1, H, W) is a
+    1x1, two 3x3 (dilation 4) and a 1x1 convolution. A batch norm and a relu
+    follow every layer but the last of each branch. Equation 2 of the paper adds
+    the two branches; the authors' code, which the compared papers ran,
+    multiplies them, and so does this.
 
-    In training, a batch of one sample is normalised by the channel branch's
-    running statistics (this project's choice: there is no variance to take).
+    In training, the channel branch normalises a batch of one sample by running
+    statistics (this project's choice, since one sample has no variance).
 
     Args:
-        in_channels (int): C.
-        reduction (int): r, both branches have C / r channels inside. Defaults
-            to 16, the paper's.
+        in_channels (int): C, number of channels.
+        reduction (int): r; both branches have C / r channels inside. Defaults
+            to 16, as in the paper.
 
     Raises:
         UsageError: If the reduction leaves no channel.

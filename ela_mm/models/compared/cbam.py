@@ -12,14 +12,14 @@ class CBAMAttention(nn.Module):
 
     ``y = x * sigmoid(MLP(mean(x)) + MLP(max(x)))`` over the pixels, then
     ``y * sigmoid(bn(conv7x7([mean(y), max(y)])))`` over the channels: equations
-    1 to 3 of the paper. The MLP has no biases. The authors' code has them, and
-    the maximum before the mean; with biases the parameters differ from those
-    that the compared papers print.
+    1 to 3 of the paper. The MLP has no biases. The authors' code has biases,
+    and takes the maximum before the mean; but with biases the number of
+    parameters differs from what the compared papers print.
 
     Args:
-        in_channels (int): C.
-        reduction (int): r, the MLP has C / r channels inside. Defaults to 16,
-            the paper's.
+        in_channels (int): C, number of channels.
+        reduction (int): r; the MLP has C / r channels inside. Defaults to 16,
+            as in the paper.
 
     Raises:
         UsageError: If the reduction leaves no channel, or timm is missing.

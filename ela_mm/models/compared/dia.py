@@ -10,22 +10,22 @@ from .shared_cell import SharedCell, start
 
 @register_attention('dia')
 class DIAStage(RecurrentStage):
-    """A stage whose blocks weigh their channels by one recurrent cell.
+    """A stage whose blocks weigh their channels by a shared recurrent cell.
 
-    With y (B, C, H, W) what a block's last norm returns:
+    With y (B, C, H, W) the output of a block's last norm:
 
         h, c = cell(mean of y over the positions, h, c)
         x = relu(h * y + shortcut of x)
 
-    The cell, :class:`~ela_mm.models.compared.shared_cell.SharedCell` with an
-    output gate, is shared by the stage's blocks; h and c start at 0 in each
-    stage. The gate stands before stochastic depth. It has no weights over
-    layers, and so nothing to prune.
+    All blocks of a stage share the cell, a
+    :class:`~ela_mm.models.compared.shared_cell.SharedCell` with an output gate;
+    h and c start at 0 in each stage. Drop path follows the gate. DIA has no
+    weights over layers, and so nothing to prune.
 
     Args:
-        blocks (nn.Sequential): The host's blocks.
-        layers (List[SharedCell]): The cell.
-        spec (StageSpec): Of the stage.
+        blocks (nn.Sequential): Blocks of the host.
+        layers (List[SharedCell]): The cell, in a list.
+        spec (StageSpec): Description of the stage.
     """
 
     def __init__(self, blocks: nn.Sequential, layers: List[nn.Module],
@@ -45,7 +45,7 @@ class DIAStage(RecurrentStage):
 
     def run(self, i: int, x: Tensor, hidden: Tensor,
             cell: Tensor) -> Tuple[Tensor, ...]:
-        """Run a block, whose channels the cell weighs."""
+        """Run a block, with channels weighed by the cell."""
         state: List[Tensor] = []
 
         def weigh(y: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class DIAStage(RecurrentStage):
         return (x, *state)
 
     def norms(self, i: int) -> List[nn.Module]:
-        """None: it brings no norm along."""
+        """Return no norms: DIA adds none."""
         return []
 
     def __len__(self) -> int:

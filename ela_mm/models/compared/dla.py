@@ -15,26 +15,26 @@ from ..layers import LayerAttention, LayerMemory
 from ..layers.bank.keys import average_pool
 from .shared_cell import SharedCell, start
 
-# Of the cell, in the authors' code for CIFAR; that for ImageNet has 16.
+# Reduction of the cell as in the authors' code for CIFAR (16 for ImageNet).
 REDUCTION = 4
 
 
 class DynamicMemory(LayerMemory):
     """Keys and values that every later layer rewrites.
 
-    A value is rewritten by a factor per channel. The maps stay as they are, and
-    their factors and means, (B, C) each, are rewritten in their place: backward
-    keeps every map once, not once per later layer.
+    A value is rewritten by a factor per channel. Instead of the map, its
+    factors and means, (B, C) each, are rewritten. So backward keeps every map
+    once, and not once for each later layer.
 
     Args:
-        cell (SharedCell): The stage's.
+        cell (SharedCell): Cell of the stage.
 
     Attributes:
-        factors (List[Tensor]): n tensors (B, C); value i is ``factors[i] *
-            values[i]``.
-        means (List[Tensor]): n tensors (B, C), of the rewritten values.
-        state (Tuple[Tensor, Tensor] | None): The cell's h and c, (B, C); None
-            before the first layer.
+        factors (List[Tensor]): n tensors (B, C); the rewritten value i is
+            ``factors[i] * values[i]``.
+        means (List[Tensor]): n tensors (B, C), means of the rewritten values.
+        state (Tuple[Tensor, Tensor] | None): h and c of the cell, (B, C) each;
+            None before the first layer.
     """
 
     def __init__(self, cell: SharedCell) -> None:
@@ -45,10 +45,10 @@ class DynamicMemory(LayerMemory):
         self.state: Optional[Tuple[Tensor, Tensor]] = None
 
     def refresh(self, x: Tensor) -> None:
-        """Let a new layer's features step the cell, and the cell rewrite.
+        """Step the cell by a new layer's features, and rewrite the memory.
 
         Args:
-            x (Tensor): (B, C, H, W), the output of the layer's block.
+            x (Tensor): (B, C, H, W), output of the layer's block.
         """
         state = self.state or start(x, x.shape[1])
         self.state = self.cell(average_pool(x), *state)  # (B, C) each
@@ -67,9 +67,9 @@ class DynamicMemory(LayerMemory):
 
 
 class DynamicLayerAttention(LayerAttention):
-    """One layer's DLA-base term; arguments as those of :class:`LayerAttention`.
+    """The DLA-base term of one layer; arguments as in :class:`LayerAttention`.
 
-    The first one of a stage holds the cell.
+    The first layer of a stage holds the cell.
     """
 
     def attend(self, x: Tensor,
@@ -89,7 +89,7 @@ class DynamicLayerAttention(LayerAttention):
         memory.factors.append(torch.ones_like(memory.means[-1]))
 
     def _retrieve(self, weights: Tensor, memory: DynamicMemory) -> Tensor:
-        """The sum over i of P_i times factor i times v_i, and what follows."""
+        """Sum P_i times factor i times v_i over i; then as in MRLA-base."""
         weights = weights.unsqueeze(2).expand(  # (B, h, d, n)
             -1, -1, self.head_dim, -1).flatten(1, 2)  # (B, C, n)
         return super()._retrieve(weights * torch.stack(memory.factors, -1),
@@ -101,26 +101,29 @@ class DynamicLayerAttention(LayerAttention):
 class DLAStage(AttentionStage):
     """A stage with DLA-base: MRLA-base over keys and values that change.
 
-    As :class:`~ela_mm.models.backbones.stages.base.AttentionStage`, but before
-    layer t attends, the stage's cell (DSU) takes a step and rewrites what the
-    earlier layers i < t have left, with m(.) the mean over the positions:
+    It differs from :class:`~ela_mm.models.backbones.stages.base.AttentionStage`
+    in that before layer t attends, the cell of the stage (DSU) takes a step and
+    rewrites keys and values of the earlier layers i < t. With m(.) the mean
+    over the positions:
 
         h, c = cell(m(x_t), h, c)
         k_i = k_i * cell(k_i, h, c),  v_i = v_i * cell(m(v_i), h, c)
 
-    The cell, :class:`~ela_mm.models.compared.shared_cell.SharedCell` without
-    an output gate, is shared by the stage, and held by its first layer.
+    All layers of a stage share the cell, a
+    :class:`~ela_mm.models.compared.shared_cell.SharedCell` without an output
+    gate, which the first layer holds.
 
-    It has a softmax over layers, which is measured and pruned as MRLA-base's
-    is. There it says less: its weights are over rewritten keys, and the values
-    are rewritten as well, so that two neighbours with equal weights need not
-    retrieve the same features. A skipped layer (``skip='layer'``) neither steps
-    the cell nor rewrites; under ``skip='retrieval'`` it does both.
+    Its softmax over layers is measured and pruned as that of MRLA-base. But the
+    KL divergence says less here: keys and values are rewritten in between, so
+    two neighbours with equal weights need not retrieve the same features. A
+    skipped layer (``skip='layer'``) neither steps the cell nor rewrites; under
+    ``skip='retrieval'`` it does both.
 
     Args:
-        name (str): The stage's name in the backbone.
-        blocks (nn.Sequential): The host's blocks.
-        layers (List[DynamicLayerAttention]): One per block.
+        name (str): Name of the stage in the backbone.
+        blocks (nn.Sequential): Blocks of the host.
+        layers (List[DynamicLayerAttention]): Attention layers, one for each
+            block.
     """
     head_dims = (32, 16, 8, 4)
 
@@ -131,9 +134,9 @@ class DLAStage(AttentionStage):
               head_dim: int = 32,
               act: bool = True,
               zero_init_attention: bool = False) -> 'DLAStage':
-        """Add DLA-base to a host's blocks; arguments as the backbone's.
+        """Add DLA-base to a host's blocks; options as in the backbone.
 
-        ``head_dim`` defaults to 32, which the authors' code has.
+        ``head_dim`` defaults to 32, as in the authors' code.
         """
         layers = [
             DynamicLayerAttention(spec.channels, head_dim, act, spec.norm_cfg,
@@ -144,13 +147,13 @@ class DLAStage(AttentionStage):
         return cls(spec.name, blocks, layers)
 
     def new_memory(self, x: Tensor) -> DynamicMemory:
-        """Make plain lists: what they hold is rewritten."""
+        """Make a memory of plain lists, since it is rewritten."""
         if not is_compiling():
             self._warn_of_idle_hooks()
         return DynamicMemory(self.attention[0].cell)
 
     def parts(self, i: int):
-        """Say which parts of a layer run; the cell does if any layer does."""
+        """Tell which parts of a layer run; the cell does if any layer does."""
         used, layer = super().parts(i)
         if i == 0:
             used['cell'] = any(self.active)
@@ -161,26 +164,29 @@ class DLAStage(AttentionStage):
 class DLALightStage(LightAttentionStage):
     """A stage with DLA-light: MRLA-light whose shortcut a cell weighs.
 
-    As :class:`~ela_mm.models.backbones.stages.light.LightAttentionStage`, but
-    the shortcut s_t (B, C, H, W) that a layer mixes in is weighed by the
-    stage's cell, with m(.) the mean over the positions:
+    It differs from
+    :class:`~ela_mm.models.backbones.stages.light.LightAttentionStage` in that
+    the cell of the stage weighs the shortcut s_t (B, C, H, W) that a layer
+    mixes in. With m(.) the mean over the positions:
 
         h, c = cell(m(x_t), h, c)
         s_t = s_t * cell(m(s_t), h, c)
 
     The authors' code also adds a depthwise 3x3 convolution of s_t, shared by
-    the stage (9 C parameters), which is left out here. Nothing to prune.
+    the stage (9 C parameters), which is left out here. There is nothing to
+    prune.
 
     Args:
-        name (str): The stage's name in the backbone.
-        blocks (nn.Sequential): The host's blocks.
-        layers (List[LightLayerAttention]): One per block.
+        name (str): Name of the stage in the backbone.
+        blocks (nn.Sequential): Blocks of the host.
+        layers (List[LightLayerAttention]): Attention layers, one for each
+            block.
     """
 
     @classmethod
     def build(cls, blocks: nn.Sequential, spec: StageSpec,
               **options) -> 'DLALightStage':
-        """Add DLA-light to a host's blocks; options as the backbone's."""
+        """Add DLA-light to a host's blocks; options as in the backbone."""
         stage = super().build(blocks, spec, **options)
         stage.attention[0].cell = SharedCell(spec.channels, False, REDUCTION)
         stage.channels = spec.channels
@@ -192,7 +198,7 @@ class DLALightStage(LightAttentionStage):
 
     def step(self, i: int, x: Tensor,
              memory: List[Tensor]) -> Tuple[Tensor, None]:
-        """Run a block, and mix its value with its weighed shortcut."""
+        """Run a block, and attention on its output and weighed shortcut."""
         x, identity = self._block_and_shortcut(self.block(i), x)
         cell = self.attention[0].cell
         memory[:] = cell(x.mean((2, 3)), *memory)  # (B, C) each

@@ -7,22 +7,23 @@ from .squeeze import squeezed_channels
 
 @MODELS.register_module()
 class DoubleAttention(nn.Module):
-    """Gather descriptors of the whole map, and hand them out pixel by pixel.
+    """Gather descriptors of the whole map, and distribute them to the pixels.
 
     Equation 6 of the paper, with A, B and V three 1x1 convolutions of x:
 
         Z = (A softmax(B)^T) softmax(V)
 
     The first softmax is over the pixels, so that the product gathers n
-    descriptors, each a mean of A; the second is over the n descriptors. A last
+    descriptors, each a mean of A. The second is over the n descriptors. A last
     1x1 convolution brings Z back to C channels, and x is added. Reduction and
-    placement are not in the paper's text at hand; C / 4 in every block of
-    stages 2 and 3 has about its parameters (ResNet-50: 32.9 M, printed 33.0).
+    placement are this project's choice: C / 4 in every block of stages 2 and 3
+    gives about the paper's number of parameters (ResNet-50: 32.9 M, printed
+    33.0).
 
     Args:
-        in_channels (int): C.
-        reduction (int): A has m = C / reduction channels, B and V have as many
-            (n = m). Defaults to 4.
+        in_channels (int): C, number of channels.
+        reduction (int): Reduction of channels; A has m = C / reduction
+            channels, and so have B and V (n = m). Defaults to 4.
 
     Raises:
         UsageError: If the reduction leaves no channel.
@@ -39,7 +40,7 @@ class DoubleAttention(nn.Module):
         self.project = nn.Conv2d(inner, in_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add to every pixel what it asks of the whole map.
+        """Add to every pixel what it retrieves from the whole map.
 
         Args:
             x (Tensor): (B, C, H, W).

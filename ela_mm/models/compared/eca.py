@@ -9,13 +9,13 @@ from .from_timm import timm_attention
 class ECAAttention(nn.Module):
     """Weigh a channel by the means of its neighbours (timm's ``eca``).
 
-    ``x * sigmoid(conv1d(mean(x)))``, a convolution over the channels of k
-    weights, no bias. k is the odd one of ``int((log2 C + 1) / 2)`` and the
-    next number, at least 3 (equation 12 of the paper): 3 for 64 channels, 5
-    for 128 to 1024, 7 for 2048.
+    ``x * sigmoid(conv1d(mean(x)))``, with a convolution over the channels of
+    kernel size k without bias. k is ``int((log2 C + 1) / 2)`` or the next
+    number, whichever is odd, and at least 3 (equation 12 of the paper): 3 for
+    64 channels, 5 for 128 to 1024, 7 for 2048.
 
     Args:
-        in_channels (int): C.
+        in_channels (int): C, number of channels.
 
     Raises:
         UsageError: If timm is missing.

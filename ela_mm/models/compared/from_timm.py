@@ -1,4 +1,4 @@
-"""Attention modules of timm, which is imported when the first one is built."""
+"""Builds attention modules of timm, which is imported only when needed."""
 from torch import nn
 
 from ...errors import UsageError
@@ -8,14 +8,14 @@ def timm_attention(name: str, channels: int, **kwargs) -> nn.Module:
     """Build one of timm's attention modules.
 
     Args:
-        name (str): As timm's ``create_attn`` knows it. Beware of ``'ela'``:
-            that is Efficient Local Attention (arXiv 2403.01123), another
-            paper's module.
-        channels (int): C.
-        **kwargs: Of the module.
+        name (str): Name of the module in timm's ``create_attn``. Note that
+            ``'ela'`` is Efficient Local Attention (arXiv 2403.01123), which
+            has nothing to do with this package.
+        channels (int): C, number of channels.
+        **kwargs: Further arguments of the module.
 
     Returns:
-        nn.Module: From (B, C, H, W) to (B, C, H, W).
+        nn.Module: Module that maps (B, C, H, W) to (B, C, H, W).
 
     Raises:
         UsageError: If timm is not installed.

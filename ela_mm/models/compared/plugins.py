@@ -1,7 +1,7 @@
 """Plugins: modules that a config puts into the residual blocks of a host.
 
-The option is MMDetection's, for both hosts, with one key more (``blocks``) and
-one position more (``conv2``):
+The option is that of MMDetection, offered for all hosts, with an additional key
+(``blocks``) and an additional position (``conv2``):
 
     plugins=[dict(cfg=dict(type='SEAttention'), position='after_conv3'),
              dict(cfg=dict(type='NonLocal2d'), position='after_conv3',
@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from ...errors import UsageError
 
-# In place of the block's second convolution, and after the three: after_conv1
-# and after_conv2 follow norm and relu; the last, which is after_conv2 in a block
-# of two convolutions, follows the norm, before the addition.
+# conv2 replaces the second convolution of a block. after_conv1 and after_conv2
+# are behind norm and relu; but behind the last convolution (the second one in a
+# basic block) the position is between norm and addition.
 POSITIONS = ('conv2', 'after_conv1', 'after_conv2', 'after_conv3')
 
-# What the compared papers put there; other registered modules will do as well.
+# Modules that the compared papers use; any registered module may be given.
 SYSTEMS = ('SEAttention', 'ECAAttention', 'CBAMAttention', 'BAMAttention',
            'ContextBlock', 'NonLocal2d', 'DoubleAttention')
 CONVOLUTIONS = ('AugmentedConv2d', )
@@ -43,12 +43,12 @@ def check_plugins(plugins: Sequence[dict], num_stages: int) -> None:
     """Raise a UsageError unless the option ``plugins`` is well formed.
 
     Args:
-        plugins (Sequence[dict]): See :func:`apply_plugins`.
-        num_stages (int): Stages of the backbone.
+        plugins (Sequence[dict]): Plugins, see :func:`apply_plugins`.
+        num_stages (int): Number of stages of the backbone.
 
     Raises:
-        UsageError: On unknown keys, positions or types, or ``stages`` that are
-            not one per stage.
+        UsageError: On unknown keys, positions or types, or if ``stages`` has
+            not one entry for each stage.
     """
     for plugin in plugins:
         unknown = set(plugin) - set(_KEYS)
@@ -84,41 +84,42 @@ def apply_plugins(blocks: Sequence[nn.Module],
                   last_norm_reader: Optional[str] = None) -> None:
     """Put plugins into the blocks of a stage, which the host has built.
 
-    A plugin becomes a child of its block, named as mmcv's
-    ``build_plugin_layer`` names it and listed in the block's ``plugin_names``;
-    other names stay as they are, and so plain weights load. MMDetection's
-    bottlenecks run their plugins themselves. In other blocks a plugin is run by
-    a hook of the module that reads what the plugin changes, so that it survives
-    a norm that is exchanged (fused into its convolution, or synchronised).
-    ``conv2`` exchanges the convolution itself.
+    A plugin becomes a child of its block, with the name that mmcv's
+    ``build_plugin_layer`` gives it, and is listed in the block's
+    ``plugin_names``. Other names do not change, so plain weights load.
+    Bottlenecks of MMDetection run their plugins themselves. In other blocks,
+    the plugin is run by a hook on the module that reads the plugin's output, so
+    that the norm before it may be replaced (fused into its convolution, or
+    synchronised). ``conv2`` replaces the convolution itself.
 
     Args:
-        blocks (Sequence[nn.Module]): The stage's blocks; changed.
-        plugins (Sequence[dict]): In the order in which they run where several
-            have one position. Each has
+        blocks (Sequence[nn.Module]): Blocks of the stage, changed in place.
+        plugins (Sequence[dict]): Plugins; several with the same position run in
+            this order. Each has
 
             - cfg (dict): ``type`` and arguments of a module that takes
-              ``in_channels``, or for ``conv2`` the arguments of ``nn.Conv2d``;
-              and, where a block has two of one type, a ``postfix`` for the
-              name.
+              ``in_channels``, or for ``conv2`` the arguments of ``nn.Conv2d``.
+              If a block has two of one type, ``postfix`` makes the names
+              differ.
             - position (str): ``'after_conv1'``, ``'after_conv2'``,
-              ``'after_conv3'`` or ``'conv2'``. The last norm of a block of two
-              convolutions is ``'after_conv2'``.
+              ``'after_conv3'`` or ``'conv2'``. ``'after_conv2'`` is behind the
+              last norm in a basic block.
             - stages (Sequence[bool], optional): Whether each stage has it.
               Defaults to all.
-            - blocks (Sequence[int], optional): Indices of the stage's blocks
-              that have it, from 0. Defaults to all.
-        stage_index (int): Of this stage, from 0.
-        last_norm_reader (str, optional): Name of the child that reads the last
-            norm's output in a block which does not run plugins itself. Defaults
-            to None: there is none, and so no plugin after the last norm.
+            - blocks (Sequence[int], optional): Indices of the blocks that have
+              it in a stage, from 0. Defaults to all.
+        stage_index (int): Index of this stage, from 0.
+        last_norm_reader (str, optional): Name of the child that reads the
+            output of the last norm, in blocks that do not run plugins
+            themselves. Defaults to None: there is none, and no plugin can
+            follow the last norm.
 
     Raises:
         UsageError: On blocks that the stage does not have, a position or
             convolution that its blocks do not have, a name given twice, or a
             module left without channels.
     """
-    # Hooks of a convolution would be lost with it: exchange it first.
+    # conv2 first: hooks of a convolution would be lost with it.
     for plugin in sorted(plugins, key=lambda p: p['position'] != 'conv2'):
         stages = plugin.get('stages')
         if stages is not None and not stages[stage_index]:
@@ -132,14 +133,14 @@ def apply_plugins(blocks: Sequence[nn.Module],
 
 
 def init_plugins(blocks: Iterable[nn.Module]) -> None:
-    """Let plugins start as they do by themselves.
+    """Initialise plugins as they do by default.
 
-    For the end of a backbone's ``init_weights``, unless that loads weights:
-    the hosts fill every convolution, also the last of ContextBlock and
-    NonLocal2d, which start at 0.
+    To be called at the end of a backbone's ``init_weights``, unless that loads
+    weights. The hosts initialise every convolution, also the last ones of
+    ContextBlock and NonLocal2d, which have to start at 0.
 
     Args:
-        blocks (Iterable[nn.Module]): From :func:`apply_plugins`; changed.
+        blocks (Iterable[nn.Module]): Blocks with plugins, changed in place.
     """
     for block in blocks:
         for name in getattr(block, 'plugin_names', ()):
@@ -150,13 +151,13 @@ def init_plugins(blocks: Iterable[nn.Module]) -> None:
 
 
 def plugin_norms(block: nn.Module) -> List[nn.Module]:
-    """Find the batch norms that plugins have brought into a block.
+    """Find the batch norms that plugins have added to a block.
 
     Args:
-        block (nn.Module): With plugins or without.
+        block (nn.Module): Block, with plugins or without.
 
     Returns:
-        List[nn.Module]: Also of plugins that the host runs itself.
+        List[nn.Module]: Batch norms, also of plugins that the host runs itself.
     """
     names = dict.fromkeys(getattr(block, 'plugin_names', ()))
     for position in POSITIONS[1:]:
@@ -199,7 +200,7 @@ def _exchange(block: nn.Module, cfg: dict) -> None:
 
 
 class _Place(NamedTuple):
-    """Where a plugin stands: its channels, and the child that reads it."""
+    """A position of plugins: its channels, and the child that reads it."""
     channels: int
     reader: Optional[str]
 
@@ -224,7 +225,7 @@ def _places(block: nn.Module,
 
 
 def _build(cfg: dict, in_channels: int) -> Tuple[str, nn.Module]:
-    """Name and build a plugin; mmcv 2.0 takes no classes as types."""
+    """Build a plugin and its name; mmcv 2.0 takes no class as a type."""
     cfg = dict(cfg)
     postfix = cfg.pop('postfix', '')
     if isinstance(cfg['type'], str):
@@ -234,7 +235,7 @@ def _build(cfg: dict, in_channels: int) -> Tuple[str, nn.Module]:
 
 
 def _runs_plugins(block: nn.Module) -> bool:
-    """Whether a block has MMDetection's own way of running plugins."""
+    """Return whether a block runs plugins itself, as in MMDetection."""
     return hasattr(block, 'forward_plugin')
 
 
@@ -265,7 +266,7 @@ def _insert(block: nn.Module, cfg: dict, position: str,
 
 
 def _names(block: nn.Module) -> Dict[str, List[str]]:
-    """Names of the plugins that a block of MMDetection runs, by position."""
+    """Return the names of plugins that MMDetection runs, by position."""
     positions = POSITIONS[1:]
     if not block.with_plugins:
         block.with_plugins = True
@@ -275,10 +276,10 @@ def _names(block: nn.Module) -> Dict[str, List[str]]:
 
 
 class _RunPlugin:
-    """A forward pre-hook: hands a module what the plugin makes of its input.
+    """A forward pre-hook that runs a plugin on the input of a module.
 
-    It finds the plugin by name, in the block that owns it, so that copies of
-    the block run their own and a plugin can be exchanged.
+    It finds the plugin by name in its block, so that copies of the block run
+    their own plugin, and a plugin can be replaced.
     """
 
     def __init__(self, block: nn.Module, name: str) -> None:

@@ -1,9 +1,10 @@
-"""Stages whose blocks hand on a state that their last norm's output changes.
+"""Stages whose blocks update a state by the output of their last norm.
 
-That output exists only inside of a block, before the shortcut is added. A
-module without parameters stands there, put as plugins are
-(:mod:`ela_mm.models.compared.plugins`) and after a config's own, and calls who
-runs the block. In mmpretrain's SE blocks it stands before the SE gate.
+That output exists only inside of a block, before the shortcut is added. So a
+module without parameters is put there, in the same way as plugins
+(:mod:`ela_mm.models.compared.plugins`) and after those of the config. It calls
+a function of the stage that runs the block. In mmpretrain's SE blocks it
+precedes the SE gate.
 """
 from contextvars import ContextVar
 from typing import Any, Callable, List, Optional, Sequence, Tuple
@@ -15,17 +16,17 @@ from ...errors import UsageError
 from ..backbones.stages import Stage, StageSpec
 from .plugins import apply_plugins
 
-# Called with what the last norm of the running block returns; the block goes on
-# with what it returns. Of this thread alone: nothing is left on a module.
+# Function that is called with the output of the running block's last norm; the
+# block goes on with its result. Local to the thread.
 _READER: ContextVar[Optional[Callable[[Tensor], Tensor]]] = ContextVar(
     'ela_mm_last_norm_reader', default=None)
 
 
 class LastNorm(nn.Module):
-    """Stands behind a block's last norm, and shows what passes.
+    """A module behind the last norm of a block, which calls the reader.
 
     Args:
-        in_channels (int): C, not needed; what plugins take.
+        in_channels (int): C, number of channels; unused, but plugins take it.
     """
     _abbr_ = 'last_norm_reader'
 
@@ -33,7 +34,7 @@ class LastNorm(nn.Module):
         super().__init__()
 
     def forward(self, y: Tensor) -> Tensor:
-        """Let y (B, C, H, W) pass, or what the reader makes of it."""
+        """Return y (B, C, H, W), or the reader's result for it."""
         reader = _READER.get()
         return y if reader is None else reader(y)
 
@@ -43,13 +44,14 @@ def run_block(block: nn.Module, x: Tensor,
     """Run a block of a :class:`RecurrentStage`.
 
     Args:
-        block (nn.Module): Of the stage.
-        x (Tensor): (B, C', H', W'), its input.
-        reader (Callable): From what its last norm returns, (B, C, H, W), to
-            what the shortcut is added to. The block may write into that.
+        block (nn.Module): Block of the stage.
+        x (Tensor): (B, C', H', W'), input of the block.
+        reader (Callable): Function from the output of the last norm,
+            (B, C, H, W), to the tensor that the shortcut is added to. The block
+            may change the latter in place.
 
     Returns:
-        Tensor: (B, C, H, W), its output.
+        Tensor: (B, C, H, W), output of the block.
     """
     token = _READER.set(reader)
     try:
@@ -59,15 +61,15 @@ def run_block(block: nn.Module, x: Tensor,
 
 
 class RecurrentStage(Stage):
-    """A stage whose blocks hand on a state: a kind has :meth:`run`.
+    """A stage whose blocks hand on a state; subclasses define :meth:`run`.
 
     Args:
-        blocks (nn.Sequential): The host's blocks.
-        layers (List[nn.Module]): Attention.
-        spec (StageSpec): Of the stage.
+        blocks (nn.Sequential): Blocks of the host.
+        layers (List[nn.Module]): Modules of attention.
+        spec (StageSpec): Description of the stage.
 
     Raises:
-        UsageError: If the blocks hand their last norm's output to no module.
+        UsageError: If no module of the blocks reads the last norm's output.
     """
     options: Tuple[str, ...] = ()
 
@@ -77,19 +79,19 @@ class RecurrentStage(Stage):
         _read_last_norms(blocks, spec.last_norm_reader)
         self.with_cp = spec.with_cp
         for block in blocks:
-            # A checkpoint has to hold what the reader computes as well.
+            # The stage checkpoints instead: the reader has to be included.
             block.with_cp = False
 
     def run(self, i: int, x: Tensor, *state: Tensor) -> Tuple[Tensor, ...]:
         """Run a block and its attention.
 
         Args:
-            i (int): Of the block.
-            x (Tensor): (B, C', H', W'), what leaves the step before.
-            *state (Tensor): What that one left.
+            i (int): Index of the block.
+            x (Tensor): (B, C', H', W'), output of the previous step.
+            *state (Tensor): State after the previous step.
 
         Returns:
-            tuple: What leaves the step, (B, C, H, W), and the state.
+            tuple: (B, C, H, W), output of the step, and the new state.
         """
         raise NotImplementedError(f'{type(self).__name__}.run')
 

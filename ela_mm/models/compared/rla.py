@@ -17,23 +17,23 @@ from ..layers.trained_norm import build_trained_norm
 from ..layers.watched import BranchedModule
 from .recurrent import RecurrentStage, run_block
 
-# Of the state: k, the paper's.
+# Number of channels of the state, k in the paper.
 CHANNELS = 32
 
-# What a stage hands to the next one of the running forward pass of a backbone,
-# which hands on x alone. Of this thread alone.
+# State that a stage hands to the next one in the running forward pass, since
+# the backbone hands on x alone. Local to the thread.
 _CARRIED: ContextVar[Optional[List[Tensor]]] = ContextVar(
     'ela_mm_rla_state', default=None)
 
 
 class RLALayer(BranchedModule):
-    """What the state passes through after a block.
+    """Modules that update the state after a block.
 
     Args:
-        norm_cfg (dict): Of the norm, always trained.
-        channels (int, optional): C, of the blocks' output, for a stage's first
-            layer, which holds the two convolutions that all share. Defaults to
-            None: a norm alone.
+        norm_cfg (dict): Config of the norm, which is always trained.
+        channels (int, optional): C, output channels of the blocks, for the
+            first layer of a stage, which holds the two convolutions that all
+            layers share. Defaults to None: the layer has a norm only.
         ends (bool): Whether the layer also holds the norm of the state at the
             end of a classifier. Defaults to False.
     """
@@ -55,36 +55,37 @@ class RLALayer(BranchedModule):
 class RLAStage(RecurrentStage):
     """A stage whose blocks read and write a state of 32 channels.
 
-    With y (B, C, H, W) what a block's last norm returns:
+    With y (B, C, H, W) the output of a block's last norm:
 
-        x, y = block(x with h beside it)
+        x, y = block(x and h, concatenated)
         h = conv3x3(tanh(norm(h + conv1x1(y))))
 
-    h (B, 32, H, W) starts at 0 and passes through all stages; where a block
-    strides, h is averaged over windows of that size. The two convolutions are
-    shared by the stage, each block has a norm of its own. The first
-    convolution of each block has 32 more input channels; the shortcut sees x
-    alone.
+    h (B, 32, H, W) starts at 0 and passes through all stages. If a block has a
+    stride, h is averaged over windows of that size. The two convolutions are
+    shared by the stage; each block has a norm of its own. The first convolution
+    of each block has 32 more input channels; the shortcut sees x alone.
 
-    The backbone returns x alone, as its authors' detectors have it; what the
-    last block would write is not computed, and the norm for it does not require
+    The backbone returns x alone, as in the authors' detectors. So the state
+    after the last block is not computed, and its norm does not require
     gradients. ``attention='rla-concat'`` returns the state as well
     (:class:`RLAConcatStage`).
 
-    Weights of the plain network load, but for the widened convolutions, which
-    the log says. With ``zero_init_attention=True`` these load as well: the
-    weights for the state start at 0, and so the network starts as the plain one
+    Weights of the plain network load, except for the widened convolutions,
+    which is logged. With ``zero_init_attention=True`` these load as well: their
+    weights for the state start at 0, so the network starts as the plain one
     (this project's choice). RLA has no weights over layers, and so nothing to
     prune.
 
-    In the authors' code y is the block's output: the shortcut is added to it in
-    place before the convolution sees it. This is the paper's equation. Maps of
-    odd size, which their code cannot average, are averaged as far as they go.
+    y is that of the paper's equation. In the authors' code it is the output of
+    the block, since the shortcut is added to it in place before the convolution
+    sees it. At odd sizes, which their code does not support, windows at the
+    border average what there is.
 
     Args:
-        blocks (nn.Sequential): The host's blocks; changed.
-        spec (StageSpec): Of the stage.
-        zero_init_attention (bool): See above. Defaults to False.
+        blocks (nn.Sequential): Blocks of the host, changed in place.
+        spec (StageSpec): Description of the stage.
+        zero_init_attention (bool): Whether weights for the state start at 0,
+            see above. Defaults to False.
     """
     options = ('zero_init_attention', )
     concatenates = False
@@ -111,7 +112,7 @@ class RLAStage(RecurrentStage):
     @classmethod
     def build(cls, blocks: nn.Sequential, spec: StageSpec,
               **options: bool) -> 'RLAStage':
-        """Add the state to a host's blocks; options as the backbone's."""
+        """Add the state to a host's blocks; options as in the backbone."""
         return cls(blocks, spec, **options)
 
     @classmethod
@@ -125,7 +126,7 @@ class RLAStage(RecurrentStage):
             _CARRIED.reset(token)
 
     def init_weights(self) -> None:
-        """Start as the host's blocks do, but for what starts at 0."""
+        """Initialise as the host does, then zero what has to start at 0."""
         super().init_weights()
         if self.zero_init:
             self._zero_init()
@@ -135,11 +136,11 @@ class RLAStage(RecurrentStage):
             nn.init.zeros_(block.conv1.weight[:, -CHANNELS:])
 
     def _is_unread(self, i: int) -> bool:
-        """Whether nobody reads the state that block i leaves."""
+        """Return whether nobody reads the state after block i."""
         return self.last and not self.concatenates and i == len(self) - 1
 
     def norms(self, i: int) -> List[nn.Module]:
-        """The norms of the state after block i."""
+        """Return the norms of the state after block i."""
         if self._is_unread(i):
             return []
         layer = self.attention[i]
@@ -149,14 +150,14 @@ class RLAStage(RecurrentStage):
         ]
 
     def new_memory(self, x: Tensor) -> List[Tensor]:
-        """Take up the state of the stage before, or start with zeros."""
+        """Take the state of the previous stage, or start with zeros."""
         carried = _CARRIED.get()
         if carried:
             return [carried.pop()]
         return [x.new_zeros(x.shape[0], CHANNELS, *x.shape[2:])]
 
     def run(self, i: int, x: Tensor, state: Tensor) -> Tuple[Tensor, ...]:
-        """Run a block, which reads the state, and let it write."""
+        """Run a block on x and the state, and update the state."""
         block, shared = self.block(i), self.attention[0]
         projected: List[Tensor] = []
 
@@ -182,7 +183,7 @@ class RLAStage(RecurrentStage):
             x (Tensor): (B, C_in, H_in, W_in).
 
         Returns:
-            Tensor: (B, C, H, W), or (B, C + 32, H, W) of the last stage of
+            Tensor: (B, C, H, W), or (B, C + 32, H, W) in the last stage of
             ``'rla-concat'``.
         """
         memory = self.new_memory(x)
@@ -199,7 +200,7 @@ class RLAStage(RecurrentStage):
 
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:
-        """Take weights of plain blocks as far as they go, and say so."""
+        """Load weights of plain blocks as far as possible, and log it."""
         plain = []
         for i, block in enumerate(self):
             name, own = f'{prefix}{i}.conv1.weight', block.conv1.weight
@@ -226,17 +227,17 @@ class RLAStage(RecurrentStage):
 
 @register_attention('rla-concat')
 class RLAConcatStage(RLAStage):
-    """RLA as its authors' classifiers have it: the state is a feature.
+    """RLA as in its authors' classifiers, where the state is a feature.
 
-    The last stage returns x and ``relu(norm(h))`` beside each other, (B, C +
-    32, H, W). A head takes that many channels (``in_channels=2080`` at depth
+    The last stage returns x and ``relu(norm(h))`` concatenated, (B, C + 32, H,
+    W). The head has to take that many channels (``in_channels=2080`` at depth
     50).
     """
     concatenates = True
 
 
 def _widen(block: nn.Module) -> None:
-    """Let a block's first convolution read the state, and the shortcut not."""
+    """Widen a block's first convolution by the state, but not its shortcut."""
     conv = block.conv1
     channels = conv.in_channels
     block.conv1 = build_conv_layer(
@@ -261,7 +262,7 @@ def _without_state(channels: int, module: nn.Module,
 
 
 class _WithoutState(nn.Module):
-    """The shortcut of a block that has none: x of x and the state."""
+    """An identity shortcut that leaves out the state."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

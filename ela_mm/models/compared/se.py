@@ -8,15 +8,16 @@ from .squeeze import squeezed_channels
 
 @MODELS.register_module()
 class SEAttention(nn.Module):
-    """Weigh channels by what their means tell (timm's ``se``).
+    """Weigh channels by a function of all channel means (timm's ``se``).
 
     ``x * sigmoid(W2 relu(W1 mean(x)))``, equations 2 to 4 of the paper. W1
-    (C/r x C) and W2 (C x C/r) have no biases: only so do the parameters equal
-    those that the compared papers print.
+    (C/r x C) and W2 (C x C/r) have no biases; otherwise the number of
+    parameters would differ from what the compared papers print.
 
     Args:
-        in_channels (int): C.
-        reduction (int): r. Defaults to 16, the paper's.
+        in_channels (int): C, number of channels.
+        reduction (int): r, reduction of channels inside. Defaults to 16, as in
+            the paper.
 
     Raises:
         UsageError: If the reduction leaves no channel, or timm is missing.

@@ -1,4 +1,4 @@
-"""The recurrent cell that the layers of a stage share, of DIA and DLA."""
+"""The recurrent cell of DIA and DLA, which the layers of a stage share."""
 from typing import Tuple
 
 import torch
@@ -8,23 +8,23 @@ from .squeeze import squeezed_channels
 
 
 class SharedCell(nn.Module):
-    """An LSTM's cell on channel means, squeezed, and with a sigmoid for tanh.
+    """An LSTM cell on channel means, squeezed, with a sigmoid for a tanh.
 
-    With y the means and h, c the state, all (B, C), gates follow from
+    Let y be the means and h, c the state, all (B, C). The gates are
     ``W(y) + U(h)``, where W and U are each a linear layer to C / r channels, a
-    relu and a linear layer to C per gate, with biases:
+    relu, and a linear layer to C channels per gate, with biases:
 
         c' = sigmoid(f) * c + sigmoid(i) * tanh(g)
         h' = sigmoid(o) * sigmoid(c')
 
-    DIA's cell is this; DLA's (DSU) has no gate o: ``h' = sigmoid(c')``. At r = 4
-    they have 2.5 C^2 + 8.5 C and 2 C^2 + 6.5 C parameters. The authors' codes
-    hold a dropout that never acts, which is left out.
+    This is DIA's cell. DLA's cell (DSU) has no gate o: ``h' = sigmoid(c')``.
+    With r = 4 they have 2.5 C^2 + 8.5 C and 2 C^2 + 6.5 C parameters. The
+    authors' code has a dropout that never takes effect, which is left out.
 
     Args:
-        channels (int): C.
+        channels (int): C, number of channels.
         output_gate (bool): Whether there is a gate o.
-        reduction (int): r. Defaults to 4.
+        reduction (int): r, reduction of channels inside. Defaults to 4.
 
     Raises:
         UsageError: If the reduction leaves no channel.
@@ -48,7 +48,7 @@ class SharedCell(nn.Module):
         """Take a step.
 
         Args:
-            y (Tensor): (..., B, C), what the step sees.
+            y (Tensor): (..., B, C), input of the step.
             hidden (Tensor): (B, C), h.
             cell (Tensor): (B, C), c.
 
@@ -64,10 +64,10 @@ class SharedCell(nn.Module):
 
 
 def start(x: Tensor, channels: int) -> Tuple[Tensor, Tensor]:
-    """Make the state of a stage's start: h and c of zeros, (B, C).
+    """Make the initial state: h and c of zeros, (B, C).
 
     Args:
-        x (Tensor): (B, C', H, W), the stage's input.
-        channels (int): C, of the cell.
+        x (Tensor): (B, C', H, W), input of the stage.
+        channels (int): C, number of channels of the cell.
     """
     return (x.new_zeros(x.shape[0], channels), ) * 2

@@ -1,13 +1,13 @@
-"""The width that a reduction leaves."""
+"""Computes the width inside of modules that squeeze channels."""
 from ...errors import UsageError
 
 
 def squeezed_channels(channels: int, reduction: int) -> int:
-    """Channels inside a module that squeezes by a reduction.
+    """Compute the channels inside a module that squeezes by a reduction.
 
     Args:
-        channels (int): C.
-        reduction (int): r.
+        channels (int): C, number of channels outside.
+        reduction (int): r, the reduction.
 
     Returns:
         int: C / r, rounded down.
