@@ -1,4 +1,4 @@
-"""Whom a layer attends to, and how redundant it is, on given pictures."""
+"""Measures which layers a layer attends to, and how redundant it is."""
 from typing import Dict, Iterable, List, NamedTuple
 
 import numpy as np
@@ -16,12 +16,12 @@ class AttentionRow(NamedTuple):
     """The attention weights of one layer, P of equation 4.
 
     Attributes:
-        name (str): Of the layer.
-        stage (int): From 1.
-        sources (List[str]): n names: the layers whose values it sums, its own
-            last.
-        mean (np.ndarray): (n, ), over pictures and heads; sums to 1.
-        std (np.ndarray): (n, ), standard deviation over the same.
+        name (str): Name of the layer.
+        stage (int): Number of its stage, from 1.
+        sources (List[str]): n names of the layers whose values it sums, its
+            own last.
+        mean (np.ndarray): (n, ), mean over images and heads; sums to 1.
+        std (np.ndarray): (n, ), standard deviation over images and heads.
     """
     name: str
     stage: int
@@ -31,13 +31,14 @@ class AttentionRow(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a network's attention did on some pictures.
+    """Attention weights and redundancy of a network on some images.
 
     Attributes:
-        images (int): Number of pictures.
-        layers (List[AttentionLayerInfo]): All of the network.
-        rows (List[AttentionRow]): Of its active layers.
-        kl (Dict[str, LayerKL]): By name, of layers with a predecessor.
+        images (int): Number of images.
+        layers (List[AttentionLayerInfo]): All attention layers of the network.
+        rows (List[AttentionRow]): Weights of the active layers.
+        kl (Dict[str, LayerKL]): KL divergences by name, of layers with a
+            predecessor.
     """
     images: int
     layers: list
@@ -46,7 +47,7 @@ class Measured(NamedTuple):
 
 
 class _Sums:
-    """Of a layer's weights and of their squares, in float64."""
+    """Sums of a layer's weights and of their squares, in float64."""
 
     def __init__(self) -> None:
         self.total, self.squares, self.count = 0., 0., 0
@@ -67,18 +68,19 @@ class _Sums:
 
 @torch.no_grad()
 def measure(model: nn.Module, batches: Iterable[dict]) -> Measured:
-    """Run pictures through a network and look at its attention weights.
+    """Run images through a network and measure its attention weights.
 
     Args:
-        model (nn.Module): A detector or a classifier with one ELA backbone;
-            set to eval mode.
-        batches (Iterable[dict]): See :mod:`ela_mm.apis.data`.
+        model (nn.Module): Model of any host with one ELA backbone; it is set
+            to eval mode.
+        batches (Iterable[dict]): Batches of images, see
+            :mod:`ela_mm.apis.data`.
 
     Returns:
-        Measured: In eval mode, as the network is used.
+        Measured: The measurements, in eval mode.
 
     Raises:
-        UsageError: If there is no picture, or no layer attention.
+        UsageError: If there are no images, or no layer attention.
     """
     backbone = find_backbone(model)
     model.eval()
@@ -123,7 +125,7 @@ def _watch(sums: _Sums):
 
 def _sources(backbone: LayerAttentionMixin,
              layer: AttentionLayerInfo) -> List[str]:
-    """Layers in memory when this one attends."""
+    """List the layers in memory when this one attends."""
     visible = backbone.attention_stages[layer.stage - 1].visible
     return [
         other.name for other in backbone.attention_layers

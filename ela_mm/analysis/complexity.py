@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a network with layer attention."""
+"""Counts parameters and multiply-accumulates of networks."""
 from collections import defaultdict
 from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
@@ -12,15 +12,16 @@ from ..models.layers.bank import without_bank
 
 
 class Complexity(NamedTuple):
-    """What a network costs.
+    """Parameters and multiply-accumulates of a network.
 
     Attributes:
-        parameters (int): Trainable or not; skipped layers' are still there.
+        parameters (int): Number of all parameters, frozen ones and those of
+            skipped layers included.
         macs (int): Multiply-accumulates of one forward pass: convolutions,
-            linear layers and matrix products, and the weighted sum of layer
+            linear layers, matrix products, and the weighted sums of layer
             attention, n C H W for a layer that retrieves from n values. Norms,
-            activations and residual sums are left out, as is customary.
-        retrieval_macs (int): The share of the weighted sums.
+            activations and residual sums are left out, as usual.
+        retrieval_macs (int): Part of ``macs`` due to these weighted sums.
     """
     parameters: int
     macs: int
@@ -31,11 +32,12 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> Complexity:
     """Count parameters and multiply-accumulates.
 
     Args:
-        model (nn.Module): Called with one tensor; set to eval mode meanwhile.
-        input_shape (Sequence[int]): (C, H, W) of one picture.
+        model (nn.Module): Network that takes one tensor; it is counted in eval
+            mode.
+        input_shape (Sequence[int]): (C, H, W) of one image.
 
     Returns:
-        Complexity: For a batch of one.
+        Complexity: Numbers for a batch of one image.
 
     Raises:
         UsageError: With torch below 2.1, which has no counter.
@@ -48,16 +50,16 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> Complexity:
 
 def count_by_module(model: nn.Module,
                     input_shape: Sequence[int]) -> Dict[str, int]:
-    """Count multiply-accumulates module by module.
+    """Count multiply-accumulates of each module.
 
     Args:
-        model (nn.Module): See :func:`count_macs`.
-        input_shape (Sequence[int]): (C, H, W) of one picture.
+        model (nn.Module): Network, as in :func:`count_macs`.
+        input_shape (Sequence[int]): (C, H, W) of one image.
 
     Returns:
-        Dict[str, int]: By the name that ``named_modules`` gives, ``''`` for
-        all of the model; a module's include its children's. Modules without
-        any are left out.
+        Dict[str, int]: Numbers by the name in ``named_modules``, ``''`` for
+        the whole model. A module includes its children; modules without any
+        multiply-accumulates are left out.
 
     Raises:
         UsageError: With torch below 2.1, which has no counter.
@@ -75,14 +77,14 @@ def count_by_module(model: nn.Module,
 
 
 def _ancestors(path: str) -> List[str]:
-    """The module itself, those that it lies in, and the model."""
+    """List the names of the model, of the modules around it, and its own."""
     parts = path.split('.')
     return ['.'.join(parts[:n]) for n in range(len(parts) + 1)]
 
 
 @torch.no_grad()
 def _count(model: nn.Module, input_shape: Sequence[int]) -> Tuple[dict, dict]:
-    """Multiply-accumulates by path, and those of weighted sums by name."""
+    """Count by torch's module paths; and weighted sums by module names."""
     try:
         from torch.utils.flop_counter import FlopCounterMode
     except ImportError:
@@ -112,14 +114,14 @@ def _count(model: nn.Module, input_shape: Sequence[int]) -> Tuple[dict, dict]:
     device = next(model.parameters()).device
     model.eval()
     try:
-        # The counter would see the weighted sums of a bank, and count them twice.
+        # Without a bank: the counter would count its weighted sums as well.
         with without_bank(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, *input_shape, device=device))
     finally:
         model.train(training)
         for handle in handles:
             handle.remove()
-    # The counter counts a multiply-accumulate as two operations.
+    # torch counts a multiply-accumulate as two operations.
     counted = {
         path: sum(operations.values()) // 2
         for path, operations in counter.get_flop_counts().items()

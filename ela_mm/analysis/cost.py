@@ -1,9 +1,9 @@
-"""What every stage and every attention layer costs, before and after pruning.
+"""Measures what stages and attention layers cost, before and after pruning.
 
-Times are taken of one stage at a time, so that a layer's does not drown in the
-noise of a whole network's: blocks and attention together, and of the attention
-alone with and without one of its layers. Of a stage with k active layers the
-attention is taken to cost the sum of a fixed part per layer and of the same
+Stages are timed one at a time, since the time of a layer would be lost in the
+noise of a whole network: once blocks and attention together, and once attention
+alone with and without each of its layers. The cost of attention in a stage with
+k active layers is modelled as a fixed cost for each layer, plus an equal cost
 for each of the k (k + 1) / 2 values that they retrieve.
 """
 import statistics
@@ -36,16 +36,16 @@ Mask = Tuple[List[bool], List[bool]]
 
 
 class LayerCost(NamedTuple):
-    """One attention layer.
+    """The cost of one attention layer.
 
     Attributes:
-        name (str): ``layer<stage>.<index>``.
-        active (bool): Whether it attends now.
-        parameters (int): All of its parameters.
-        macs (int): Multiply-accumulates for one picture when all layers are
+        name (str): Name of the layer, ``layer<stage>.<index>``.
+        active (bool): Whether the layer is active now.
+        parameters (int): Number of its parameters.
+        macs (int): Multiply-accumulates for one image when all layers are
             active, its weighted sum included.
-        seconds (float): What a step of all layers takes longer than one
-            without it; 0 where that is below the noise.
+        seconds (float): Difference of a step with all layers and a step
+            without this one; 0 if that is below the noise.
         stage (str): Name of its stage.
     """
     name: str
@@ -57,20 +57,20 @@ class LayerCost(NamedTuple):
 
 
 class StageCost(NamedTuple):
-    """One stage; ``before`` with all attention layers, ``after`` as pruned.
+    """The cost of a stage, before pruning (all layers active) and after it.
 
     Attributes:
-        name (str): ``layer<stage>``.
-        parameters (int): Of the blocks.
-        attention_parameters (int): Of its attention, all layers.
-        macs (int): Multiply-accumulates of the blocks for one picture.
-        macs_before (int): Of its attention.
-        macs_after (int): Of its attention.
-        seconds (float): Of a step of the blocks without attention.
-        seconds_before (float): Of a step with attention.
-        seconds_after (float): The same.
-        pair_seconds (float): What a layer adds to a step for each value that
-            it retrieves.
+        name (str): Name of the stage, ``layer<stage>``.
+        parameters (int): Number of parameters of the blocks.
+        attention_parameters (int): Number of parameters of all attention
+            layers.
+        macs (int): Multiply-accumulates of the blocks for one image.
+        macs_before (int): Multiply-accumulates of attention before pruning.
+        macs_after (int): Multiply-accumulates of attention after pruning.
+        seconds (float): Seconds of a step of the blocks without attention.
+        seconds_before (float): Seconds of a step before pruning.
+        seconds_after (float): Seconds of a step after pruning.
+        pair_seconds (float): Seconds that each retrieved value adds to a step.
     """
     name: str
     parameters: int
@@ -85,16 +85,19 @@ class StageCost(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """A backbone's cost and what it holds for.
+    """The cost of a backbone, and the conditions that it was measured under.
 
     Attributes:
-        conditions (str): In words: device, threads, batch, picture, step.
-        parameters (int): Of the whole model.
-        unused_parameters (int): Of it, those of skipped layers.
-        macs_before (int): Of the backbone for one picture, all layers active.
-        macs_after (int): The same, as pruned.
-        stages (List[StageCost]): In order.
-        layers (List[LayerCost]): In order.
+        conditions (str): Description of device, threads, batch, image and
+            step.
+        parameters (int): Number of parameters of the whole model.
+        unused_parameters (int): Number of those that skipped layers do not
+            use.
+        macs_before (int): Multiply-accumulates of the backbone for one image,
+            with all layers active.
+        macs_after (int): Multiply-accumulates as pruned.
+        stages (List[StageCost]): Stages, in order.
+        layers (List[LayerCost]): Attention layers, in order.
     """
     conditions: str
     parameters: int
@@ -106,22 +109,23 @@ class Cost(NamedTuple):
 
     @property
     def seconds_before(self) -> float:
-        """Of a step of all stages with all layers."""
+        """Seconds of a step of all stages with all layers active."""
         return sum(stage.seconds_before for stage in self.stages)
 
     @property
     def seconds_after(self) -> float:
-        """Of a step of all stages as pruned."""
+        """Seconds of a step of all stages as pruned."""
         return sum(stage.seconds_after for stage in self.stages)
 
     def attention_seconds(self, active: Iterable[str]) -> float:
-        """What attention is expected to add to a step.
+        """Predict how many seconds attention adds to a step.
 
         Args:
-            active (Iterable[str]): Names of the layers that attend.
+            active (Iterable[str]): Names of the active layers; all others are
+                skipped by ``skip='layer'``.
 
         Returns:
-            float: Seconds, for layers that are skipped whole.
+            float: Seconds.
         """
         active, total = set(active), 0.
         for stage in self.stages:
@@ -130,14 +134,14 @@ class Cost(NamedTuple):
                 if layer.stage == stage.name
             ]
             left = [layer for layer in layers if layer.name in active]
-            # A layer of T takes part in T of the pairs.
+            # One of T layers takes part in T of the pairs.
             fixed = [x.seconds - len(layers) * stage.pair_seconds for x in left]
             total += sum(fixed) + stage.pair_seconds * _pairs(len(left))
         return total
 
 
 def _pairs(layers: int) -> int:
-    """Values that so many layers retrieve, their own included."""
+    """Return how many values k layers retrieve, their own included."""
     return layers * (layers + 1) // 2
 
 
@@ -146,18 +150,19 @@ def cost_of_config(cfg: Config,
                    shape: Optional[Sequence[int]] = None,
                    batch: Optional[int] = None,
                    **options) -> 'Cost':
-    """:func:`measure_cost` under the conditions of a config's training.
+    """Measure the cost under the conditions of a config's training.
 
     Args:
-        cfg (Config): Of a detector or a classifier.
-        model (nn.Module): With one ELA backbone; not changed.
-        shape (Sequence[int], optional): (H, W); else
-            :func:`~ela_mm.apis.data.picture_shape`.
-        batch (int, optional): Else that of its train_dataloader, else 2.
-        **options: Of :func:`measure_cost`.
+        cfg (Config): Config of the model.
+        model (nn.Module): Model with one ELA backbone; not changed.
+        shape (Sequence[int], optional): (H, W) of the images. Defaults to
+            :func:`~ela_mm.apis.data.picture_shape` of the config.
+        batch (int, optional): Number of images in a step. Defaults to that of
+            ``train_dataloader``, or else 2.
+        **options: Further arguments of :func:`measure_cost`.
 
     Returns:
-        Cost: Times in seconds, on the model's device.
+        Cost: The cost; times are in seconds on the model's device.
     """
     loader = cfg.get('train_dataloader') or {}
     return measure_cost(model, shape or picture_shape(cfg),
@@ -173,17 +178,19 @@ def measure_cost(model: nn.Module,
     """Count and time a model's backbone, stage by stage and layer by layer.
 
     Args:
-        model (nn.Module): With one ELA backbone; not changed.
-        shape (Sequence[int]): (H, W) of the pictures.
-        batch (int): Pictures of a timed step. Defaults to 2.
-        rounds (int): Timed rounds, of which medians are taken. Defaults to
+        model (nn.Module): Model with one ELA backbone; not changed.
+        shape (Sequence[int]): (H, W) of the images.
+        batch (int): Number of images in a timed step. Defaults to 2.
+        rounds (int): Number of timed rounds, whose median is taken. Defaults to
             10.
-        training (bool): Forward and backward, with stages frozen as in
-            training; False: forward in eval mode. Defaults to True.
-        progress (Callable): Wraps the list of stages, to show a bar.
+        training (bool): Whether a step is forward and backward, with stages
+            frozen as in training; if False, it is forward in eval mode.
+            Defaults to True.
+        progress (Callable): Function that wraps the list of stages, to show a
+            bar. Defaults to ``iter``.
 
     Returns:
-        Cost: Times in seconds, on the model's device.
+        Cost: The cost; times are in seconds on the model's device.
 
     Raises:
         UsageError: If the model has no layer attention to prune.
@@ -261,7 +268,7 @@ def _set_mask(stage: AttentionStage, mask: Mask) -> None:
 
 
 def _attention_macs(macs: Dict[str, int], stage: AttentionStage) -> int:
-    """Of a stage without its blocks: skipped layers may leave keys there."""
+    """Return the number for all of a stage but its blocks."""
     return macs[stage.name] - sum(
         macs.get(name, 0) for name in _block_names(stage))
 
@@ -277,11 +284,11 @@ def _block_names(stage: AttentionStage) -> List[str]:
 
 @torch.no_grad()
 def _stage_inputs(backbone: nn.Module, images: Tensor) -> dict:
-    """What each stage is given, and whether anything before it learns."""
+    """Record the input of each stage, and whether anything before it learns."""
     inputs = {}
 
     def note(module: nn.Module, args: Tuple[Any, ...]) -> None:
-        inputs.setdefault(module.name, tuple(  # a list that the host adds to
+        inputs.setdefault(module.name, tuple(  # copy lists: hosts append to
             list(x) if isinstance(x, list) else x for x in args))
 
     handles = [
@@ -318,9 +325,9 @@ def _step(stage: nn.Module, given: Tuple[Any, ...], learns: bool,
         with torch.set_grad_enabled(training):
             output = stage(x, *beside)
             if not isinstance(output, Tensor):
-                output = output[-1]  # of a list, one step after the other
+                output = output[-1]  # the last of a list of steps
             if isinstance(output, tuple):
-                output = output[0]  # what attends, before what is beside it
+                output = output[0]  # the features, which come first
             if output.requires_grad:
                 output.sum().backward()
         for leaf in leaves:
@@ -335,7 +342,7 @@ def _step(stage: nn.Module, given: Tuple[Any, ...], learns: bool,
 
 def _time_stage(stage: AttentionStage, given: Tuple[Any, ...], learns: bool,
                 training: bool, mask: Mask, rounds: int) -> Tuple[float, float, float]:
-    """Seconds of the blocks alone, with all layers, and as pruned."""
+    """Time the blocks alone, with all layers, and as pruned; seconds."""
     nothing = ([False] * len(stage), ) * 2
     steps = {
         name: _step(stage, given, learns, training, wanted)
@@ -344,7 +351,7 @@ def _time_stage(stage: AttentionStage, given: Tuple[Any, ...], learns: bool,
     }
     times = time_in_turns(steps, rounds)
     _set_mask(stage, _everything(stage))
-    # By ratios of a round, since a machine's speed drifts between rounds.
+    # By ratios within rounds, since a machine's speed drifts between them.
     blocks = statistics.median(times['blocks'])
     return (blocks, blocks * ratio(times['before'], times['blocks']),
             blocks * ratio(times['after'], times['blocks']))
@@ -353,7 +360,7 @@ def _time_stage(stage: AttentionStage, given: Tuple[Any, ...], learns: bool,
 def _time_layers(stage: AttentionStage, given: Tuple[Any, ...], learns: bool,
                  training: bool,
                  rounds: int) -> Tuple[List[float], float]:
-    """Seconds that each layer adds to the stage's attention, and each pair."""
+    """Time how much each layer, and each retrieved value, adds to attention."""
     with torch.no_grad():
         alone, x = stage.alone(stage(*given), *given[1:])
     learns = learns or any(
@@ -377,7 +384,7 @@ def _time_layers(stage: AttentionStage, given: Tuple[Any, ...], learns: bool,
                 a - b for a, b in zip(times['all'], times[name])))
 
     layers = [more_than(i) for i in range(total)]
-    # Each pair of two layers counts in both of them, and once in all.
+    # A pair of two layers counts in both layers, but once in the whole.
     twice = sum(layers) - more_than('none')
     pair = max(0., twice) / max(1, _pairs(total) - total)
     return layers, min(pair, min(layers) / total)

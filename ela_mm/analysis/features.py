@@ -1,7 +1,7 @@
-"""What a stage's features look at, with and without its pruned layers.
+"""Class activation maps of a stage's layers, pruned and with all layers.
 
-Class activation maps by Score-CAM (Wang et al., CVPRW 2020), as the paper's
-figures 3 and 5, from the package grad-cam.
+They are computed by Score-CAM (Wang et al., CVPRW 2020), as in figures 3 and 5
+of the paper, with the package grad-cam.
 """
 import contextlib
 import importlib.util
@@ -19,19 +19,19 @@ from ..hosts.registration import host_of_model
 from ..models.backbones.layer_attention_mixin import find_backbone, with_all_layers
 from ..pruning import KLStatistics
 
-# Layers in one picture, as in figure 3.
+# Largest number of layers in one picture, as in figure 3.
 AT_MOST = 6
 
 
 class LayerFeatures(NamedTuple):
-    """The features that leave one layer of a stage.
+    """The class activation map of one layer's output.
 
     Attributes:
-        name (str): Of the layer.
-        active (bool): Whether its attention took part.
-        kl (float | None): KL divergence in nats to the active layer before,
-            on this picture; None for a stage's first and skipped layers.
-        cam (np.ndarray): (H, W) in [0, 1], the class activation map.
+        name (str): Name of the layer.
+        active (bool): Whether the layer is active.
+        kl (float | None): KL divergence in nats from the previous active layer
+            on this image; None for skipped layers and the first of a stage.
+        cam (np.ndarray): (H, W) in [0, 1], class activation map.
     """
     name: str
     active: bool
@@ -40,14 +40,15 @@ class LayerFeatures(NamedTuple):
 
 
 class Features(NamedTuple):
-    """One picture through one stage.
+    """Class activation maps of one image in one stage.
 
     Attributes:
-        image (np.ndarray): (H, W, 3) RGB in [0, 1], as the network sees it.
+        image (np.ndarray): (H, W, 3) RGB in [0, 1], image as the network sees
+            it.
         target (str): What the maps explain: the class or the boxes found.
-        pruned (List[LayerFeatures]): As the checkpoint has it.
-        whole (List[LayerFeatures]): With all layers active, skipped ones as
-            they were when they were skipped; empty if none is skipped.
+        pruned (List[LayerFeatures]): Maps of the network in the checkpoint.
+        whole (List[LayerFeatures]): Maps with all layers active, where skipped
+            ones have their weights from before; empty if none is skipped.
     """
     image: np.ndarray
     target: str
@@ -56,7 +57,7 @@ class Features(NamedTuple):
 
 
 def check_grad_cam() -> None:
-    """Raise a UsageError unless Score-CAM can be computed."""
+    """Raise a UsageError unless grad-cam, which has Score-CAM, is installed."""
     if importlib.util.find_spec('pytorch_grad_cam') is None:
         raise UsageError('Score-CAM needs the package grad-cam: pip install '
                          "grad-cam, or pip install 'ela_mm[analyze]'")
@@ -64,14 +65,15 @@ def check_grad_cam() -> None:
 
 def choose_layers(model: nn.Module,
                   stage: Optional[int] = None) -> List[str]:
-    """Consecutive layers to look at.
+    """Choose consecutive layers to look at: the last six of a stage.
 
     Args:
-        model (nn.Module): With one ELA backbone.
-        stage (int, optional): From 1. Defaults to the one with most layers.
+        model (nn.Module): Model with one ELA backbone.
+        stage (int, optional): Number of the stage, from 1. Defaults to the
+            stage with most layers.
 
     Returns:
-        List[str]: Names, the last six of the stage.
+        List[str]: Names of the layers.
 
     Raises:
         UsageError: If there is no such stage.
@@ -94,29 +96,29 @@ def look(model: nn.Module,
          put_back: bool = True,
          progress: Callable = iter,
          wanted: Optional[str] = None) -> Features:
-    """Compute the maps of some layers of one picture.
+    """Compute the class activation maps of some layers for one image.
 
     Args:
-        model (nn.Module): A detector or a classifier; not changed.
-        batch (dict): Its first picture; see
+        model (nn.Module): Model of any host; not changed.
+        batch (dict): Batch whose first image is used, see
             :mod:`ela_mm.apis.data`.
-        layers (Sequence[str]): Names, as a rule of one stage.
-        channels (int): Score-CAM weighs so many channels of each layer, those
-            of the largest mean; it runs the whole network once for each. The
-            paper does not say how many it weighs. Defaults to 32; 0: all.
-        put_back (bool): Whether to look at the network with its skipped
-            layers as well, if their weights are there: a deploy checkpoint
-            lacks them. Defaults to True.
-        progress (Callable): Wraps the list of layers, to show a bar.
+        layers (Sequence[str]): Names of the layers, usually of one stage.
+        channels (int): Number of channels of each layer that Score-CAM weighs,
+            those with the largest mean; 0 for all. The whole network runs once
+            for each. The paper does not give a number. Defaults to 32.
+        put_back (bool): Whether to compute maps with all layers active as well.
+            A deploy checkpoint lacks the weights for it. Defaults to True.
+        progress (Callable): Function that wraps the list of layers, to show a
+            bar. Defaults to ``iter``.
         wanted (str, optional): Name or number of the class to explain.
             Defaults to None: what the network finds.
 
     Returns:
-        Features: Of the picture.
+        Features: The maps.
 
     Raises:
-        UsageError: Without grad-cam, on an unknown layer or class, or a
-            picture in which nothing, or nothing of that class, is found.
+        UsageError: Without grad-cam, on an unknown layer or class, or if
+            nothing, or nothing of that class, is found in the image.
     """
     check_grad_cam()
     backbone = find_backbone(model)
@@ -130,14 +132,14 @@ def look(model: nn.Module,
         data = model.data_preprocessor(batch, False)
     samples = data.get('data_samples')
     inputs = pictures_in(data)
-    # Not stacked by its preprocessor, or frames of a video.
+    # Its preprocessor has not stacked the images, or they are a video.
     if not isinstance(inputs, Tensor) or inputs.dim() > 4:
         inputs = as_pictures(inputs)
     data = dict(inputs=inputs[:1],
                 data_samples=samples and samples[:1])
     explained = host_of_model(model).explain(model, data, wanted)
     networks = [model]
-    # A deploy checkpoint has no weights of skipped layers to put back.
+    # A deploy checkpoint lacks the weights of skipped layers.
     put_back = put_back and not getattr(model, 'deployed', False)
     if put_back and not all(x.active for x in backbone.attention_layers):
         networks.append(with_all_layers(model))
@@ -160,7 +162,7 @@ def look(model: nn.Module,
 
 
 def _kl(model: nn.Module, inputs: Tensor) -> Dict[str, float]:
-    """KL divergences to the active layers before, by name."""
+    """Measure the KL divergences from previous active layers, by name."""
     backbone, statistics = find_backbone(model), KLStatistics()
     backbone.observe(statistics.update)
     try:
@@ -173,9 +175,9 @@ def _kl(model: nn.Module, inputs: Tensor) -> Dict[str, float]:
 
 
 def _seen(model: nn.Module, inputs: Tensor) -> np.ndarray:
-    """The network's picture as RGB, stretched to [0, 1].
+    """Return the network's input as RGB, stretched to [0, 1].
 
-    Of more than three channels the first three, of two the first.
+    Of more than three channels the first three are taken, of two the first.
     """
     image = inputs[0].permute(1, 2, 0).cpu().numpy()  # (H, W, C)
     if image.shape[2] < 3:
@@ -189,7 +191,7 @@ def _seen(model: nn.Module, inputs: Tensor) -> np.ndarray:
 
 
 def _converts(preprocessor: nn.Module) -> bool:
-    """Whether pictures reach the network as RGB; where nobody says, they do."""
+    """Return whether images reach the network as RGB, which is the default."""
     private = getattr(preprocessor, '_channel_conversion', True)
     return getattr(preprocessor, 'channel_conversion', private)  # mmseg's
 
@@ -199,7 +201,7 @@ def _converts(preprocessor: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def _tap(model: nn.Module, name: str):
-    """A module through which the features that leave a layer pass."""
+    """Insert an identity that the output of a layer passes through."""
     backbone = find_backbone(model)
     layer = next(x for x in backbone.attention_layers if x.name == name)
     stage = backbone.attention_stages[layer.stage - 1]
@@ -234,7 +236,7 @@ def _score_cam(scored: nn.Module, network: nn.Module, inputs: Tensor,
                 grads)
             return weights
 
-    quiet = contextlib.redirect_stderr(io.StringIO())  # it draws bars
+    quiet = contextlib.redirect_stderr(io.StringIO())  # hides its bars
     with _tap(network, name) as tap, torch.no_grad(), SelectiveScoreCAM(
             scored, [tap]) as cam, quiet:
         return cam(inputs, targets=[target])[0]

@@ -1,4 +1,4 @@
-"""What a run left in its work dir: decisions, step times, metrics."""
+"""Reads the work dir of a run: decisions, step times, metrics."""
 import glob
 import json
 import os.path as osp
@@ -22,23 +22,25 @@ Points = List[Tuple[float, float]]
 
 
 class Run(NamedTuple):
-    """A work dir, read.
+    """What the work dir of a run contains.
 
     Attributes:
-        work_dir (str): Its path.
-        record (dict): Of all decisions, see docs/record.md.
+        work_dir (str): Path of the work dir.
+        record (dict): Record of all decisions, see docs/record.md.
         config (str | None): Path of the config that it was trained with.
-        checkpoint (str | None): The latest that was written to its end.
-        unit (str): ``'epoch'`` or ``'iteration'``: what windows and the
+        checkpoint (str | None): Path of the latest intact checkpoint.
+        unit (str): ``'epoch'`` or ``'iteration'``, whichever windows and the
             following points count.
-        step_times (Points): Pairs of unit and median seconds of a training
-            step, data loading excluded, as the hook has recorded them; of
-            earlier versions as the training has logged them.
+        step_times (Points): Pairs of epoch (or iteration) and median seconds of
+            a training step without data loading, as the hook has recorded
+            them; for runs of earlier versions as the training has logged them.
         metric (str | None): Name of the main metric.
-        metrics (Points): Pairs of unit and its value.
-        losses (Points): Pairs of unit and the mean of the logged losses.
-        step_quartiles (List[Tuple]): Unit, first and third quartile of each
-            of ``step_times``; empty of earlier versions.
+        metrics (Points): Pairs of epoch (or iteration) and value of the metric.
+        losses (Points): Pairs of epoch (or iteration) and mean of the logged
+            losses.
+        step_quartiles (List[Tuple]): Epoch (or iteration), first and third
+            quartile for each of ``step_times``; empty for runs of earlier
+            versions.
     """
     work_dir: str
     record: Dict[str, Any]
@@ -53,23 +55,23 @@ class Run(NamedTuple):
 
     @property
     def decisions(self) -> List[Decision]:
-        """One per window that has ended."""
+        """Decisions, one for each window that has ended."""
         return decisions_of(self.record)
 
     @property
     def edits(self) -> List[MaskEdit]:
-        """What was changed by hand, in checkpoints that it went on from."""
+        """Changes by hand in checkpoints that the run was resumed from."""
         return edits_of(self.record)
 
     def place(self, edit: MaskEdit) -> int:
-        """Where an edit lies among the points."""
+        """Return the epoch or iteration of an edit."""
         return edit.epoch if self.unit == 'epoch' else edit.iter
 
     @property
     def active(self) -> List[Tuple[float, int]]:
-        """Pairs of unit and the number of active layers from then on."""
-        # What was skipped before training, fresh in frozen stages, is no
-        # decision; the first window finds it gone.
+        """Pairs of epoch (or iteration) and active layers from then on."""
+        # The initial number follows from the final one, since layers may be
+        # skipped before training without a decision (fresh in frozen stages).
         changes = sorted(
             [(d.window[1], 0, -len(d.skipped)) for d in self.decisions] +
             [(self.place(e), 1, len(e.restored) - len(e.skipped))
@@ -83,15 +85,16 @@ class Run(NamedTuple):
 
 
 def read_run(work_dir: str, needs_record: bool = True) -> Run:
-    """Read the work dir of a run that ELAPruneHook took part in.
+    """Read the work dir of a run.
 
     Args:
-        work_dir (str): As given to ``tools/train.py``.
-        needs_record (bool): Whether the hook has to have taken part. If not,
-            the record of other runs is an empty one. Defaults to True.
+        work_dir (str): Work dir, as given to ``tools/train.py``.
+        needs_record (bool): Whether the run has to have a record, that is to
+            have trained with ELAPruneHook. If False, other runs get an empty
+            record. Defaults to True.
 
     Returns:
-        Run: What was found; only the record has to be there.
+        Run: What was found; anything but the record may be missing.
 
     Raises:
         UsageError: If there is no such folder, no record, or one that this
@@ -128,19 +131,19 @@ def read_run(work_dir: str, needs_record: bool = True) -> Run:
 
 
 def as_of(run: Run, state: Dict[str, Any]) -> Run:
-    """A run as it was when a checkpoint was saved.
+    """Return a run as it was when a checkpoint was saved.
 
     Args:
-        run (Run): Of the same work dir.
-        state (Dict[str, Any]): What ELAPruneHook has left in the checkpoint.
+        run (Run): The run as it is now.
+        state (Dict[str, Any]): State of ELAPruneHook in the checkpoint.
 
     Returns:
-        Run: With the decisions and edits of that time.
+        Run: A copy with the decisions and edits of that time.
     """
     record = dict(run.record, decisions=state['decisions'],
                   edits=state.get('edits', []))
     then = run._replace(record=record)
-    # Skipped before training: no decision says it.
+    # Layers skipped before training, which no decision mentions.
     gone = set(record['layers']).difference(record['active']) - _skipped(run)
     gone |= _skipped(then)
     record['active'] = [n for n in record['layers'] if n not in gone]
@@ -148,17 +151,17 @@ def as_of(run: Run, state: Dict[str, Any]) -> Run:
 
 
 def as_of_checkpoint(run: Run, path: str) -> Run:
-    """A run as it was when a checkpoint was saved.
+    """Return a run as it was when a checkpoint was saved.
 
     Args:
-        run (Run): Of the same work dir.
-        path (str): Of the checkpoint.
+        run (Run): The run as it is now.
+        path (str): Path of the checkpoint.
 
     Returns:
-        Run: As :func:`as_of`.
+        Run: A copy, see :func:`as_of`.
 
     Raises:
-        UsageError: If it has no decisions.
+        UsageError: If the checkpoint has no state of ELAPruneHook.
     """
     check_checkpoint(path)
     state = CheckpointLoader.load_checkpoint(
@@ -169,7 +172,7 @@ def as_of_checkpoint(run: Run, path: str) -> Run:
 
 
 def _skipped(run: Run) -> Set[str]:
-    """By decisions and by hand, in the order of time."""
+    """Return the layers skipped by decisions or by hand, and not restored."""
     changes = [(d.iter, d.skipped, []) for d in run.decisions]
     changes += [(e.iter, e.skipped, e.restored) for e in run.edits]
     gone: Set[str] = set()
@@ -179,7 +182,7 @@ def _skipped(run: Run) -> Set[str]:
 
 
 def decided(run: Run) -> List[Decision]:
-    """The decisions of a run.
+    """Return the decisions of a run.
 
     Raises:
         UsageError: If no window has ended yet.
@@ -196,20 +199,20 @@ def find_config(work_dir: str,
                 logs: Optional['_Logs'] = None) -> Optional[str]:
     """Find the config that a run was trained with.
 
-    It is that of the latest start that has trained, else the newest in the
-    work dir: the hosts' own test tools replace that by the test's, in which
-    ``--tta`` wraps the model.
+    It is the config of the latest start that has trained, or else the newest
+    one in the work dir. The latter may be of a test: the hosts' test tools
+    overwrite it, and ``--tta`` wraps the model in it.
 
     Args:
-        work_dir (str): Of the run.
-        logs (optional): Of it, if they are read already.
+        work_dir (str): Work dir of the run.
+        logs (optional): Logs of the run, if they are read already.
 
     Returns:
-        str | None: Its path; None where there is none.
+        str | None: Path of the config; None if there is none.
     """
     logs = logs or _read_logs(work_dir)
     if logs.start is not None:
-        path = osp.join(logs.start, 'config.py')  # LocalVisBackend's
+        path = osp.join(logs.start, 'config.py')  # from LocalVisBackend
         if osp.isfile(path):
             return path
     paths = glob.glob(osp.join(glob.escape(work_dir), '*.py'))
@@ -222,12 +225,12 @@ def find_config(work_dir: str,
 
 
 class _Logs(NamedTuple):
-    """What mmengine's LocalVisBackend wrote.
+    """Logs of mmengine's LocalVisBackend.
 
     Attributes:
         steps (Dict[int, dict]): Logged training steps, by iteration.
-        metrics (Dict[int, dict]): Validations, by epoch, or by iteration in
-            an iteration-based loop.
+        metrics (Dict[int, dict]): Validations, by epoch, or by iteration in an
+            iteration-based loop.
         start (str | None): Folder of the latest start that has trained.
     """
     steps: Dict[int, dict]
@@ -236,15 +239,15 @@ class _Logs(NamedTuple):
 
 
 def _read_logs(work_dir: str) -> _Logs:
-    """Join the logs of all starts; a later one takes over where it began."""
+    """Join the logs of all starts; a later start replaces what it repeats."""
     pattern = osp.join(
         glob.escape(work_dir), '*', 'vis_data', 'scalars.json')
     logs = _Logs({}, {}, None)
-    # Named by the time of the start.
+    # Folders are named by the time of the start.
     for path in sorted(filter(osp.isfile, glob.glob(pattern))):
         steps, metrics = _read_log(path)
         if not steps:
-            continue  # of tools/test.py
+            continue  # a test
         begin = min(steps)
         first_val = steps[begin].get('epoch', begin)
         for points, start in ((logs.steps, begin), (logs.metrics, first_val)):
@@ -262,7 +265,7 @@ def _read_log(path: str) -> Tuple[Dict[int, dict], Dict[int, dict]]:
         for line in file:
             try:
                 entry = json.loads(line)
-            except (ValueError, RecursionError):  # cut off by a kill, or none
+            except (ValueError, RecursionError):  # truncated, or no JSON
                 continue
             if not isinstance(entry, dict):
                 continue
@@ -295,7 +298,7 @@ def _step_times(logs: _Logs, unit: str) -> Points:
 
 def _by_unit(logs: _Logs, unit: str, value_of: Callable,
              average: Callable) -> Points:
-    """Of all logged steps of each epoch, or of each logged iteration."""
+    """Average a value over the logged steps of each epoch or iteration."""
     values = defaultdict(list)
     for entry in logs.steps.values():
         value = value_of(entry)
@@ -305,7 +308,7 @@ def _by_unit(logs: _Logs, unit: str, value_of: Callable,
 
 
 def _main_metric(logs: _Logs, unit: str) -> Tuple[Optional[str], Points]:
-    ends = {}  # of epochs, where windows count iterations
+    ends = {}  # last iteration of each epoch, if windows count iterations
     if unit == 'iter':
         for entry in logs.steps.values():
             if 'epoch' in entry:

@@ -1,4 +1,4 @@
-"""When things happen in a training: read from its config, without running it."""
+"""Reads from a config, without running it, when things happen in a training."""
 import math
 from bisect import bisect
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -10,7 +10,7 @@ from ..config_types import type_name
 from ..engine.warm_up import end_of, rise_of
 from ..pruning.windows import AFTER_WARMUP, Course, Windows
 
-# Iterations below which a window rests on too little: this project's choice.
+# Windows of fewer iterations are too short: this project's choice.
 FEW_ITERATIONS = 30
 # mmengine's defaults.
 _VAL_INTERVAL = dict(epoch=1, iteration=1000)
@@ -18,13 +18,16 @@ _PATIENCE = 5
 
 
 class Clock(NamedTuple):
-    """Positions in a training, in iterations done, else in epochs done.
+    """Converts positions in a training.
+
+    A position is the number of iterations done, or of epochs done if the number
+    of iterations per epoch is unknown.
 
     Attributes:
-        per_epoch (int | None): Iterations of an epoch; None where they are
-            not known, or the loop has no epochs.
+        per_epoch (int | None): Number of iterations per epoch; None if it is
+            unknown, or if the loop has no epochs.
         by_epoch (bool): Whether the training loop counts epochs.
-        length (int): Of the training, as the loop counts.
+        length (int): Length of the training, in the unit of the loop.
     """
     per_epoch: Optional[int]
     by_epoch: bool
@@ -41,7 +44,15 @@ class Clock(NamedTuple):
         return self.at(self.length, self.by_epoch)
 
     def at(self, count: float, epochs: bool) -> Optional[float]:
-        """Position after so many epochs or iterations; None if not known."""
+        """Return the position after a number of epochs or iterations.
+
+        Args:
+            count (float): The number.
+            epochs (bool): Whether it counts epochs; if False, iterations.
+
+        Returns:
+            float | None: The position; None if it is unknown.
+        """
         if epochs == (not self.in_iterations):
             return count
         if epochs:
@@ -49,7 +60,7 @@ class Clock(NamedTuple):
         return count / self.per_epoch if self.per_epoch else None
 
     def in_units(self, position: float, epochs: bool) -> Optional[float]:
-        """A position in epochs or iterations; None if not known."""
+        """Convert a position to epochs or iterations; None if unknown."""
         if epochs == (not self.in_iterations):
             return position
         if not self.per_epoch:
@@ -58,7 +69,7 @@ class Clock(NamedTuple):
             position * self.per_epoch)
 
     def words(self, position: float) -> str:
-        """A position in epochs and iterations, as far as these are known."""
+        """Put a position into words, in epochs and iterations if known."""
         if not self.in_iterations:
             return f'epoch {math.ceil(position)}'
         text = f'iteration {int(position)}'
@@ -68,10 +79,10 @@ class Clock(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A window or the like.
+    """A part of a training, such as a window.
 
     Attributes:
-        label (str): In words.
+        label (str): What it is, in words.
         begin (float): Position where it begins.
         end (float): Position where it ends.
     """
@@ -81,18 +92,18 @@ class Span(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """A training on a line.
+    """The timeline of a training; see :class:`Clock` for positions.
 
     Attributes:
-        clock (Clock): What positions are.
-        windows (List[Span]): Of ELAPruneHook, in order.
-        warm_up (Span | None): Of the learning rate.
-        lr_steps (List[float]): Where it drops.
-        lr_others (List[str]): What else changes it, in words.
-        validations (List[float]): Positions.
-        checkpoints (List[float]): Positions.
-        earliest_stop (float | None): Before which EarlyStoppingHook cannot
-            end the run.
+        clock (Clock): Converter of positions.
+        windows (List[Span]): Windows of ELAPruneHook, in order.
+        warm_up (Span | None): Warm-up of the learning rate, if any.
+        lr_steps (List[float]): Positions where the learning rate drops.
+        lr_others (List[str]): Other schedulers of the learning rate, in words.
+        validations (List[float]): Positions of validations.
+        checkpoints (List[float]): Positions of checkpoints.
+        earliest_stop (float | None): Position before which EarlyStoppingHook
+            cannot end the run; None without that hook.
     """
     clock: Clock
     windows: List[Span]
@@ -105,7 +116,7 @@ class Schedule(NamedTuple):
 
     @property
     def warnings(self) -> List[str]:
-        """What is allowed, and seldom meant."""
+        """Warnings of windows that are allowed but seldom intended."""
         return [
             text for window in self.windows
             for text in (self._too_early(window), self._too_short(window),
@@ -137,23 +148,23 @@ class Schedule(NamedTuple):
 
 
 def prune_hook_of(cfg: Config) -> Optional[Dict[str, Any]]:
-    """The config of the first ELAPruneHook; None without one."""
+    """Return the config of the first ELAPruneHook; None if there is none."""
     return next(_hooks(cfg, 'ELAPruneHook'), None)
 
 
 def read_schedule(cfg: Config,
                   per_epoch: Optional[int] = None,
                   windows: Optional[Windows] = None) -> Schedule:
-    """Read when things happen from a config.
+    """Read the timeline of a training from its config.
 
     Args:
-        cfg (Config): Of a training.
-        per_epoch (int, optional): Iterations of an epoch, if they are known.
-        windows (Windows, optional): Of ELAPruneHook, resolved; by default
-            they are resolved here, as far as the config says what it takes.
+        cfg (Config): Config of the training.
+        per_epoch (int, optional): Number of iterations per epoch, if known.
+        windows (Windows, optional): Resolved windows of ELAPruneHook. By
+            default they are resolved here, as far as the config allows.
 
     Returns:
-        Schedule: On one process.
+        Schedule: The timeline on one process.
 
     Raises:
         UsageError: On wrong windows.
@@ -199,7 +210,7 @@ def _windows(cfg: Config, clock: Clock, windows: Optional[Windows],
 
 
 def _resolve(windows: Windows, clock: Clock, warm_up: Optional[Span]) -> None:
-    """Resolve windows by what a config says; what it does not, stays open."""
+    """Resolve windows, unless the config does not say enough."""
     waits = any(given[0] == AFTER_WARMUP for given in windows.given)
     length = clock.in_units(clock.end, windows.by_epoch)
     if (not windows.are_relative or length is None
@@ -212,9 +223,9 @@ def _resolve(windows: Windows, clock: Clock, warm_up: Optional[Span]) -> None:
 
 
 def _learning_rate(cfg: Config, clock: Clock) -> Tuple:
-    """Warm-up, steps, and what else there is in words."""
+    """Return warm-up, steps, and other schedulers in words."""
     configs = cfg.get('param_scheduler') or []
-    if isinstance(configs, dict):  # of one, or of several optimizers
+    if isinstance(configs, dict):  # a single one, or those by optimizer
         configs = [configs] if 'type' in configs else [
             x for value in configs.values()
             for x in (value if isinstance(value, list) else [value])
@@ -235,7 +246,7 @@ def _learning_rate(cfg: Config, clock: Clock) -> Tuple:
             share = config.get('pct_start', .3)
             rises.append(Span(kind, start, start + share * (end - start)))
         elif rise is not None and last != math.inf:
-            # Also one that a short training does not get out of.
+            # Also if the training ends before its warm-up.
             rises.append(Span(kind, start, end))
         elif kind in ('MultiStepLR', 'StepLR'):
             marks = (config.get('milestones') if kind == 'MultiStepLR' else
@@ -294,7 +305,7 @@ def _checkpoints(cfg: Config, clock: Clock) -> List[float]:
 
 def _earliest_stop(cfg: Config,
                    validations: Sequence[float]) -> Optional[float]:
-    """After a first validation, the best so far, ``patience`` worse ones."""
+    """Find the validation that is the first plus ``patience`` worse ones."""
     stops = []
     for hook in _hooks(cfg, 'EarlyStoppingHook'):
         waits = hook.get('patience', _PATIENCE)

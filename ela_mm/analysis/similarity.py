@@ -1,4 +1,4 @@
-"""How similar the features of blocks are, beside their attention weights."""
+"""Compares the features of blocks (CKA), next to their attention weights."""
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -14,18 +14,18 @@ from ..sparsity.cka import MIN_SAMPLES, hsic_matrix, pooled
 from ..sparsity.stages import block_features, find_stages
 
 MAX_FEATURES = 2**18
-# Of fewer, a perfect order is no rarity: one in 24 of 4.
+# Fewer pairs may well be in perfect order by chance: 4 are in 1 of 24 cases.
 MIN_PAIRS = 5
 
 
 class Neighbours(NamedTuple):
-    """A layer and the one that its attention weights are compared with.
+    """A layer and its active predecessor.
 
     Attributes:
-        name (str): Of the layer.
-        previous (str): Of its active predecessor.
+        name (str): Name of the layer's block.
+        previous (str): Name of the predecessor's block.
         kl (float): KL divergence of their attention weights, nats.
-        cka (float): Of their blocks' features.
+        cka (float): CKA of the features of their blocks.
     """
     name: str
     previous: str
@@ -34,13 +34,15 @@ class Neighbours(NamedTuple):
 
 
 class Similarity(NamedTuple):
-    """How similar a backbone's blocks are on some pictures.
+    """How similar the blocks of a backbone are on some images.
 
     Attributes:
-        images (int): Number of pictures.
-        stages (Dict[str, List[str]]): Names of blocks by stage, F in all.
-        cka (np.ndarray): (F, F), in order; 0 for features that collapsed.
-        neighbours (List[Neighbours]): Empty without layer attention.
+        images (int): Number of images.
+        stages (Dict[str, List[str]]): Names of blocks by stage, F in total.
+        cka (np.ndarray): (F, F), CKA of the blocks in order; 0 for features
+            that have collapsed.
+        neighbours (List[Neighbours]): Neighbouring active layers; empty
+            without layer attention.
     """
     images: int
     stages: Dict[str, List[str]]
@@ -49,16 +51,17 @@ class Similarity(NamedTuple):
 
     @property
     def blocks(self) -> List[str]:
-        """F names, in the network's order."""
+        """Names of all F blocks, in order."""
         return [name for names in self.stages.values() for name in names]
 
     def rank_correlation(self) -> Optional[Tuple[float, float]]:
-        """Spearman's between KL and CKA of neighbours, and its p-value.
+        """Compute Spearman's correlation of neighbours' KL and CKA.
 
         Returns:
-            tuple | None: -1 if the layers whose attention weights are most
-            alike have the features that are most alike; None with fewer than
-            5 pairs or where all are equal.
+            tuple | None: The correlation and its p-value; None with fewer than
+            5 pairs, or if all values of one kind are equal. -1 means that the
+            more similar the attention weights of layers, the more similar
+            their features.
         """
         kl = [pair.kl for pair in self.neighbours]
         cka = [pair.cka for pair in self.neighbours]
@@ -72,25 +75,26 @@ class Similarity(NamedTuple):
 def compare_features(model: nn.Module,
                      batches: Iterable[dict],
                      max_features: int = MAX_FEATURES) -> Similarity:
-    """Run pictures through a network and compare what its blocks return.
+    """Run images through a network and compare the outputs of its blocks.
 
-    A block's feature is its output before attention adds its term, as
-    CKARegularizationHook takes it. CKA is the unbiased one by batches, see
+    The feature of a block is its output before attention adds its term, as in
+    CKARegularizationHook. CKA is the unbiased minibatch CKA, see
     :func:`ela_mm.sparsity.cka.hsic_matrix`.
 
     Args:
-        model (nn.Module): A detector or a classifier with stages of blocks,
-            with or without layer attention; set to eval mode.
-        batches (Iterable[dict]): Of 4 pictures or more; smaller ones are left
-            out. See :func:`ela_mm.apis.data.dataset_batches`.
-        max_features (int): Numbers per picture and block; larger maps are
-            average-pooled first. Defaults to 2**18, this project's choice.
+        model (nn.Module): Model of any host with stages of blocks, with or
+            without layer attention; it is set to eval mode.
+        batches (Iterable[dict]): Batches of at least 4 images; smaller ones are
+            left out. See :func:`ela_mm.apis.data.dataset_batches`.
+        max_features (int): Largest number of features per image and block;
+            larger maps are average-pooled first. Defaults to 2**18, this
+            project's choice.
 
     Returns:
-        Similarity: In eval mode, as the network is used.
+        Similarity: The comparison, in eval mode.
 
     Raises:
-        UsageError: Without stages of blocks, or without a batch of 4 pictures.
+        UsageError: Without stages of blocks, or without a batch of 4 images.
     """
     stages = {
         stage: list(blocks.items())
@@ -142,7 +146,7 @@ def compare_features(model: nn.Module,
 
 
 def _backbone(model: nn.Module) -> Tuple[str, nn.Module]:
-    """The backbone that find_stages searches, and its name."""
+    """Return name and module of the backbone that find_stages searches."""
     return next(((name, module) for name, module in model.named_modules()
                  if name.split('.')[-1] == 'backbone'), ('', model))
 
@@ -160,7 +164,7 @@ def _keep(seen: Dict[str, Tensor], name: str, max_features: int):
 
 
 def _normalised(hsic: Tensor) -> np.ndarray:
-    """(F, F) HSIC to CKA; 0 where a feature has collapsed."""
+    """Turn HSIC (F, F) into CKA; 0 where a feature has collapsed."""
     scale = hsic.diagonal().clamp(min=0).sqrt()
     inverse = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
     return (hsic * inverse * inverse[:, None]).numpy()
@@ -168,7 +172,7 @@ def _normalised(hsic: Tensor) -> np.ndarray:
 
 def _kl(backbone: LayerAttentionMixin,
         statistics: KLStatistics) -> Dict[Tuple[str, str], float]:
-    """KL divergence by the blocks of a layer and its predecessor."""
+    """Return KL divergences by the blocks of a layer and its predecessor."""
     active = [layer for layer in backbone.attention_layers if layer.active]
     measured = statistics.reduce([layer.name for layer in active])
     stages = backbone.attention_stages

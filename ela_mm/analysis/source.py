@@ -1,4 +1,4 @@
-"""What a question is put to: a run's work dir, or a config and a checkpoint."""
+"""Finds what to analyse: a run's work dir, or a config and a checkpoint."""
 import os.path as osp
 from typing import List, NamedTuple, Optional, Sequence
 
@@ -14,14 +14,14 @@ FOLDER = 'ela_analysis'
 
 
 class Source(NamedTuple):
-    """Files that belong together.
+    """Files to analyse.
 
     Attributes:
-        work_dir (str | None): Of a run.
-        config (str | None): That it was trained with, unless another is
-            named.
-        checkpoint (str | None): Its latest, unless another is named.
-        rest (List[str]): What else was named, such as pictures.
+        work_dir (str | None): Work dir of a run, if one was given.
+        config (str | None): Config that was given, or that of the run.
+        checkpoint (str | None): Checkpoint that was given, or the latest of
+            the run.
+        rest (List[str]): What else was given, such as images.
     """
     work_dir: Optional[str]
     config: Optional[str]
@@ -31,8 +31,11 @@ class Source(NamedTuple):
     def read_config(self, options: Optional[dict] = None) -> Config:
         """Read the config.
 
+        Args:
+            options (dict, optional): Options that override the config's.
+
         Raises:
-            UsageError: If there is none, or it is no config of a model.
+            UsageError: If there is none, or if it is no config of a model.
         """
         if self.config is None:
             where = f' in {self.work_dir!r}' if self.work_dir else ''
@@ -44,12 +47,16 @@ class Source(NamedTuple):
         """Check what can be checked before anything is built.
 
         Args:
-            needs_checkpoint (bool): Defaults to True.
-            takes_more (bool): Whether something may be named besides.
-                Defaults to False.
+            needs_checkpoint (bool): Whether there has to be a checkpoint.
+                Defaults to True.
+            takes_more (bool): Whether ``rest`` may have entries. Defaults to
+                False.
+
+        Returns:
+            Source: Itself.
 
         Raises:
-            UsageError: If something is missing, damaged or too much.
+            UsageError: If something is missing, damaged or superfluous.
         """
         if self.rest and not takes_more:
             raise UsageError(f'{self.rest[0]!r}: expected WORK_DIR, or CONFIG '
@@ -64,31 +71,31 @@ class Source(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Where results go: beside the run."""
+        """Folder for results, in the work dir or beside the checkpoint."""
         if self.work_dir is not None:
             return osp.join(self.work_dir, FOLDER)
         if self.checkpoint is not None and '://' not in self.checkpoint:
             return osp.join(osp.dirname(self.checkpoint) or '.', FOLDER)
         name = osp.splitext(osp.basename(self.config or ''))[0]
-        return osp.join('work_dirs', name, FOLDER)  # as tools/train.py does
+        return osp.join('work_dirs', name, FOLDER)  # as in tools/train.py
 
 
 def find_source(words: Sequence[str],
                 config: Optional[str] = None,
                 checkpoint: Optional[str] = None) -> Source:
-    """Make out what was named on a command line.
+    """Interpret the arguments of a command line.
 
     Args:
-        words (Sequence[str]): ``WORK_DIR ...`` or ``CONFIG CHECKPOINT ...``;
-            of the latter, what is named by an option is left out.
-        config (str, optional): By its option.
-        checkpoint (str, optional): By its option.
+        words (Sequence[str]): Positional arguments: ``WORK_DIR ...``, or
+            ``CONFIG CHECKPOINT ...`` without those given by an option.
+        config (str, optional): Value of the option ``--config``.
+        checkpoint (str, optional): Value of the option ``--checkpoint``.
 
     Returns:
-        Source: Not checked yet.
+        Source: The files; not checked yet.
 
     Raises:
-        UsageError: If nothing is named, or no such work dir.
+        UsageError: If nothing is given, or a work dir does not exist.
     """
     rest = list(words)
     if rest and osp.isdir(rest[0]):

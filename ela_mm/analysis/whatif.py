@@ -1,4 +1,4 @@
-"""What another criterion or measure would have skipped, from a record."""
+"""Finds out from a record what other criteria or measures would skip."""
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
@@ -21,36 +21,36 @@ PAPER = {
 GAMMAS = (.25, .5, .6, .75, .9, 1.)
 MUS = (.05, .1, .15, .2, .25, .3, .4, .5)
 SHAPES = ((2., 5.), (5., 1.))  # (alpha, beta), the paper's
-# From names of active layers to seconds of their attention.
+# From names of active layers to seconds that attention adds to a step.
 Seconds = Callable[[Sequence[str]], float]
 
 
 class Window(NamedTuple):
-    """The candidates of one window, measured.
+    """The measurements of one window, for its candidates.
 
     Attributes:
-        label (str): Such as ``'epoch 1'``.
-        names (List[str]): L candidates, in the network's order.
-        kl (np.ndarray): (L, ), nats: KL divergences, or the measure of
-            ``redundancy``.
-        series (np.ndarray | None): (steps, L), the same of single training
-            steps; None where these were not recorded.
-        active (List[str]): Layers that were active meanwhile, those that are
-            no candidates included.
-        skipped (List[str] | None): What was skipped then; None where nothing
-            has been decided.
-        criterion (dict | None): What decided.
+        label (str): Name of the window, such as ``'epoch 1'``.
+        names (List[str]): Names of the L candidates, in order.
+        kl (np.ndarray): (L, ), values of the measure ``redundancy``, nats.
+        series (np.ndarray | None): (steps, L), values of single training
+            steps; None if they were not recorded.
+        active (List[str]): Names of all layers that were active in the window,
+            candidates or not.
+        skipped (List[str] | None): Names of layers that were skipped at its
+            end; None if nothing was decided.
+        criterion (dict | None): Config of the criterion that decided.
         step_time (float | None): Seconds of a step before the decision.
-        step_time_after (float | None): And after it, if enough were timed.
-        steps (int | None): Training steps that were measured, recorded one by
-            one or not.
-        samples (np.ndarray | None): (steps, ), of the recorded steps; None
-            where they are equal or unknown.
-        short (Dict[str, str]): Names in few letters, by name.
-        redundancy (str): What to rank by, a key of
+        step_time_after (float | None): Seconds of a step after it, if enough
+            steps were timed.
+        steps (int | None): Number of measured training steps, whether recorded
+            one by one or not.
+        samples (np.ndarray | None): (steps, ), number of samples in each
+            recorded step; None if equal or unknown.
+        short (Dict[str, str]): Short names of layers, by name.
+        redundancy (str): Measure to rank by, a key of
             :data:`ela_mm.pruning.kl.REDUNDANCY`.
-        as_decided (bool): Whether the decision has ranked by it, if there is
-            one.
+        as_decided (bool): Whether the decision ranked by this measure, if
+            there is a decision.
     """
     label: str
     names: List[str]
@@ -69,11 +69,12 @@ class Window(NamedTuple):
 
 
 class Stability(NamedTuple):
-    """How a decision stands against noise of the measured size.
+    """How stable a decision is under resampling of the window.
 
     Attributes:
         same (float): Share of resampled windows that skip the same layers.
-        skipped (Dict[str, float]): By name, the share that skips the layer.
+        skipped (Dict[str, float]): Share of resampled windows that skip each
+            layer, by name.
     """
     same: float
     skipped: Dict[str, float]
@@ -83,13 +84,14 @@ class Proposal(NamedTuple):
     """What one criterion would do in one window.
 
     Attributes:
-        label (str): What it is called in tables.
-        config (dict): ``type`` and all parameters.
-        skipped (List[str]): Names.
-        stability (Stability | None): None without single steps.
+        label (str): Name of the criterion in tables.
+        config (dict): ``type`` and all parameters of the criterion.
+        skipped (List[str]): Names of the layers that it would skip.
+        stability (Stability | None): Stability of this decision; None if
+            single steps are unknown.
         step_time (float | None): Expected seconds of a step afterwards; None
-            without costs of the layers.
-        note (str | None): Why it cannot decide.
+            if the costs of layers are unknown.
+        note (str | None): Reason why it cannot decide, if so.
     """
     label: str
     config: Dict[str, Any]
@@ -102,16 +104,18 @@ class Proposal(NamedTuple):
 def recorded_window(decision: Decision,
                     unit: str = 'epoch',
                     redundancy: Optional[str] = None) -> Window:
-    """Take a window from a run's decisions.
+    """Take the measurements of a window from a decision.
 
     Args:
-        decision (Decision): Taken, or read back from a record.
-        unit (str): What it counts. Defaults to ``'epoch'``.
-        redundancy (str, optional): Rank by another measure, a key of
-            :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to None: the run's.
+        decision (Decision): Decision of a run.
+        unit (str): What windows count, ``'epoch'`` or ``'iteration'``.
+            Defaults to ``'epoch'``.
+        redundancy (str, optional): Measure to rank by, a key of
+            :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to None: that of the
+            run.
 
     Returns:
-        Window: Without layers of which the measure is unknown.
+        Window: The window, without layers whose value is unknown.
 
     Raises:
         UsageError: If the measure was not recorded.
@@ -146,9 +150,9 @@ def recorded_window(decision: Decision,
         step_time=decision.times.before,
         step_time_after=(
             decision.times.after if decision.times.are_enough else None),
-        # More than half of what is kept stays of a series that was thinned: a
-        # shorter one is whole. Records of earlier versions count the
-        # iterations of every rank instead of steps.
+        # A thinned series has more than ITERATIONS_KEPT / 2 values, so a
+        # shorter one is complete. Its length is better than decision.steps,
+        # which in records of earlier versions counts every rank's iterations.
         steps=decision.steps if recorded > ITERATIONS_KEPT / 2 else recorded,
         samples=np.array(decision.step_samples) if weighted else None,
         short={layer.name: layer.short for layer in layers},
@@ -160,18 +164,18 @@ def measured_window(kl: Mapping[str, LayerKL],
                     active: Sequence[str],
                     label: str,
                     redundancy: str = 'paper') -> Window:
-    """A window from KL divergences that were measured without training.
+    """Make a window of KL divergences that were measured without training.
 
     Args:
-        kl (Mapping[str, LayerKL]): From
+        kl (Mapping[str, LayerKL]): Measurements by name, from
             :func:`ela_mm.analysis.attention.measure`.
-        active (Sequence[str]): All layers that are not skipped.
-        label (str): Such as ``'64 pictures'``.
-        redundancy (str): What to rank by, a key of
+        active (Sequence[str]): Names of all active layers.
+        label (str): Name of the window, such as ``'64 pictures'``.
+        redundancy (str): Measure to rank by, a key of
             :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to ``'paper'``.
 
     Returns:
-        Window: A step is a batch.
+        Window: The window, in which batches take the role of steps.
     """
     check_redundancy(redundancy)
     kl = {name: layer.by(redundancy) for name, layer in kl.items()}
@@ -191,16 +195,15 @@ def measured_window(kl: Mapping[str, LayerKL],
 
 def stability(window: Window, criterion: Criterion,
               draws: int = DRAWS) -> Optional[Stability]:
-    """Decide on resampled windows.
+    """Decide on resampled windows and compare with the window itself.
 
     Args:
-        window (Window): With its single steps.
-        criterion (Criterion): As the hook uses it.
-        draws (int): Resampled windows. Defaults to 500.
+        window (Window): The window.
+        criterion (Criterion): Criterion to decide by.
+        draws (int): Number of resampled windows. Defaults to 500.
 
     Returns:
-        Stability | None: Against the decision on the window itself; None
-        without single steps.
+        Stability | None: The stability; None if single steps are unknown.
     """
     if window.series is None:
         return None
@@ -214,19 +217,20 @@ def outcome(window: Window,
             label: Optional[str] = None,
             seconds: Optional[Seconds] = None,
             draws: int = DRAWS) -> Proposal:
-    """What a criterion would do in a window.
+    """Find out what a criterion would do in a window.
 
     Args:
-        window (Window): Measured.
-        config (Dict[str, Any]): ``type`` and parameters.
-        label (str, optional): Defaults to the type.
-        seconds (Callable, optional): From the names of active layers to what
-            attention adds to a step, for the expected step time; see
-            :meth:`ela_mm.analysis.cost.Cost.attention_seconds`.
-        draws (int): See :func:`stability`.
+        window (Window): The window.
+        config (Dict[str, Any]): ``type`` and parameters of the criterion.
+        label (str, optional): Name for tables. Defaults to the type.
+        seconds (Callable, optional): Function that predicts from the names of
+            active layers how many seconds attention adds to a step, see
+            :meth:`ela_mm.analysis.cost.Cost.attention_seconds`. Defaults to
+            None: step times are not predicted.
+        draws (int): Number of resampled windows. Defaults to 500.
 
     Returns:
-        Proposal: Ready for a table.
+        Proposal: What it would do.
 
     Raises:
         UsageError: On a wrong type or parameter.
@@ -241,7 +245,7 @@ def outcome(window: Window,
                        f'{len(window.names)} candidates; ranking needs 2')
     try:
         skip, _ = criterion(window.kl)
-    except Exception as error:  # a fit that fails
+    except Exception as error:  # a failed fit
         return Proposal(label, criterion.config, [], None, window.step_time,
                        f'{type(error).__name__}: {error}')
     skipped = [n for n, gone in zip(window.names, skip) if gone]
@@ -256,7 +260,7 @@ def outcome(window: Window,
 
 def _of_the_network(window: Window, criterion: Criterion, label: str,
                     own: bool) -> Proposal:
-    """What is known of a criterion that a record cannot answer."""
+    """Say what is known of a criterion that measures on the network."""
     skipped = window.skipped or [] if own else []
     names = ', '.join(window.short.get(name, name) for name in skipped)
     return Proposal(
@@ -267,16 +271,17 @@ def _of_the_network(window: Window, criterion: Criterion, label: str,
 
 
 def recorded_criterion(config: Dict[str, Any]) -> Criterion:
-    """Build the criterion of a record, which comes from outside.
+    """Build the criterion of a record, which cannot be trusted.
 
     Args:
-        config (Dict[str, Any]): ``type`` and parameters.
+        config (Dict[str, Any]): ``type`` and parameters of the criterion.
 
     Returns:
-        Criterion: It is registered.
+        Criterion: The criterion.
 
     Raises:
-        UsageError: If it is not, or its type names a module.
+        UsageError: If it is not registered, or if its type is a dotted path,
+            which would be imported.
     """
     if '.' in config['type']:
         raise UsageError(
@@ -286,18 +291,18 @@ def recorded_criterion(config: Dict[str, Any]) -> Criterion:
 
 
 def candidates(window: Window) -> Dict[str, Dict[str, Any]]:
-    """The criteria that are worth comparing in a window.
+    """List the criteria that are worth comparing in a window.
 
     Args:
-        window (Window): Its own criterion comes first, where it has one.
+        window (Window): The window.
 
     Returns:
-        Dict[str, Dict[str, Any]]: Config by label: the run's, the paper's
-        settings of EBQM, and the criteria of its tables 4, 6 and 7 with the
-        run's gamma and mu.
+        Dict[str, Dict[str, Any]]: Configs by label: that of the run, if any;
+        the paper's settings of EBQM; and the criteria of its tables 4, 6 and 7
+        with gamma and mu of the run.
     """
     own = window.criterion or dict(type='EBQM')
-    # To a user's own, the same names may mean anything.
+    # In a user's criterion, the same names may mean anything.
     known = own if own['type'] in CRITERIA else {}
     shared = {
         key: known[key] for key in ('gamma', 'mu')
@@ -326,16 +331,17 @@ def compare(window: Window,
             seconds: Optional[Seconds] = None,
             more: Sequence[Dict[str, Any]] = (),
             draws: int = DRAWS) -> List[Proposal]:
-    """What each of the :func:`candidates` would do, and what more is asked.
+    """Find out what all :func:`candidates` and further criteria would do.
 
     Args:
-        window (Window): Measured.
-        seconds (Callable, optional): See :func:`outcome`.
+        window (Window): The window.
+        seconds (Callable, optional): Function that predicts the cost of
+            attention, see :func:`outcome`.
         more (Sequence[Dict[str, Any]]): Configs of further criteria.
-        draws (int): See :func:`stability`.
+        draws (int): Number of resampled windows. Defaults to 500.
 
     Returns:
-        List[Proposal]: The run's own first.
+        List[Proposal]: What each would do, the criterion of the run first.
     """
     configs = candidates(window)
     for config in more:
@@ -350,7 +356,7 @@ def compare(window: Window,
             if config is window.criterion:
                 recorded_criterion(config)
             outcomes.append(outcome(window, config, label, seconds, draws))
-        except Exception as error:  # a user's own, which is not registered
+        except Exception as error:  # a user's criterion that is not registered
             note = f'{type(error).__name__}: {error}'
             outcomes.append(
                 Proposal(label, config, window.skipped or [], None, None,
@@ -363,17 +369,17 @@ def counts(window: Window,
            beta: float,
            gammas: Sequence[float] = GAMMAS,
            mus: Sequence[float] = MUS) -> np.ndarray:
-    """How many layers EBQM would skip, over a grid.
+    """Count the layers that EBQM would skip, over a grid of gamma and mu.
 
     Args:
-        window (Window): Measured.
-        alpha (float): Of the Beta distribution.
-        beta (float): The same.
+        window (Window): The window.
+        alpha (float): First shape of the Beta distribution.
+        beta (float): Second shape.
         gammas (Sequence[float]): G quantiles.
         mus (Sequence[float]): M thresholds.
 
     Returns:
-        np.ndarray: (G, M) int.
+        np.ndarray: (G, M) int, number of skipped layers.
     """
     return np.array([[
         int(ebqm(window.kl, g, alpha, beta, mu).sum()) for mu in mus
@@ -381,16 +387,16 @@ def counts(window: Window,
 
 
 def parse_criterion(text: str) -> Dict[str, Any]:
-    """A criterion as written on a command line.
+    """Parse a criterion from a command line.
 
     Args:
-        text (str): ``EBQM,gamma=0.9,mu=0.1``.
+        text (str): Type and parameters, such as ``EBQM,gamma=0.9,mu=0.1``.
 
     Returns:
-        Dict[str, Any]: Its config.
+        Dict[str, Any]: Config of the criterion.
 
     Raises:
-        UsageError: If it is not written so.
+        UsageError: If it is malformed, or the criterion is unknown.
     """
     name, *pairs = text.split(',')
     config: Dict[str, Any] = dict(type=name.strip())
