@@ -71,6 +71,9 @@ def load_model(host: str, config: str) -> dict:
         warnings.simplefilter('ignore')
         cfg = Config.fromfile(configs_of(host) / config)
         model = cfg.model.to_dict()
+        scope = cfg.get('default_scope', host)
+        if scope != host and scope in HOSTS:  # a classifier's of mmdet
+            model['_scope_'] = scope
         if 'data_preprocessor' in cfg:  # as Runner does
             model.setdefault('data_preprocessor',
                              cfg.data_preprocessor.to_dict())
@@ -153,7 +156,7 @@ def catalogue(host: str, progress=iter) -> Tuple[List[Entry], Dict[str, str]]:
         replaced: List[str] = []
         try:
             model = load_model(host, str(path))
-            replace_backbones(model, host, replaced)
+            replace_backbones(model, model.get('_scope_', host), replaced)
         except Exception as error:  # counted, and not this package's
             others[str(path)] = reason(error)
             continue

@@ -7,6 +7,8 @@ import torch
 from mmengine.structures import InstanceData
 from torch import nn
 
+from dev.drop_in.configs import HOSTS
+
 # What a training step is tried with, in turn, until the plain network takes it.
 # Pixels, stride of the semantic map, and whether objects have masks.
 _DETECTOR_INPUTS = ((64, 1, True), (64, 8, True), (64, 1, False),
@@ -27,10 +29,13 @@ def inputs_for(model: nn.Module, host: str) -> Iterator[Tuple[str, Any]]:
     Yields:
         Tuple[str, Any]: A description, and what the data loader would return.
     """
-    # Some of mmpretrain's configs are detectors, to try its backbones in.
-    if host == 'mmdet' or type(model).__module__.startswith('mmdet.'):
+    # Some of mmpretrain's configs are detectors, to try its backbones in, and
+    # some of mmdet's are classifiers, to train its backbones.
+    package = type(model).__module__.split('.')[0]
+    kind = package if package in HOSTS else host
+    if kind == 'mmdet':
         yield from _detector_inputs(model)
-    elif host == 'mmseg':
+    elif kind == 'mmseg':
         yield from _segmentor_inputs(model)
     else:
         yield from _classifier_inputs(model)

@@ -209,7 +209,7 @@ def try_model(entry: Entry, steps: bool = True) -> Dict[str, Any]:
     plain = _adapted(load_model(entry.host, entry.configs[0]))
     chosen: Optional[Tuple[str, Any]] = None
     replaced: List[str] = []
-    ours = replace_backbones(plain, entry.host, replaced)
+    ours = replace_backbones(plain, plain.get('_scope_', entry.host), replaced)
     steps = steps and bool(replaced)
     kinds = [('plain', plain)] + [('ela', ours)] * bool(replaced)
     for kind, cfg in kinds:
