@@ -55,6 +55,9 @@ def read_state(state: Any, density: float, scheme: dict,
                  if not isinstance(mask, Tensor) or mask.dtype != torch.bool]
         if wrong:
             raise TypeError(f'the mask of {wrong[0]} is no bool tensor')
+        if not isinstance(state['scheme'], dict):
+            raise TypeError('the scheme is no dict')
+        check_numbers(density=state['density'])
         for update in updates:
             check_numbers(**update)
     except (LookupError, TypeError, ValueError, AttributeError) as error:

@@ -20,6 +20,7 @@ from torch.nn.utils import prune
 import ela_mm.engine.hooks.cka_regularization_hook  # noqa: F401  registers
 from ela_mm.engine.hooks.sparse_training_hook import SparseTrainingHook
 from ela_mm.errors import UsageError
+from ela_mm.sparsity.state import read_state
 
 RIGL = dict(type='RigL', interval=2, fraction=.5, until=1.)
 SGD = dict(type='SGD', lr=.05, momentum=.9, nesterov=True, weight_decay=.05)
@@ -215,6 +216,56 @@ def test_other_settings_are_refused_on_resume(tmp_path, changed, message):
     cfg.resume, cfg.load_from = True, str(tmp_path / 'a' / 'epoch_1.pth')
     with pytest.raises(UsageError, match=message):
         Runner.from_cfg(cfg).train()
+
+
+@pytest.fixture(scope='module')
+def sparse_checkpoint(tmp_path_factory):
+    """With RigL, whose state has updates."""
+    folder = tmp_path_factory.mktemp('sparse')
+    train(sparse_config(folder, scheme=dict(RIGL, interval=1), max_epochs=1))
+    return torch.load(folder / 'epoch_1.pth')
+
+
+@pytest.mark.parametrize('change', [
+    lambda state: 5,
+    lambda state: [1],
+    lambda state: dict(masks={}),
+    lambda state: dict(state, masks=5),
+    lambda state: dict(state, masks={n: 1. * m for n, m in
+                                     state['masks'].items()}),
+    lambda state: dict(state, scheme=torch.ones(2)),
+    lambda state: dict(state, density='0.1'),
+    lambda state: dict(state, updates=5),
+    lambda state: dict(state, updates=[5]),
+    lambda state: dict(state, updates=[dict(iter=torch.ones(2))]),
+])
+def test_a_state_of_wrong_types_ends_the_run_in_one_line(
+        sparse_checkpoint, change):
+    state = sparse_checkpoint['sparse_training_hook']
+    weights, scheme = state['masks'], dict(RIGL, interval=1)
+    masks, updates = read_state(state, .1, scheme, weights)
+    assert_equal_states(masks, weights)
+    assert [update['iter'] for update in updates] == [1]
+    with pytest.raises(UsageError, match='cannot be read') as error:
+        read_state(change(state), .1, scheme, weights)
+    assert '\n' not in str(error.value)
+
+
+def test_weights_of_a_sparse_run_that_new_masks_take_away(
+        sparse_checkpoint, tmp_path):
+    """load_from takes the weights alone."""
+    path = tmp_path / 'sparse.pth'
+    torch.save(sparse_checkpoint, path)
+    cfg = sparse_config(tmp_path / 'run', max_epochs=1, sparse=dict(seed=1))
+    cfg.load_from = str(path)
+    _, spy = train(cfg)
+    assert_sparse(spy)
+    exist = sum(int(sparse_checkpoint['state_dict'][name].count_nonzero())
+                for name in spy.masks[0])
+    lost = sum(int(sparse_checkpoint['state_dict'][name][~mask].count_nonzero())
+               for name, mask in spy.masks[0].items())
+    assert f'{lost} of its {exist} weights become 0' in log_of(
+        tmp_path / 'run')
 
 
 def test_a_dense_run_may_go_on_sparse(tmp_path):

@@ -21,6 +21,7 @@ from ...errors import UsageError
 from ...sparsity.build import build_scheme
 from ...sparsity.layers import sparse_layers
 from ...sparsity.scheme import Tensors, check_density
+from ...sparsity.state import count_lost, form_state, read_state
 from ..journal.record import write_whole
 from ..lifetime import when_over
 from ..ranks import unwrapped
@@ -82,8 +83,8 @@ class SparseTrainingHook(Hook):
                  leave_out: Sequence[str] = (),
                  seed: Optional[int] = None) -> None:
         self.density = check_density(density)
+        self.scheme = build_scheme(scheme)
         self.scheme_config = dict(scheme or dict(type='ERK'))
-        self.scheme = build_scheme(self.scheme_config)
         self.leave_out = leave_out
         self.seed = seed
         self.masks: Tensors = {}
@@ -93,6 +94,7 @@ class SparseTrainingHook(Hook):
         self._absent: Tensors = {}  # complements of the masks
         self._handles: list = []
         self._resumed_state: Optional[dict] = None
+        self._were_sparse = False  # weights of another run
         # Unmasked gradients of the running iteration; None: not needed.
         self._gradients: Optional[Tensors] = None
 
@@ -120,23 +122,22 @@ class SparseTrainingHook(Hook):
         """Keep the state for before_train; the weights are not loaded yet."""
         if runner._resume:
             self._resumed_state = checkpoint.get(STATE_KEY, {})
+        else:
+            self._were_sparse = STATE_KEY in checkpoint
 
     def before_train(self, runner) -> None:
         """Choose the masks, or restore those of a resumed run."""
         state, self._resumed_state = self._resumed_state, None
         if state:
-            self._check_state(state)
-            self.masks = {
-                name: state['masks'][name].to(weight.device)
-                for name, weight in self._weights.items()
-            }
-            self.updates = state['updates']
+            self.masks, self.updates = read_state(
+                state, self.density, self.scheme_config, self._weights)
         elif not self.masks:  # else this process trains a second time
             if state is not None:
                 runner.logger.warning(
                     'the checkpoint is of a run without SparseTrainingHook: '
                     'masks are chosen now')
             self.masks = self._choose(runner)
+            self._warn_of_lost_weights(runner)
         for mask in self.masks.values():
             _from_main_rank(mask)
         self._absent = {name: ~mask for name, mask in self.masks.items()}
@@ -148,23 +149,13 @@ class SparseTrainingHook(Hook):
             f'{self.scheme_config["type"]}: {self._summary()}\n{self._table()}')
         self._write_record(runner)
 
-    def _check_state(self, state: dict) -> None:
-        ours = dict(
-            density=self.density,
-            scheme=self.scheme_config,
-            layers={n: tuple(w.shape) for n, w in self._weights.items()})
-        theirs = dict(
-            density=state['density'],
-            scheme=state['scheme'],
-            layers={n: tuple(m.shape) for n, m in state['masks'].items()})
-        for name in ours:
-            if ours[name] != theirs[name]:
-                raise UsageError(
-                    f'the checkpoint to resume is of a run with another {name} '
-                    f'of SparseTrainingHook: {_short(theirs[name])}, now '
-                    f'{_short(ours[name])}. Resume with the settings that it '
-                    'was begun with, or start anew from its weights '
-                    '(load_from without resume)')
+    def _warn_of_lost_weights(self, runner) -> None:
+        lost, total = count_lost(self.masks, self._weights)
+        if self._were_sparse and lost:
+            runner.logger.warning(
+                'the weights are of a sparse run, whose masks are taken up by '
+                f'resume=True alone: new ones are chosen, and {lost} of its '
+                f'{total} weights become 0')
 
     def _choose(self, runner) -> Tensors:
         gradients = {}
@@ -358,17 +349,8 @@ class SparseTrainingHook(Hook):
         """Add the masks."""
         if not self.masks:
             return  # the checkpoint is of no training
-        checkpoint[STATE_KEY] = dict(
-            density=self.density,
-            scheme=self.scheme_config,
-            masks={name: mask.cpu() for name, mask in self.masks.items()},
-            updates=self.updates)
-
-
-
-def _short(value) -> str:
-    text = repr(value)
-    return text if len(text) < 200 else f'{text[:200]} ...'
+        checkpoint[STATE_KEY] = form_state(
+            self.density, self.scheme_config, self.masks, self.updates)
 
 
 def _from_main_rank(mask: Tensor) -> None:
