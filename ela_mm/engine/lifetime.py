@@ -1,7 +1,27 @@
-"""Lets hooks clean up when a training ends, also by an exception."""
+"""Tells hooks where a run begins, and when its training ends."""
+import weakref
 from typing import Callable, Optional
 
+from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
+
+
+def is_another_run(hook: Hook, runner) -> bool:
+    """Return whether a hook had another runner before this one.
+
+    A hook that goes on after an interruption keeps what it knows of the run.
+    If the same object is given to a second runner, it has to forget it.
+
+    Args:
+        hook (Hook): Hook, which remembers the runner.
+        runner (Runner): Its runner now.
+
+    Returns:
+        bool: False for the first runner of the hook.
+    """
+    known = vars(hook).get('_last_runner')
+    hook._last_runner = weakref.ref(runner)
+    return known is not None and known() is not runner
 
 
 def when_over(loop: BaseLoop,

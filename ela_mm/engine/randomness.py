@@ -168,6 +168,9 @@ class FetchSeeds:
         self.epoch = 0
         self.number = 0  # of the batch within the epoch
         fetch = getattr(dataset, '__getitems__', None)
+        if hasattr(fetch, 'seeds'):  # of another run with the same dataset
+            fetch = fetch.seeds.fetch
+        self.fetch = fetch
 
         def fetch_seeded(indices: List[int]) -> List[Any]:
             with own_stream(self.seed, FETCH, self.epoch, self.number):
@@ -176,6 +179,7 @@ class FetchSeeds:
                     dataset[i] for i in indices
                 ]
 
+        fetch_seeded.seeds = self
         dataset.__getitems__ = fetch_seeded
 
     def begin(self, epoch: int) -> None:

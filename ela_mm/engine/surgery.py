@@ -1,6 +1,6 @@
 """Skips layers in a Runner's model, averaged models, optimizer and DDP."""
 import gc
-from typing import List, MutableMapping, Set, Tuple
+from typing import Iterator, List, MutableMapping, Set, Tuple
 from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
@@ -71,14 +71,23 @@ def _forget_momentum(runner) -> None:
     Parts that others have frozen for a while keep theirs.
     """
     unused = _unused(find_backbone(runner.model))
-    wrapper = runner.optim_wrapper
+    for state in optimizer_states(runner.optim_wrapper):
+        for parameter in unused.intersection(state):
+            del state[parameter]
+
+
+def optimizer_states(wrapper) -> Iterator[MutableMapping[nn.Parameter, dict]]:
+    """Yield the state of every optimizer of a run, by parameter.
+
+    Args:
+        wrapper (OptimWrapper | OptimWrapperDict): Of a runner.
+    """
     wrappers = wrapper.values() if hasattr(wrapper, 'values') else [wrapper]
     for wrapper in wrappers:
-        optimizer = wrapper.optimizer
-        # ZeroRedundancyOptimizer keeps its state in an inner optimizer.
-        for holder in (optimizer, getattr(optimizer, 'optim', optimizer)):
-            for parameter in unused.intersection(holder.state):
-                del holder.state[parameter]
+        yield wrapper.optimizer.state
+        # ZeroRedundancyOptimizer keeps its share in an inner optimizer.
+        if hasattr(wrapper.optimizer, 'optim'):
+            yield wrapper.optimizer.optim.state
 
 
 def prepare(runner) -> None:

@@ -1,9 +1,32 @@
 """Folders and settings as users have them, some of which cannot work."""
 import pytest
-from support.toy import toy_config
+import torch
+from support.toy import toy_config, toy_runner
+from support.training import without_times
 
+from ela_mm import ELAPruneHook
 from ela_mm.apis.launch import build_runner
+from ela_mm.engine import SparseTrainingHook
+from ela_mm.engine.journal.record import read_record
 from ela_mm.errors import UsageError
+
+
+def test_hooks_forget_the_runner_before(tmp_path):
+    """As objects in a notebook's loop over seeds or folds."""
+    hooks = [
+        ELAPruneHook([(0.0, 0.5)], dict(type='fixed', n=3), picture=False),
+        SparseTrainingHook(0.5, dict(type='RigL', interval=2))]
+    runs = []
+    for name in 'ab':
+        runs.append(toy_runner(tmp_path / name, max_epochs=2, windows=None))
+        for hook in hooks:
+            runs[-1].register_hook(hook)
+        runs[-1].train()
+    ours, theirs = (without_times(read_record(tmp_path / x)) for x in 'ab')
+    assert ours == theirs and len(ours['decisions'][0]['skipped']) == 3
+    whole = runs[0].model.state_dict()
+    for name, value in runs[1].model.state_dict().items():
+        assert torch.equal(value, whole[name]), name
 
 
 @pytest.mark.parametrize('place, why', [

@@ -119,6 +119,30 @@ def test_fresh_norms_survive_a_resume_without_the_prune_hook(tmp_path):
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize('shared', ['hook', 'loader'])
+def test_a_hook_or_a_loader_of_an_earlier_run(tmp_path, shared):
+    """As an object, which no config shares between runs."""
+    cfg = toy_config(tmp_path, max_epochs=1, windows=None)
+    cfg.train_dataloader.dataset.type = 'NoisyDataset'
+    hook, seen = ReseedHook(), []
+    for name in 'ab':
+        if not seen or shared == 'hook':
+            loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+        if shared == 'loader':
+            hook = ReseedHook()
+        runner = Runner(
+            cfg.model, str(tmp_path / name), loader, train_cfg=cfg.train_cfg,
+            optim_wrapper=cfg.optim_wrapper, randomness=cfg.randomness,
+            experiment_name=f'{tmp_path}_{name}')
+        seen.append(Witness())
+        for each in (hook, seen[-1]):
+            runner.register_hook(each)
+        runner.train()
+    assert len(seen[0].batches) == 4
+    for ours, theirs in zip(*(witness.batches for witness in seen)):
+        assert torch.equal(ours, theirs)
+
+
 def test_the_prune_hook_registers_it_where_nobody_has(tmp_path):
     runner, _ = run_of(tmp_path / 'a', 'ELA', max_epochs=1)
     assert sum(isinstance(h, ReseedHook) for h in runner.hooks) == 1

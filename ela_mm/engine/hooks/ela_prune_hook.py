@@ -21,7 +21,7 @@ from ..checkpoints import saves_after_step
 from ..held_out import HeldOut
 from ..journal.journal import Journal
 from ..journal.scalars import logs_after_step
-from ..lifetime import when_over
+from ..lifetime import is_another_run, when_over
 from ..measurement import Measurement
 from ..ranks import check_agreement
 from ..resumption import STATE_KEY, hook_state, restore, state_to_resume
@@ -118,11 +118,18 @@ class ELAPruneHook(Hook):
         self.images = max(x.images for x in self._criteria)
         check_options(self)
         self.held_out: Optional[HeldOut] = None
-        self.measurement = Measurement()
-        self.journal = Journal(self._windows, self.criterion.config, skip,
-                               picture, uninformative != 'prune', redundancy)
-        self.clock = StepClock(self.journal, timing_steps, timing_rounds)
+        self._journal_options = (self.criterion.config, skip, picture,
+                                 uninformative != 'prune', redundancy)
+        self._clock_options = timing_steps, timing_rounds
+        self._begin_anew()
         self._resumed: Optional[Dict[str, Any]] = None
+
+    def _begin_anew(self) -> None:
+        """Start with no window measured or decided."""
+        self._windows.begun = {}
+        self.measurement = Measurement()
+        self.journal = Journal(self._windows, *self._journal_options)
+        self.clock = StepClock(self.journal, *self._clock_options)
 
     @property
     def windows(self) -> List[Window]:
@@ -175,6 +182,8 @@ class ELAPruneHook(Hook):
         """Check model and windows, before weights are loaded."""
         if not isinstance(runner._train_loop, BaseLoop):
             return  # validation or test only: nothing to prune
+        if is_another_run(self, runner):
+            self._begin_anew()
         check_run(self, runner)
         self.measurement.backbone = find_backbone(runner.model)
         if self.images and (self.held_out is None or self.held_out.loader

@@ -6,6 +6,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..lifetime import is_another_run
 from ..randomness import (
     EPOCH,
     VALIDATION,
@@ -52,6 +53,8 @@ class ReseedHook(Hook):
 
     def before_train(self, runner) -> None:
         """Replace what loads the data, before its workers start."""
+        if is_another_run(self, runner):
+            self._workers = self._fetches = None
         self._trains = True
         loop = runner.train_loop
         if not isinstance(loop, IterBasedTrainLoop):

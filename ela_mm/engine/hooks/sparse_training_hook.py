@@ -23,8 +23,9 @@ from ...sparsity.layers import sparse_layers
 from ...sparsity.scheme import Tensors, check_density
 from ...sparsity.state import count_lost, form_state, read_state
 from ..journal.record import write_whole
-from ..lifetime import when_over
+from ..lifetime import is_another_run, when_over
 from ..ranks import unwrapped
+from ..surgery import optimizer_states
 
 # Where the hook keeps its state in mmengine's checkpoints.
 STATE_KEY = 'sparse_training_hook'
@@ -104,6 +105,8 @@ class SparseTrainingHook(Hook):
         """Check the model and find what is to be masked."""
         if not isinstance(runner._train_loop, BaseLoop):
             return  # validation or test only
+        if is_another_run(self, runner):
+            self.masks, self.updates = {}, []
         if sum(isinstance(hook, type(self)) for hook in runner.hooks) > 1:
             raise UsageError('two SparseTrainingHooks: expected one, with one '
                              'density for the whole network')
@@ -268,12 +271,9 @@ class SparseTrainingHook(Hook):
             averaged = getattr(hook, 'ema_model', None)
             if averaged is not None:
                 networks.append(averaged.module)
-        wrappers = runner.optim_wrapper
-        wrappers = wrappers.values() if hasattr(wrappers,
-                                                'values') else [wrappers]
         state = {}
-        for wrapper in wrappers:
-            state.update(wrapper.optimizer.state)
+        for part in optimizer_states(runner.optim_wrapper):
+            state.update(part)
         for name, absent in self._absent.items():
             tensors = [net.get_parameter(name) for net in networks]
             tensors += state.get(self._weights[name], {}).values()
