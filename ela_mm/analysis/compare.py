@@ -1,4 +1,4 @@
-"""Runs side by side: what each skipped, what it reached, what it cost."""
+"""Compares runs: what they skipped, their metrics, and their parameters."""
 import glob
 import os.path as osp
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -12,11 +12,11 @@ from .run_names import CELL, in_order, names_of
 
 
 class Parameters(NamedTuple):
-    """Of a whole network.
+    """Numbers of parameters of a network.
 
     Attributes:
-        total (int): Skipped layers included.
-        unused (int): Those of skipped layers.
+        total (int): Number of all parameters, skipped layers included.
+        unused (int): Number of those that skipped layers do not use.
     """
     total: int
     unused: int
@@ -26,10 +26,10 @@ class Fate(NamedTuple):
     """What a run did with a layer, and how narrowly.
 
     Attributes:
-        layer (LayerDecision | None): As the last decision has it that
-            measured the layer; None where it was never measured.
-        decision (Decision | None): That one.
-        active (bool): Whether the layer attends in the end.
+        layer (LayerDecision | None): Entry of the layer in the last decision
+            that measured it; None if it was never measured.
+        decision (Decision | None): That decision.
+        active (bool): Whether the layer is active in the end.
     """
     layer: Optional[LayerDecision]
     decision: Optional[Decision]
@@ -37,10 +37,10 @@ class Fate(NamedTuple):
 
     @property
     def margin(self) -> Optional[float]:
-        """How far below the criterion's mu the layer was mapped.
+        """The criterion's mu minus the mapped value of the layer.
 
-        Negative where it was kept; None where it was out of reach, or the
-        criterion has no mu.
+        It is negative if the layer was kept; None if the layer was out of
+        reach, or if the criterion has no mu.
         """
         if self.layer is None or self.layer.mapped is None:
             return None
@@ -49,18 +49,20 @@ class Fate(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """Runs and what tells them apart.
+    """Compared runs.
 
     Attributes:
-        names (List[str]): Of the runs, see
+        names (List[str]): Names of the runs, see
             :class:`~ela_mm.analysis.run_names.Names`.
-        runs (List[Run]): In the same order.
-        parameters (List[Parameters | None]): None where it is not known.
-        layers (List[str]): Of all networks, in order.
-        fates (List[Dict[str, Fate]]): Of each run, by layer.
-        notes (List[str]): What could not be found out, and why.
-        settings (Dict[str, List[str]]): Of grids, see there. Defaults to
-            none.
+        runs (List[Run]): The runs, in the same order.
+        parameters (List[Parameters | None]): Parameters of each run; None if
+            unknown.
+        layers (List[str]): Names of the layers of all networks, in order.
+        fates (List[Dict[str, Fate]]): For each run, the fates of its layers by
+            name.
+        notes (List[str]): Sentences on what could not be found out, and why.
+        settings (Dict[str, List[str]]): Settings of variants of grids, see
+            :class:`~ela_mm.analysis.run_names.Names`.
     """
     names: List[str]
     runs: List[Run]
@@ -72,7 +74,7 @@ class Compared(NamedTuple):
 
     @property
     def differing(self) -> List[str]:
-        """Layers that some runs skipped and others, having them, did not."""
+        """Layers that some runs skipped and other runs with them did not."""
         return [
             name for name in self.layers
             if len({f[name].active for f in self.fates if name in f}) > 1
@@ -80,16 +82,17 @@ class Compared(NamedTuple):
 
 
 def find_runs(folders: Sequence[str]) -> List[str]:
-    """Work dirs of runs; of a grid of tools/ablation.py, those of its runs.
+    """Find the work dirs of runs, in grids of tools/ablation.py as well.
 
     Args:
         folders (Sequence[str]): Work dirs, and folders of grids.
 
     Returns:
-        List[str]: At least two.
+        List[str]: At least two work dirs.
 
     Raises:
-        UsageError: If one is no folder, or there is one run alone.
+        UsageError: If a folder does not exist, or there are fewer than two
+            runs.
     """
     found: List[str] = []
     for folder in folders:
@@ -112,21 +115,23 @@ def compare_runs(folders: Sequence[str],
                  progress: Callable = iter,
                  configs: Sequence[str] = (),
                  checkpoints: Sequence[str] = ()) -> Compared:
-    """Read runs and set them side by side.
+    """Read runs and compare them.
 
     Args:
-        folders (Sequence[str]): Work dirs, of runs with ELAPruneHook or
+        folders (Sequence[str]): Work dirs of runs, with ELAPruneHook or
             without.
         count (bool): Whether to build each network to count its parameters.
             Defaults to True.
-        progress (Callable): Wraps the list of runs, to show a bar.
-        configs (Sequence[str]): In the place of the work dirs': one for all
-            runs, or one each. Defaults to none.
-        checkpoints (Sequence[str]): One of each run, which is taken as it was
-            when that was saved. Defaults to none: as it is.
+        progress (Callable): Function that wraps the list of runs, to show a
+            bar. Defaults to ``iter``.
+        configs (Sequence[str]): Configs to use instead of those in the work
+            dirs, one for all runs or one for each. Defaults to none.
+        checkpoints (Sequence[str]): One checkpoint of each run; runs are
+            compared as they were when these were saved. Defaults to none: runs
+            are compared as they are.
 
     Returns:
-        Compared: In the same order.
+        Compared: The runs, in the same order.
 
     Raises:
         UsageError: If a folder holds no run, or there are not as many configs
@@ -161,7 +166,7 @@ def compare_runs(folders: Sequence[str],
 
 def _one_each(option: str, paths: Sequence[str], folders: Sequence[str],
               shared: bool = False) -> List[Optional[str]]:
-    """A path for each run, None where none is named."""
+    """Return a path for each run, or None for all if no paths are given."""
     if not paths:
         return [None] * len(folders)
     if shared and len(paths) == 1:
@@ -179,13 +184,17 @@ def _parameters(run: Run, known: Dict[str, Parameters]) -> Parameters:
         raise UsageError('it has no config')
     cfg = read_config(run.config)
     skipped = set(run.record['layers']).difference(run.record['active'])
-    key = f'{cfg.model} {sorted(skipped)}'
+    # What went whole has no key and value left for later layers.
+    modes = {name: d.skip_mode for d in run.decisions for name in d.skipped}
+    seen = skipped.intersection(n for n, x in modes.items() if x == 'retrieval')
+    key = f'{cfg.model} {sorted(skipped)} {sorted(seen)}'
     if key not in known:
         model = build_any_model(cfg)
         unused = 0
         for backbone in ela_backbones(model).values():
             if skipped:
-                backbone.skip_layers(skipped)
+                backbone.skip_layers(seen, 'retrieval')
+                backbone.skip_layers(skipped)  # the others
             own = dict(backbone.named_parameters())
             unused += sum(own[name].numel()
                           for names in backbone.unused_state().values()

@@ -21,6 +21,8 @@ PAPER = {
 GAMMAS = (.25, .5, .6, .75, .9, 1.)
 MUS = (.05, .1, .15, .2, .25, .3, .4, .5)
 SHAPES = ((2., 5.), (5., 1.))  # (alpha, beta), the paper's
+# Where the run's criterion does not say what the run did.
+CRITERION_ALONE = "this run's criterion"
 # From names of active layers to seconds that attention adds to a step.
 Seconds = Callable[[Sequence[str]], float]
 
@@ -51,6 +53,7 @@ class Window(NamedTuple):
             :data:`ela_mm.pruning.kl.REDUNDANCY`.
         as_decided (bool): Whether the decision ranked by this measure, if
             there is a decision.
+        note (str | None): Why the decision skipped nothing.
     """
     label: str
     names: List[str]
@@ -66,6 +69,7 @@ class Window(NamedTuple):
     short: Mapping[str, str] = {}
     redundancy: str = 'paper'
     as_decided: bool = True
+    note: Optional[str] = None
 
 
 class Stability(NamedTuple):
@@ -157,7 +161,8 @@ def recorded_window(decision: Decision,
         samples=np.array(decision.step_samples) if weighted else None,
         short={layer.name: layer.short for layer in layers},
         redundancy=redundancy,
-        as_decided=redundancy == decision.redundancy)
+        as_decided=redundancy == decision.redundancy,
+        note=decision.note)
 
 
 def measured_window(kl: Mapping[str, LayerKL],
@@ -309,7 +314,7 @@ def candidates(window: Window) -> Dict[str, Dict[str, Any]]:
         if own['type'] not in ('threshold', 'fixed') and key in known
     }
     shapes = {key: known[key] for key in ('alpha', 'beta') if key in known}
-    label = 'this run' if window.as_decided else "this run's criterion"
+    label = 'this run' if window.as_decided else CRITERION_ALONE
     configs = {label: own} if window.criterion else {}
     configs.update((f'EBQM, {label}', dict(type='EBQM', **values))
                    for label, values in PAPER.items())
@@ -361,6 +366,10 @@ def compare(window: Window,
             outcomes.append(
                 Proposal(label, config, window.skipped or [], None, None,
                         str(error) if isinstance(error, UsageError) else note))
+    own = outcomes[0]
+    if window.criterion and window.as_decided and own.note is None and set(
+            own.skipped) != set(window.skipped):  # see uninformative
+        outcomes[0] = own._replace(label=CRITERION_ALONE)
     return outcomes
 
 

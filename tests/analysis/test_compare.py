@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from support import ROOT
 from support.running import tool
 from support.toy import toy_runner, validation
@@ -59,7 +60,6 @@ def test_what_tells_runs_apart(runs):
 
 def test_parameters_are_those_of_the_network(runs):
     """Counted by hand: all tensors of a checkpoint that learn."""
-    import torch
     state = torch.load(runs / 'few' / 'epoch_2.pth')['state_dict']
     by_hand = {
         name: value.numel() for name, value in state.items()
@@ -75,6 +75,27 @@ def test_parameters_are_those_of_the_network(runs):
     assert first.unused == sum(
         number for key, number in by_hand.items()
         if key.startswith(f'backbone.{stage}.attention.{index}.'))
+
+
+def test_what_later_layers_still_see_is_used(runs, tmp_path):
+    """Of a layer whose retrieval alone is skipped, key and value stay."""
+    for mode in ('layer', 'retrieval'):
+        shutil.copytree(runs / 'few', tmp_path / mode)
+        path = tmp_path / mode / FILE_NAME
+        record = json.loads(path.read_text())
+        (decision, ) = record['decisions']
+        decision['skip'] = record['skip'] = mode
+        for layer in decision['layers']:
+            gone = layer['name'] == 'layer3.0'
+            layer['status'] = 'skipped' if gone else 'kept'
+        record['active'] = [x for x in record['layers'] if x != 'layer3.0']
+        path.write_text(json.dumps(record))
+    whole, retrieval = compare_runs(
+        [str(tmp_path / mode) for mode in ('layer', 'retrieval')]).parameters
+    state = torch.load(runs / 'few' / 'epoch_2.pth')['state_dict']
+    seen = sum(value.numel() for key, value in state.items() if key.startswith(
+        ('backbone.layer3.attention.0.key', 'backbone.layer3.attention.0.value')))
+    assert 0 < seen == whole.unused - retrieval.unused
 
 
 def test_how_narrowly_a_layer_was_decided(runs, tmp_path):

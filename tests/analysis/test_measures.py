@@ -43,10 +43,10 @@ def measured(kl=KL):
     }
 
 
-def decided(redundancy='paper', config=FIXED, **kwargs):
+def decided(redundancy='paper', config=FIXED, rules=None, **kwargs):
     criterion = build_criterion(config)
     return decide(LAYERS, measured(**kwargs), criterion, criterion.config,
-                  Moment((1, 1), 1, 40), redundancy=redundancy)
+                  Moment((1, 1), 1, 40), redundancy=redundancy, rules=rules)
 
 
 def run_of(folder, *decisions):
@@ -74,6 +74,34 @@ def test_a_record_is_ranked_by_another_measure(redundancy, values):
     assert first.skipped == [smallest]
     assert recorded_window(decided(redundancy)).as_decided
     np.testing.assert_allclose(recorded_window(decided(redundancy)).kl, values)
+
+
+@pytest.mark.parametrize('rules, kl, config, went, why', [
+    (Rules('wait'), UNIFORM, FIXED, [], "uninformative='wait'"),
+    # The two smallest are alike: either goes in some resampled windows.
+    (Rules(min_stability=.9), [.3, .3005, .1, .5, .6], dict(type='fixed', n=2),
+     ['layer1.3'], 'min_stability')])
+def test_what_the_run_did_is_not_what_its_criterion_says_alone(
+        rules, kl, config, went, why):
+    decision = decided(config=config, rules=rules, kl=kl)
+    assert decision.skipped == went
+    window = recorded_window(decision)
+    outcomes = compare(window, draws=9)
+    assert outcomes[0].label == "this run's criterion"
+    assert len(outcomes[0].skipped) == config['n'] > len(went)
+    said = [x for x in whatif_section(window, outcomes).text
+            if 'is the criterion alone' in x]
+    assert len(said) == 1 and why in said[0]
+    assert f'skipped {"1.3" if went else "nothing"}: ' in said[0]
+    plain = recorded_window(decided(config=config))
+    assert compare(plain, draws=9)[0].label == 'this run'
+    assert 'criterion alone' not in ' '.join(
+        whatif_section(plain, compare(plain, draws=9)).text)
+    ebqm = recorded_window(decided(
+        config=dict(type='EBQM', mu=.9), rules=Rules('wait'), kl=UNIFORM))
+    alone = outcome(ebqm, ebqm.criterion).skipped
+    assert alone and (f'this run (framed) skips {len(alone)} by its criterion '
+                      'alone') in counts_picture(ebqm).alt
 
 
 def test_measures_without_training():

@@ -277,7 +277,8 @@ def test_criteria_of_windows_and_rules_are_said():
     assert own.endswith('at most 2 of 7 prunable layers in the first window')
     rules = ' '.join(rules_in_words(hook))
     assert all(x in rules for x in ('skips none', '80%', 'still see'))
-    assert 'skips none' not in ' '.join(rules_in_words(dict(hook, uninformative='warn')))
+    assert 'skips none' not in ' '.join(
+        rules_in_words(dict(hook, uninformative='warn')))
     assert rules_in_words(dict(hook, uninformative='prune', min_stability=0,
                                skip='layer')) == []
     only = dict(hook, windows=hook['windows'][:1])

@@ -1,4 +1,4 @@
-"""How many layers other parameters would skip, and how surely."""
+"""Shows what other criteria and parameters would skip, and how stably."""
 import json
 from typing import Optional, Sequence
 
@@ -16,7 +16,16 @@ from ...plotting import (
     style,
 )
 from ...pruning.kl import MEASURES
-from ..whatif import GAMMAS, MUS, SHAPES, Proposal, Stability, Window, counts
+from ..whatif import (
+    CRITERION_ALONE,
+    GAMMAS,
+    MUS,
+    SHAPES,
+    Proposal,
+    Stability,
+    Window,
+    counts,
+)
 from .page import Section, Table
 
 
@@ -24,10 +33,11 @@ def counts_picture(window: Window) -> Picture:
     """Draw EBQM's number of skipped layers over gamma and mu.
 
     Args:
-        window (Window): Measured.
+        window (Window): The window.
 
     Returns:
-        Picture: One map per (alpha, beta); the run's own setting is framed.
+        Picture: A map for each (alpha, beta), with the run's own setting in a
+        frame.
     """
     own = window.criterion or {}
     shapes = list(SHAPES)
@@ -52,8 +62,10 @@ def counts_picture(window: Window) -> Picture:
                                                                own['beta']):
                 _frame(ax, gammas.index(own['gamma']), mus.index(own['mu']))
                 if window.as_decided:
-                    said.append(
-                        f'this run (framed) skips {len(window.skipped)}')
+                    at = gammas.index(own['gamma']), mus.index(own['mu'])
+                    said.append(f'this run (framed) skips {grid[at]}' + (
+                        '' if grid[at] == len(window.skipped) else
+                        ' by its criterion alone'))
         most, where = max(tops)
         said.append(f'most, {most}, with {where}')
         figure.suptitle(
@@ -95,11 +107,11 @@ def stability_picture(window: Window,
     """Draw how often each layer is skipped when the window is resampled.
 
     Args:
-        window (Window): Measured.
-        stability (Stability | None): Of its decision.
+        window (Window): The window.
+        stability (Stability | None): Stability of its decision.
 
     Returns:
-        Picture | None: None without a stability.
+        Picture | None: The picture; None without ``stability``.
     """
     if stability is None:
         return None
@@ -127,13 +139,14 @@ def stability_picture(window: Window,
 
 def whatif_section(window: Window, outcomes: Sequence[Proposal],
                    conditions: Optional[str] = None) -> Section:
-    """What other criteria would have done with the same measurements.
+    """Show what other criteria would have done with the same measurements.
 
     Args:
-        window (Window): Measured.
-        outcomes (Sequence[Proposal]): From
+        window (Window): The window.
+        outcomes (Sequence[Proposal]): Proposals, from
             :func:`ela_mm.analysis.whatif.compare`.
-        conditions (str, optional): Of the layers' costs.
+        conditions (str, optional): Conditions under which the costs of layers
+            were measured, in words.
 
     Returns:
         Section: A table, the map of counts, and the stability.
@@ -149,6 +162,12 @@ def whatif_section(window: Window, outcomes: Sequence[Proposal],
     if own.note and window.criterion:
         text.append(f'"{own.label}" cannot be decided anew: {own.note}. The '
                     'others can, from the weights that were measured.')
+    elif own.label == CRITERION_ALONE and window.as_decided:
+        kept = window.note or ('too few resampled windows skip the others '
+                               '(min_stability)')
+        names = ', '.join(window.short.get(x, x) for x in window.skipped)
+        text.append(f'"{own.label}" is the criterion alone. The run skipped '
+                    f'{names or "nothing"}: {kept}.')
     if certain is not None:
         text.append(
             'How sure is that? Blocks of the recorded steps were drawn '
