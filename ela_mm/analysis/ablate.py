@@ -1,4 +1,4 @@
-"""What it costs to skip a layer, beside how redundant it looks."""
+"""Measures the loss that skipping a layer adds, next to its redundancy."""
 from copy import deepcopy
 from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -17,24 +17,25 @@ from ..pruning.kl import REDUNDANCY, check_redundancy, redundancy_parts
 from ..pruning.stability import shares
 
 MEASURES = ('kl', 'excess', 'conditional', 'own_share', 'position')
-# Below so many layers, even a perfect order is no rarity.
+# Fewer layers may well be in perfect order by chance.
 MIN_LAYERS = 5
 
 
 class Redundancy(NamedTuple):
-    """How redundant a layer looks, by each measure; the mean over pictures.
+    """How redundant a layer looks by each measure, averaged over images.
+
+    See :class:`~ela_mm.pruning.kl.Parts` for the first four.
 
     Attributes:
-        kl (float): Equation 11, nats.
-        excess (float): The same less that of uniform weights; this and the
-            next two as in :class:`~ela_mm.pruning.kl.Parts`.
-        conditional (float): The first part of equation 11 alone.
-        own_share (float): The share of weight on what is new.
-        position (int): Of the layer among the active ones of its stage, from
-            1; late layers look redundant where attention is uniform.
-        stability (float | None): Share of resampled batches on which the
-            criterion would skip the layer; None with fewer than 2 batches, or
-            where it asks the network.
+        kl (float): KL divergence of equation 11, nats.
+        excess (float): KL divergence minus that of uniform weights, nats.
+        conditional (float): First part of equation 11 alone, nats.
+        own_share (float): Share of the weights on what is new.
+        position (int): Position among the active layers of its stage, from 1;
+            if attention is uniform, late layers look redundant.
+        stability (float | None): Share of resampled sets of batches on which
+            the criterion would skip the layer; None with fewer than 2 batches,
+            or if the criterion measures on the network.
     """
     kl: float
     excess: float
@@ -49,13 +50,13 @@ class Cost(NamedTuple):
 
     Attributes:
         skipped (Tuple[str, ...]): Names of the layers.
-        added (np.ndarray): (batches, ), the loss without them minus the loss
+        added (np.ndarray): (batches, ), loss without the layers minus loss
             with them.
-        loss (float): Mean of that, each batch by its pictures.
-        margin (float | None): Half of its 95% confidence interval (Student's
-            t, paired over batches); None with a single batch.
-        top1 (float | None): Accuracy without them minus that with them, %;
-            None where pictures do not have one label.
+        loss (float): Mean of ``added``, weighted by the batches' images.
+        margin (float | None): Half width of its 95% confidence interval
+            (Student's t, paired over batches); None with a single batch.
+        top1 (float | None): Accuracy without the layers minus accuracy with
+            them, %; None if images do not have exactly one label.
     """
     skipped: Tuple[str, ...]
     added: np.ndarray
@@ -68,16 +69,18 @@ class Ablated(NamedTuple):
     """The ablation of a network.
 
     Attributes:
-        images (int): Number of pictures.
-        batches (int): Of these.
-        loss (float): With all active layers.
-        top1 (float | None): The same, %.
-        layers (Dict[str, Cost]): By name, of each active layer.
-        decision (Cost | None): Of all layers that the criterion would skip
-            together; None if it skips none.
-        criterion (dict): ``type`` and every parameter.
-        redundancy (Dict[str, Redundancy]): Of layers with a predecessor.
-        ranked_by (str): What the criterion ranked by, one of ``MEASURES``.
+        images (int): Number of images.
+        batches (int): Number of batches.
+        loss (float): Loss with all active layers.
+        top1 (float | None): Accuracy with all active layers, %.
+        layers (Dict[str, Cost]): Costs of skipping each active layer, by name.
+        decision (Cost | None): Cost of skipping together all layers that the
+            criterion would skip; None if it skips none.
+        criterion (dict): ``type`` and all parameters of the criterion.
+        redundancy (Dict[str, Redundancy]): Redundancy of the layers with a
+            predecessor, by name.
+        ranked_by (str): Measure that the criterion ranked by, one of
+            ``MEASURES``.
         skip (str): How layers were skipped, ``'layer'`` or ``'retrieval'``.
     """
     images: int
@@ -92,14 +95,15 @@ class Ablated(NamedTuple):
     skip: str = 'layer'
 
     def rank_correlation(self, measure: str) -> Optional[float]:
-        """Spearman's between a measure and the loss that skipping adds.
+        """Compute Spearman's correlation of a measure with the loss added.
 
         Args:
-            measure (str): One of ``MEASURES``.
+            measure (str): Name of the measure, one of ``MEASURES``.
 
         Returns:
-            float | None: 1 if the layers that look most redundant (a small
-            value) cost least; None with fewer than 5 layers, or equal values.
+            float | None: 1 if layers cost the less, the more redundant they
+            look (the smaller their value); None with fewer than 5 layers, or
+            if all values are equal.
         """
         values = [getattr(x, measure) for x in self.redundancy.values()]
         costs = [self.layers[name].loss for name in self.redundancy]
@@ -123,7 +127,7 @@ class _Tally:
 
 
 def _hits(model: nn.Module, batch: dict) -> Optional[int]:
-    """How many pictures get their label; None where they do not have one."""
+    """Count the images classified correctly; None if they have no label."""
     data = host_of_model(model).preprocess(model, deepcopy(batch))
     labels = [getattr(sample, 'gt_label', None)
               for sample in data.get('data_samples') or [None]]
@@ -149,26 +153,26 @@ class _Weights:
 def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
            accuracy: bool = True, redundancy: str = 'paper',
            skip: str = 'layer') -> Ablated:
-    """Skip each active layer in turn, and see what the loss says.
+    """Skip each active layer in turn, and measure the loss.
 
     Args:
-        model (nn.Module): Of any host, with one ELA backbone; set to eval mode.
-            Its masks are as before afterwards.
-        batches (Iterable[dict]): With annotations, see
+        model (nn.Module): Model of any host with one ELA backbone; it is set
+            to eval mode, and its mask is restored.
+        batches (Iterable[dict]): Batches with annotations, see
             :func:`ela_mm.apis.data.annotated_batches`.
-        criterion (Criterion): Whose decision is tried as a whole.
-        accuracy (bool): Whether to count hits as well, in a second pass over
-            each batch. Defaults to True.
-        redundancy (str): What the criterion ranks by, a key of
+        criterion (Criterion): Criterion whose decision is tried as a whole.
+        accuracy (bool): Whether to measure accuracy as well, in a second pass
+            over each batch. Defaults to True.
+        redundancy (str): Measure that the criterion ranks by, a key of
             :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to ``'paper'``.
         skip (str): How layers are skipped, see ``skip_layers`` of the
             backbone. Defaults to ``'layer'``.
 
     Returns:
-        Ablated: On the same batches for every layer.
+        Ablated: The ablation, on the same batches for every layer.
 
     Raises:
-        UsageError: If there is no picture, no active layer, or no loss.
+        UsageError: If there are no images, no active layers, or no loss.
     """
     ranked_by = REDUNDANCY[check_redundancy(redundancy)]
     backbone = find_backbone(model)
@@ -219,7 +223,7 @@ def _observed(weights: _Weights, whole: _Tally, model: nn.Module,
     before = {name: len(rows) for name, rows in weights.rows.items()}
     whole.add(model, batch)
     for name, rows in weights.rows.items():
-        # A second pass over the batch, for its labels, shows the same.
+        # The second pass over the batch, for accuracy, shows the same again.
         del rows[before.get(name, 0) + 1:]
 
 
@@ -235,7 +239,7 @@ def _redundancy(active: list, weights: _Weights, counts: np.ndarray,
         found[layer.name] = Redundancy(
             *np.average(weights.rows[layer.name], 0, counts).tolist(),
             positions[layer.stage])
-    # What asks the network does not say what it would on other batches.
+    # A criterion that measures on the network cannot be resampled.
     if len(counts) > 1 and len(found) > 1 and not criterion.asks_network:
         column = Redundancy._fields.index(ranked_by)
         series = np.array([[row[column] for row in weights.rows[name]]
@@ -256,7 +260,7 @@ def _decision(redundancy: Dict[str, Redundancy], criterion: Criterion,
     try:
         skip, _ = criterion([getattr(x, ranked_by) for x in redundancy.values()],
                             network)
-    except Exception:  # a fit that fails, which the hook answers with none
+    except Exception:  # a failed fit; the hook would skip nothing either
         return []
     return [name for name, gone in zip(redundancy, skip) if gone]
 

@@ -1,4 +1,4 @@
-"""The questions of tools/analyze.py, each put to what its arguments name."""
+"""The commands of tools/analyze.py, one function each."""
 import os.path as osp
 from argparse import Namespace
 from typing import Callable, Dict, List, Optional, Tuple
@@ -55,12 +55,12 @@ from .whatif import compare as compare_criteria
 
 
 def source_of(args: Namespace) -> Source:
-    """What a command's arguments name, unchecked."""
+    """Find the files that the arguments of a command name, unchecked."""
     return find_source(args.source, args.config, args.checkpoint)
 
 
 def load(args: Namespace, source: Source) -> Tuple[Config, nn.Module]:
-    """Config and model of a source, on the arguments' device."""
+    """Load config and model of a source, on the device of the arguments."""
     cfg = source.read_config(args.cfg_options)
     if source.checkpoint is None:
         return cfg, build_model(cfg).to(args.device)
@@ -71,7 +71,7 @@ def cost_of(args: Namespace,
             cfg: Config,
             model: nn.Module,
             training: bool = True) -> Cost:
-    """Costs under the conditions that the arguments ask for."""
+    """Measure costs under the conditions that the arguments give."""
     return cost_of_config(
         cfg,
         model,
@@ -83,7 +83,7 @@ def cost_of(args: Namespace,
 
 
 def attention(args: Namespace) -> None:
-    """Whom every layer attends to."""
+    """Show which layers every layer attends to."""
     source = source_of(args).check(takes_more=True)
     cfg, model = load(args, source)
     bar = progress_bar('pictures')
@@ -99,10 +99,10 @@ def attention(args: Namespace) -> None:
 
 
 def redundancy(args: Namespace) -> None:
-    """KL divergences, decisions and timeline of a run."""
+    """Show KL divergences, decisions and the timeline of a run."""
     source = _run_of(args)
     done = read_run(source.work_dir)
-    if args.config is not None:  # whose imports it may need
+    if args.config is not None:  # for its custom_imports
         source.read_config(args.cfg_options)
     if args.checkpoint is not None:
         done = as_of_checkpoint(done, args.checkpoint)
@@ -119,7 +119,7 @@ def _run_of(args: Namespace) -> Source:
 
 
 def features(args: Namespace) -> None:
-    """Where consecutive layers look."""
+    """Show class activation maps of consecutive layers."""
     check_grad_cam()
     source = source_of(args).check(takes_more=True)
     if len(source.rest) > 1:
@@ -138,7 +138,7 @@ def features(args: Namespace) -> None:
 
 
 def similarity(args: Namespace) -> None:
-    """Which blocks return nearly the same."""
+    """Show which blocks have similar features."""
     source = source_of(args).check()
     cfg, model = load(args, source)
     batches = progress_bar('pictures')(
@@ -149,7 +149,7 @@ def similarity(args: Namespace) -> None:
 
 
 def ablate(args: Namespace) -> None:
-    """What it costs to skip each layer."""
+    """Show how much loss skipping each layer adds."""
     source = source_of(args).check()
     cfg, model = load(args, source)
     criterion = build_criterion(
@@ -169,7 +169,7 @@ def ablate(args: Namespace) -> None:
 
 
 def whatif(args: Namespace) -> None:
-    """What other criteria and parameters would have skipped."""
+    """Show what other criteria and parameters would have skipped."""
     source = source_of(args)
     recorded = source.work_dir is not None and args.checkpoint is None
     source.check(needs_checkpoint=not recorded)
@@ -189,7 +189,7 @@ _Asked = Tuple[List[Window], List[dict], Optional[Cost]]
 
 def _whatif_of_run(args: Namespace, source: Source) -> _Asked:
     done = read_run(source.work_dir)
-    if source.config is not None:  # whose imports bring criteria of its own
+    if source.config is not None:  # for custom_imports with own criteria
         source.read_config(args.cfg_options)
     more = [parse_criterion(text) for text in args.criterion]
     windows = [recorded_window(d, done.unit, args.redundancy)
@@ -223,7 +223,7 @@ def _whatif_now(args: Namespace, source: Source) -> _Asked:
 
 
 def _check_whatif(args: Namespace, recorded: bool) -> None:
-    """What contradicts itself is said, not ignored."""
+    """Refuse options that contradict each other or would be ignored."""
     if recorded and args.batches:
         raise UsageError('--batches is for CONFIG CHECKPOINT: a run has been '
                          'measured')
@@ -245,7 +245,7 @@ def _what_if(window: Window, seconds: Optional[Callable], more: List[dict],
 
 
 def _or_none(measure_now: Callable[[], Cost]) -> Optional[Cost]:
-    """Costs, or a sentence why step times are left out."""
+    """Measure costs; if that is refused, print why and return None."""
     try:
         return measure_now()
     except UsageError as error:
@@ -254,7 +254,7 @@ def _or_none(measure_now: Callable[[], Cost]) -> Optional[Cost]:
 
 
 def cost(args: Namespace) -> None:
-    """Parameters, GMACs and time per stage and layer."""
+    """Show parameters, GMACs and time of each stage and layer."""
     source = source_of(args).check(needs_checkpoint=False)
     cfg, model = load(args, source)
     measured = cost_of(args, cfg, model, not args.inference)
@@ -262,13 +262,13 @@ def cost(args: Namespace) -> None:
 
 
 def compare(args: Namespace) -> None:
-    """Runs side by side."""
+    """Compare runs side by side."""
     folders = find_runs(args.source)
     found = compare_runs(folders, not args.no_parameters,
                          progress_bar('runs'), args.config, args.checkpoint)
     for line in summarize_comparison(found):
         print(printable(line))
-    # Beside the first, or in the folder of the grid.
+    # In the first work dir, or in the folder of the grid.
     folder = args.out or osp.join(args.source[0], FOLDER)
     sections = compare_sections(found)
     show(sections, folder)
@@ -284,7 +284,7 @@ def compare(args: Namespace) -> None:
 
 
 def layers(args: Namespace) -> None:
-    """Which attention layers are active, frozen and prunable."""
+    """Show which attention layers are active, frozen and prunable."""
     source = source_of(args).check(needs_checkpoint=False)
     cfg = source.read_config(args.cfg_options)
     notes: List[str] = []
@@ -296,10 +296,10 @@ def layers(args: Namespace) -> None:
 
 
 def plan(args: Namespace) -> None:
-    """What a training is going to do, without training."""
+    """Show what a training will do, without training."""
     source = source_of(args)
     if source.work_dir is not None:
-        source = source._replace(checkpoint=None)  # it starts anew
+        source = source._replace(checkpoint=None)  # plan it from the start
     source.check(needs_checkpoint=False)
     cfg = source.read_config(args.cfg_options)
     if source.checkpoint is not None:
@@ -312,7 +312,7 @@ def plan(args: Namespace) -> None:
 
 
 def report(args: Namespace) -> None:
-    """One HTML page of it all."""
+    """Write an HTML page of all analyses."""
     source = _run_of(args)
     path = write_report(
         source.work_dir,

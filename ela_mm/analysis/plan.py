@@ -1,4 +1,4 @@
-"""What a training is going to do, found out without training."""
+"""Finds out what a training will do, without training."""
 import statistics
 import tempfile
 from copy import deepcopy
@@ -30,7 +30,7 @@ from .planned_criteria import (  # noqa: F401
 )
 from .schedule import Schedule, prune_hook_of, read_schedule
 
-# Seconds that steps may take to be timed, where nobody says how many.
+# Seconds that timing may take, if the number of rounds is not given.
 PATIENCE = 60
 
 
@@ -38,15 +38,14 @@ class PlannedLayer(NamedTuple):
     """An attention layer before a training.
 
     Attributes:
-        name (str): As in the state dict.
-        stage (int): From 1.
-        active (bool): False where the checkpoint to start from has skipped
-            it.
-        frozen (bool): Whether its parameters do not learn.
-        inert (bool): Whether it adds exactly 0 and cannot learn otherwise:
-            such layers are skipped before the first step.
-        first (bool): Whether it is its stage's first active one, which has no
-            predecessor and is never skipped.
+        name (str): Name of the layer.
+        stage (int): Number of its stage, from 1.
+        active (bool): Whether the checkpoint to start from has not skipped it.
+        frozen (bool): Whether its parameters are frozen.
+        inert (bool): Whether it adds exactly 0 and cannot learn; such layers
+            are skipped before the first step.
+        first (bool): Whether it is the first active layer of its stage, which
+            has no predecessor and is never skipped.
     """
     name: str
     stage: int
@@ -62,13 +61,13 @@ class PlannedLayer(NamedTuple):
 
 
 class StepTime(NamedTuple):
-    """Of whole training steps, forward to optimizer.
+    """The time of whole training steps, from forward to optimizer.
 
     Attributes:
-        label (str): Which layers attend.
-        layers (int): How many.
-        seconds (List[float]): Of each round.
-        ratio (float): Median over the rounds, to that of all layers.
+        label (str): Which layers are active, in words.
+        layers (int): Number of active layers.
+        seconds (List[float]): Seconds in each round.
+        ratio (float): Ratio to the time with all layers, median over rounds.
     """
     label: str
     layers: int
@@ -77,23 +76,23 @@ class StepTime(NamedTuple):
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median over rounds, seconds."""
         return statistics.median(self.seconds)
 
 
 class Plan(NamedTuple):
-    """What a training is going to do.
+    """What a training will do.
 
     Attributes:
-        layers (List[PlannedLayer]): In order.
-        schedule (Schedule | None): None where it cannot be made out.
-        criteria (List[str]): In words: the run's, and those of windows that
-            have their own.
-        times (List[StepTime]): All layers, half of the prunable ones skipped,
-            and as many as the criterion can skip in a window; empty if they
-            were not measured.
-        refused (List[str]): Why the training would not start.
-        notes (List[str]): What could not be found out.
+        layers (List[PlannedLayer]): Attention layers, in order.
+        schedule (Schedule | None): Timeline; None if the config does not say.
+        criteria (List[str]): Criteria of the run and of single windows, in
+            words.
+        times (List[StepTime]): Step times with all layers, with half of the
+            prunable ones skipped, and with as many skipped as the criterion
+            can skip in a window; empty if not measured.
+        refused (List[str]): Reasons why the training would not start.
+        notes (List[str]): Sentences on what could not be found out.
         rules (Sequence[str]): When a criterion is not followed, in words.
     """
     layers: List[PlannedLayer]
@@ -108,19 +107,20 @@ class Plan(NamedTuple):
 def make_plan(cfg: Config,
               rounds: Optional[int] = None,
               progress: Callable = iter) -> Plan:
-    """Find out what a training is going to do.
+    """Find out what a training will do.
 
-    The network, its data and its Runner are built, and a few steps of a
-    learning rate of 0 are timed; nothing is kept or written.
+    Network, data and Runner are built, and a few steps with a learning rate of
+    0 are timed. Nothing is kept or written.
 
     Args:
-        cfg (Config): Of the training; not changed.
-        rounds (int, optional): Timed rounds of steps; 0: none. Defaults to
-            3, and to a single one where these would take longer than a minute.
-        progress (Callable): Wraps the list of rounds, to show a bar.
+        cfg (Config): Config of the training; not changed.
+        rounds (int, optional): Number of timed rounds of steps; 0: none.
+            Defaults to 3, or to 1 if these would take longer than a minute.
+        progress (Callable): Function that wraps the list of rounds, to show a
+            bar. Defaults to ``iter``.
 
     Returns:
-        Plan: On one process.
+        Plan: The plan, for one process.
 
     Raises:
         UsageError: If the config has no ELA backbone.
@@ -166,7 +166,7 @@ def make_plan(cfg: Config,
     except UsageError as error:
         schedule = None
         if not any(text.endswith(str(error)) for text in refused):
-            refused.append(str(error))  # which the hook has not said
+            refused.append(str(error))  # unless the hook has said it before
     if schedule is not None and not schedule.clock.in_iterations:
         notes.append('iterations per epoch are not known')
     return Plan(layers, schedule, criteria, times,
@@ -174,7 +174,13 @@ def make_plan(cfg: Config,
 
 
 def _attempt(make: Callable[[], Any], told: List[str], what: str = '') -> Any:
-    """What cannot be made leaves a sentence, whatever a config asks for."""
+    """Call a function; if it fails, note why and return None.
+
+    Args:
+        make (Callable): Function that may raise anything.
+        told (List[str]): List to append a sentence to if it does.
+        what (str): Begin of that sentence. Defaults to ``''``.
+    """
     try:
         return make()
     except UsageError as error:
@@ -191,11 +197,13 @@ def start_of(cfg: Config, notes: List[str]) -> LayerAttentionMixin:
     """Build the backbone that a training starts with, its mask included.
 
     Args:
-        cfg (Config): Its ``load_from`` is loaded if it is a file.
-        notes (List[str]): Told if it is none.
+        cfg (Config): Config of the training, whose ``load_from`` is loaded if
+            it is a local file.
+        notes (List[str]): List to append a sentence to, if it is not, or if
+            the run is resumed.
 
     Returns:
-        LayerAttentionMixin: With weights, as far as attention has them.
+        LayerAttentionMixin: The backbone.
     """
     model = build_model(cfg)
     path = cfg.get('load_from')
@@ -214,13 +222,14 @@ def start_of(cfg: Config, notes: List[str]) -> LayerAttentionMixin:
 
 
 def planned_layers(backbone: LayerAttentionMixin) -> List[PlannedLayer]:
-    """See what becomes of each attention layer before the first window.
+    """Find out what each attention layer will be before the first window.
 
     Args:
-        backbone (LayerAttentionMixin): As training starts.
+        backbone (LayerAttentionMixin): Backbone at the start of training; set
+            to training mode.
 
     Returns:
-        List[PlannedLayer]: In order.
+        List[PlannedLayer]: Attention layers, in order.
     """
     backbone.train()
     inert, begun = set(backbone.inert_layers), set()
@@ -237,7 +246,7 @@ def planned_layers(backbone: LayerAttentionMixin) -> List[PlannedLayer]:
 
 
 def _most(cfg: Config, layers: Sequence[PlannedLayer]) -> int:
-    """Layers that the first window can skip, at most."""
+    """Compute the largest number of layers the first window can skip."""
     hook = prune_hook_of(cfg)
     if hook is None:
         return 0
@@ -251,15 +260,15 @@ def _most(cfg: Config, layers: Sequence[PlannedLayer]) -> int:
 
 
 def _rehearse(cfg: Config, folder: str) -> Runner:
-    """The Runner, whose logs go nowhere that lasts."""
+    """Build the Runner, with a work dir that will be deleted."""
     cfg = deepcopy(cfg)
     cfg.work_dir, cfg.launcher = folder, 'none'
     cfg.load_from, cfg.resume, cfg.log_level = None, False, 'ERROR'
     if cfg.get('visualizer'):
-        cfg.visualizer.vis_backends = None  # nobody is told of a rehearsal
+        cfg.visualizer.vis_backends = None  # report nothing to anybody
     cfg.experiment_name = f'plan_{folder}'
     runner = build_runner(cfg, trains=False)
-    if isinstance(runner, Runner):  # else there is a strategy, which does it
+    if isinstance(runner, Runner):  # FlexibleRunner's strategy does this itself
         runner.optim_wrapper = runner.build_optim_wrapper(
             runner.optim_wrapper)
         runner.train_loop  # noqa: B018  builds loop and data
@@ -270,7 +279,7 @@ def _rehearse(cfg: Config, folder: str) -> Runner:
 
 
 def _lengths(runner: Runner) -> Tuple[Optional[int], Optional[Windows]]:
-    """Iterations of an epoch, and windows as the hook has resolved them."""
+    """Return iterations per epoch, and the windows that the hook resolved."""
     hook = next((h for h in runner.hooks if isinstance(h, ELAPruneHook)), None)
     windows = hook.journal.windows if hook is not None else None
     if isinstance(runner.train_loop, IterBasedTrainLoop):
@@ -282,7 +291,7 @@ def _lengths(runner: Runner) -> Tuple[Optional[int], Optional[Windows]]:
 
 
 def _go_on(windows: Windows, runner: Runner, path: str) -> None:
-    """What a run has begun stays as it was."""
+    """Resolve windows as on resuming: those begun keep their spans."""
     if '://' in path:
         return
     checkpoint = torch.load(path, map_location='cpu')
@@ -293,7 +302,7 @@ def _go_on(windows: Windows, runner: Runner, path: str) -> None:
 
 
 def _ask_hooks(runner: Runner, refused: List[str]) -> None:
-    """This project's hooks check a run before it starts; others may act."""
+    """Let this package's hooks check the run; others might do something."""
     for hook in runner.hooks:
         if type(hook).__module__.startswith('ela_mm.'):
             try:
@@ -305,7 +314,7 @@ def _ask_hooks(runner: Runner, refused: List[str]) -> None:
 def _step_times(runner: Runner, layers: Sequence[PlannedLayer], most: int,
                 skip: str, rounds: Optional[int],
                 progress: Callable) -> List[StepTime]:
-    """Of steps on the first samples, in turns; with a learning rate of 0."""
+    """Time steps on the first samples, in turns; the learning rate is 0."""
     backbone = find_backbone(runner.model)
     loader = runner.train_dataloader
     size = (getattr(loader, 'batch_size', None)

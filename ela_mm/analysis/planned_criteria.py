@@ -1,4 +1,4 @@
-"""What a training's criteria are going to do, in words and in numbers."""
+"""Describes what the criteria of a training will do."""
 from typing import Any, Dict, List, Mapping, Optional
 
 from ..pruning.build import build_criterion
@@ -6,7 +6,7 @@ from ..pruning.criteria import CRITERIA
 from ..pruning.kl import MEASURES, check_redundancy
 from ..pruning.windows import Windows
 
-# What becomes of a window whose ranking says little, beside the paper's rule.
+# What happens in a window whose ranking says little; nothing under 'prune'.
 _UNINFORMATIVE = dict(
     warn='where attention has learned nothing that ranks layers, a warning '
     'says so',
@@ -19,8 +19,8 @@ def describe_criterion(config: Dict[str, Any],
     """Say in words what a criterion skips.
 
     Args:
-        config (Dict[str, Any]): ``type`` and every parameter.
-        redundancy (str): What it ranks by, a key of
+        config (Dict[str, Any]): ``type`` and all parameters of the criterion.
+        redundancy (str): Measure that it ranks by, a key of
             :data:`ela_mm.pruning.kl.REDUNDANCY`. Defaults to ``'paper'``.
 
     Returns:
@@ -55,18 +55,18 @@ def describe_criterion(config: Dict[str, Any],
 
 def criteria_in_words(hook: Optional[Mapping[str, Any]],
                       prunable: int) -> List[str]:
-    """Say what the windows of a training decide by.
+    """Describe the criteria of all windows of a training.
 
     Args:
-        hook (Mapping, optional): Config of its ELAPruneHook; None without one.
+        hook (Mapping, optional): Config of its ELAPruneHook, if any.
         prunable (int): Number of layers that the first window can skip.
 
     Returns:
-        List[str]: Sentences without full stops: the run's criterion, and those
-        of windows that have their own.
+        List[str]: Sentences without full stops, on the criterion of the run
+        and on those of single windows.
 
     Raises:
-        UsageError: On what the hook would refuse.
+        UsageError: On a config that the hook would refuse.
     """
     if hook is None:
         return []
@@ -87,10 +87,10 @@ def criteria_in_words(hook: Optional[Mapping[str, Any]],
 
 
 def rules_in_words(hook: Optional[Mapping[str, Any]]) -> List[str]:
-    """Say when a criterion is not followed, and what becomes of a layer.
+    """Say when a criterion is not followed, and how layers are skipped.
 
     Args:
-        hook (Mapping, optional): As of :func:`criteria_in_words`.
+        hook (Mapping, optional): Config of the ELAPruneHook, if any.
 
     Returns:
         List[str]: Sentences without full stops.
@@ -109,15 +109,15 @@ def rules_in_words(hook: Optional[Mapping[str, Any]]) -> List[str]:
 
 
 def most_of(config: Dict[str, Any], prunable: int) -> int:
-    """Count the layers that a criterion can skip in a window, at most.
+    """Compute the largest number of layers a criterion can skip in a window.
 
     Args:
-        config (Dict[str, Any]): ``type`` and every parameter.
+        config (Dict[str, Any]): ``type`` and all parameters of the criterion.
         prunable (int): Number of candidates.
 
     Returns:
-        int: 0 with fewer than two candidates, which nothing ranks; but for
-        ``'ablation'``, which asks the network.
+        int: The number. 0 with fewer than two candidates, which cannot be
+        ranked, except for ``'ablation'``, which measures on the network.
     """
     if prunable < (1 if config['type'] == 'ablation' else 2):
         return 0
@@ -126,5 +126,5 @@ def most_of(config: Dict[str, Any], prunable: int) -> int:
     if config['type'] not in CRITERIA or 'gamma' not in config:
         return prunable
     reach = int((prunable - 1) * config['gamma'] + 1e-9) + 1
-    # Of those in reach EBQM maps the largest to 1: it stays.
+    # EBQM maps the largest value in reach to 1, so that layer stays.
     return reach - 1 if config['type'] == 'EBQM' else reach

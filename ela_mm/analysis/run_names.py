@@ -1,4 +1,4 @@
-"""What runs are called: those of a grid by its labels, others by folders."""
+"""Names runs for comparisons: by labels of their grid, or by folders."""
 import json
 import os
 import os.path as osp
@@ -9,13 +9,14 @@ CELL = 'cell.json'  # in each run's folder of a grid
 
 
 class GridRun(NamedTuple):
-    """A run of tools/ablation.py, as its folder tells.
+    """A run of tools/ablation.py, read from its folder.
 
     Attributes:
         variant (str): Name of the criterion, architecture or system.
-        details (Tuple[str, ...]): Network, depth and seed, in words; empty
-            where the grid has no such thing.
-        overrides (Dict[str, Any]): Of the config, by dotted keys.
+        details (Tuple[str, ...]): Network, depth and seed in words; '' for
+            what the grid does not vary.
+        overrides (Dict[str, Any]): Settings of the config that the grid
+            overrides, by dotted keys.
         grid (str): Folder of the grid.
     """
     variant: str
@@ -25,13 +26,14 @@ class GridRun(NamedTuple):
 
 
 def read_grid_run(folder: str) -> Optional[GridRun]:
-    """Read what a grid calls a run.
+    """Read the labels that a grid has given to a run.
 
     Args:
         folder (str): Work dir of the run.
 
     Returns:
-        GridRun | None: None where it is of no grid, or its file is damaged.
+        GridRun | None: The run; None if it is not of a grid, or if its file is
+        damaged.
     """
     try:
         with open(osp.join(folder, CELL), encoding='utf-8') as file:
@@ -50,38 +52,37 @@ def read_grid_run(folder: str) -> Optional[GridRun]:
 
 
 def in_order(folders: Iterable[str]) -> List[str]:
-    """Sort folders, numbers in their names by their size."""
+    """Sort folders naturally, with numbers in their names by value."""
     return sorted(folders, key=lambda folder: [
         (0, int(part), '') if part.isdecimal() else (1, 0, part.lower())
         for part in re.split(r'(\d+|/)', folder.replace(os.sep, '/'))])
 
 
 class Names(NamedTuple):
-    """Of runs side by side.
+    """Names of compared runs, and what the variants of grids set.
 
     Attributes:
-        runs (List[str]): In their order, as short as they differ. Of a run of
-            a grid its variant, then what tells it from the others (network,
-            depth, seed), after the grid where it is not all that is compared;
-            of others their folder, where these differ, else what differs of
-            their paths.
-        settings (Dict[str, List[str]]): What grids set in their config: by
-            variant, or by variant and network where these are set
-            differently, its overrides as YAML reads them, without those that
-            all runs of grids share.
+        runs (List[str]): Short names that differ, in the order of the runs. A
+            run of a grid is named by its variant and by what distinguishes it
+            further (network, depth, seed); the name of the grid comes first if
+            other runs are compared too. Other runs are named by their folders,
+            or if these are equal by the part of their paths that differs.
+        settings (Dict[str, List[str]]): Overrides of the config as YAML lines,
+            without those that all runs of grids share; by variant, or by
+            variant and network if networks have different ones.
     """
     runs: List[str]
     settings: Dict[str, List[str]]
 
 
 def names_of(folders: Sequence[str]) -> Names:
-    """Name runs, and say what those names stand for.
+    """Name runs, and collect what the variants of grids set.
 
     Args:
-        folders (Sequence[str]): Their work dirs.
+        folders (Sequence[str]): Work dirs of the runs.
 
     Returns:
-        Names: In the same order.
+        Names: Names in the same order.
     """
     names = dict(zip(folders, _names_of_folders(folders)))
     runs = {folder: run for folder in folders
@@ -111,7 +112,7 @@ def names_of(folders: Sequence[str]) -> Names:
 
 
 def _settings(run: GridRun, runs: Iterable[GridRun]) -> List[str]:
-    """Overrides of a run that not all runs share, as YAML reads them."""
+    """List the overrides that not all runs share, as lines of YAML."""
     return [f'{key}: {json.dumps(value)}'
             for key, value in run.overrides.items()
             if any(other.overrides.get(key, ...) != value for other in runs)]
@@ -119,7 +120,7 @@ def _settings(run: GridRun, runs: Iterable[GridRun]) -> List[str]:
 
 def _merged(variant: str,
             by_network: Dict[str, List[str]]) -> Dict[str, List[str]]:
-    """One entry where all networks are set alike."""
+    """Join the entries of all networks if they are equal."""
     first, *others = by_network.values()
     return by_network if any(x != first for x in others) else {variant: first}
 

@@ -1,4 +1,4 @@
-"""What it costs to skip a layer, against how redundant it looks."""
+"""Shows the loss that skipping a layer adds, against its redundancy."""
 from typing import Optional
 
 from ...plotting import KEPT, OUT, SKIPPED, WIDTH, Picture, new_figure, style
@@ -16,10 +16,10 @@ def ablation_picture(found: Ablated) -> Picture:
     """Draw the loss that skipping a layer adds over how redundant it looks.
 
     Args:
-        found (Ablated): From :func:`ela_mm.analysis.ablate.ablate`.
+        found (Ablated): Ablation, from :func:`ela_mm.analysis.ablate.ablate`.
 
     Returns:
-        Picture: Named ``ablation``.
+        Picture: The picture, named ``ablation``.
     """
     gone = found.decision.skipped if found.decision else ()
     with style():
@@ -52,12 +52,12 @@ def _alt(found: Ablated) -> str:
 
 def ablation_section(found: Ablated, source: str,
                      times: Optional[Times] = None) -> Section:
-    """What each layer is worth, what it costs, and which measure knew.
+    """Show what each layer gains and costs, and which measure predicts it.
 
     Args:
-        found (Ablated): From :func:`ela_mm.analysis.ablate.ablate`.
-        source (str): What the pictures are, in words.
-        times (Times, optional): The network's cost, from
+        found (Ablated): Ablation, from :func:`ela_mm.analysis.ablate.ablate`.
+        source (str): Where the images are from, in words.
+        times (Times, optional): Cost of the network, from
             :func:`ela_mm.analysis.cost.measure_cost`. Defaults to None: not
             measured.
 

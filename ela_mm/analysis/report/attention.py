@@ -1,4 +1,4 @@
-"""Attention weights as heat maps, one per stage (figures 2a, 6 and 7)."""
+"""Shows attention weights as heat maps by stage (figures 2a, 6 and 7)."""
 from typing import List
 
 import numpy as np
@@ -8,7 +8,7 @@ from ...plotting import COLOURS, WIDTH, Picture, cell_colours, new_figure, style
 from ..attention import AttentionRow, Measured
 from .page import Section, Table
 
-# Above so many layers the cells are too small for numbers.
+# With more layers than this, cells are too small for numbers.
 NUMBERED = 12
 
 
@@ -16,11 +16,11 @@ def attention_pictures(measured: Measured) -> List[Picture]:
     """Draw every stage that has layer attention.
 
     Args:
-        measured (ela_mm.analysis.attention.Measured): From
+        measured (ela_mm.analysis.attention.Measured): Measurements, from
             :func:`ela_mm.analysis.attention.measure`.
 
     Returns:
-        List[Picture]: Named ``attention_stage<s>``.
+        List[Picture]: Pictures, named ``attention_stage<s>``.
     """
     stages = sorted({layer.stage for layer in measured.layers})
     return [_stage_picture(measured, stage) for stage in stages]
@@ -88,15 +88,15 @@ def _alt(stage: int, layers: list, rows: List[AttentionRow]) -> str:
 
 
 def attention_section(measured: Measured, source: str) -> Section:
-    """Whom every layer attends to.
+    """Show which layers every layer attends to.
 
     Args:
-        measured (ela_mm.analysis.attention.Measured): From
+        measured (ela_mm.analysis.attention.Measured): Measurements, from
             :func:`ela_mm.analysis.attention.measure`.
-        source (str): What the pictures are, in words.
+        source (str): Where the images are from, in words.
 
     Returns:
-        Section: A heat map per stage.
+        Section: A table, and a heat map for each stage.
     """
     blocks = {layer.name: layer.index for layer in measured.layers}
     rows = [[

@@ -1,4 +1,4 @@
-"""Runs side by side, as tables and pictures."""
+"""Shows compared runs as tables and pictures."""
 from typing import List, Optional
 
 import numpy as np
@@ -19,15 +19,16 @@ from ..compare import Compared, Fate
 from ..history import Run
 from .page import Section, Table
 
-MOST_LINES = 16  # in one picture
-MOST_COLUMNS = 8  # of runs in a table; with more, layers are summed up
+MOST_LINES = 16  # largest number of lines in one picture
+MOST_COLUMNS = 8  # with more runs, tables summarise each layer
 
 
 def compare_sections(found: Compared) -> List[Section]:
     """Lay out a comparison.
 
     Args:
-        found (Compared): From :func:`ela_mm.analysis.compare.compare_runs`.
+        found (Compared): Comparison, from
+            :func:`ela_mm.analysis.compare.compare_runs`.
 
     Returns:
         List[Section]: The runs with their curves; the layers; the decisions
@@ -41,7 +42,7 @@ def compare_sections(found: Compared) -> List[Section]:
 
 
 def _with_layers(found: Compared) -> Compared:
-    """Without the runs that have nothing to skip."""
+    """Leave out runs without attention layers."""
     members = [i for i, fates in enumerate(found.fates) if fates]
     return found._replace(
         **{field: [getattr(found, field)[i] for i in members]
@@ -49,7 +50,7 @@ def _with_layers(found: Compared) -> Compared:
 
 
 def summarize_comparison(found: Compared) -> List[str]:
-    """Say in sentences what the runs agree on and which got furthest."""
+    """Say in sentences what the runs agree on, and compare their metrics."""
     everywhere = [
         name for name in found.layers
         if all(not f[name].active for f in found.fates if name in f)
@@ -215,7 +216,7 @@ def _layers_section(found: Compared) -> Section:
 
 
 def _summed_up(name: str, found: Compared) -> List[str]:
-    """A layer over many runs."""
+    """Summarise a layer over many runs as a row of a table."""
     fates = [f[name] for f in found.fates if name in f]
     kl = [f.layer.kl for f in fates
           if f.layer is not None and f.layer.kl is not None]
@@ -247,7 +248,7 @@ def _numbers(fate: Fate) -> list:
 
 
 def _layers_picture(found: Compared) -> Picture:
-    """A map of KL divergences, crossed out where a layer was skipped."""
+    """Draw a map of KL divergences, with crosses for skipped layers."""
     values = np.full((len(found.layers), len(found.runs)), np.nan)
     for j, fates in enumerate(found.fates):
         for i, name in enumerate(found.layers):

@@ -1,4 +1,4 @@
-"""What stages and attention layers cost."""
+"""Shows what stages and attention layers cost."""
 import numpy as np
 from matplotlib.patches import Patch
 
@@ -11,11 +11,11 @@ def cost_picture(cost: Cost) -> Picture:
     """Draw the time of every stage and of every attention layer.
 
     Args:
-        cost (ela_mm.analysis.cost.Cost): From
+        cost (ela_mm.analysis.cost.Cost): Cost, from
             :func:`ela_mm.analysis.cost.measure_cost`.
 
     Returns:
-        Picture: Named ``cost``.
+        Picture: The picture, named ``cost``.
     """
     stages, layers = cost.stages, cost.layers
     heights = [.5 * len(stages) + .9, .19 * len(layers) + .9]
@@ -74,7 +74,7 @@ def _alt(cost: Cost) -> str:
 
 
 def cost_section(cost: Cost) -> Section:
-    """Parameters, multiply-accumulates and time."""
+    """Show parameters, multiply-accumulates and time."""
     giga = '{:.3g}'.format
 
     def milli(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Where consecutive layers look, with KL below (figures 3 and 5)."""
+"""Shows class activation maps of layers, with KL below (figures 3 and 5)."""
 import math
 from typing import List
 
@@ -8,20 +8,20 @@ from ...plotting import OUT, Picture, new_figure, printable, style
 from ..features import Features, LayerFeatures
 from .page import Section
 
-# How much of a map's colour covers the picture.
+# Opacity of a map over the image.
 COVER = .55
 
 
 def features_picture(features: Features, name: str = 'features') -> Picture:
-    """Draw the class activation maps of a stage's layers over the picture.
+    """Draw the class activation maps of a stage's layers over the image.
 
     Args:
-        features (Features): From :func:`ela_mm.analysis.features.look`.
-        name (str): Of the picture. Defaults to ``'features'``.
+        features (Features): Maps, from :func:`ela_mm.analysis.features.look`.
+        name (str): Name of the picture. Defaults to ``'features'``.
 
     Returns:
-        Picture: One row as pruned; one more with all layers, if some are
-        skipped.
+        Picture: The picture, with a row for the network as pruned, and another
+        with all layers active if some are skipped.
     """
     rows = [('as pruned' if features.whole else 'all layers active',
              features.pruned)]
@@ -59,7 +59,7 @@ def _below(layer: LayerFeatures) -> str:
 
 
 def _overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
-    """The map as colour, the picture in grey below it."""
+    """Lay a map in colour over the image in grey."""
     from matplotlib import colormaps
     grey = image.mean(-1, keepdims=True)
     colour = colormaps['inferno'](cam)[..., :3]
@@ -88,14 +88,14 @@ def _alt(features: Features) -> str:
 
 
 def features_section(features: Features, image: str) -> Section:
-    """Where consecutive layers look.
+    """Show the class activation maps of consecutive layers.
 
     Args:
-        features (Features): From :func:`ela_mm.analysis.features.look`.
-        image (str): Name of the picture.
+        features (Features): Maps, from :func:`ela_mm.analysis.features.look`.
+        image (str): Name of the image.
 
     Returns:
-        Section: One picture.
+        Section: Text and a picture.
     """
     text = [
         f'Score-CAM of {features.target} in {image}: what raises that score '

@@ -8,20 +8,20 @@ from ...errors import UsageError
 from ...plotting import Picture, to_png, to_svg
 
 TEMPLATE = osp.join(osp.dirname(__file__), 'page.html')
-# Pixels per inch below which a picture scrolls instead of shrinking.
+# At fewer pixels per inch, a picture scrolls instead of shrinking.
 READABLE = 62
 
 
 @dataclass
 class Table:
-    """Rows of text.
+    """A table of text.
 
     Attributes:
-        caption (str): What the rows are.
-        header (List[str]): Of the columns.
-        rows (List[List[str]]): Cells, rounded for reading.
-        csv (List[list]): The same for files, header first and not rounded;
-            empty if ``header`` and ``rows`` say it all.
+        caption (str): Caption of the table.
+        header (List[str]): Titles of the columns.
+        rows (List[List[str]]): Cells, with rounded numbers.
+        csv (List[list]): Rows for a CSV file, header first, with exact
+            numbers; empty to write ``header`` and ``rows``.
     """
     caption: str
     header: List[str]
@@ -31,13 +31,13 @@ class Table:
 
 @dataclass
 class Section:
-    """A part of the page.
+    """A section of the page.
 
     Attributes:
-        title (str): Its heading.
+        title (str): Heading of the section.
         text (List[str]): Paragraphs.
-        tables (List[Table]): Below the paragraphs.
-        pictures (List[Picture]): Below these.
+        tables (List[Table]): Tables, below the paragraphs.
+        pictures (List[Picture]): Pictures, below the tables.
     """
     title: str
     text: List[str] = field(default_factory=list)
@@ -46,12 +46,12 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Where links lead to."""
+        """Anchor for links to the section."""
         return ''.join(c if c.isalnum() else '-' for c in self.title.lower())
 
 
 def check_jinja() -> None:
-    """Raise a UsageError unless pages can be laid out."""
+    """Raise a UsageError unless Jinja2, which lays out pages, is installed."""
     try:
         import jinja2  # noqa: F401
     except ImportError:
@@ -60,7 +60,7 @@ def check_jinja() -> None:
 
 
 def data_uri(picture: Picture) -> str:
-    """A picture as a part of the page; photographs as PNG, else SVG."""
+    """Encode a picture as a data URI: photographs as PNG, others as SVG."""
     if picture.name.startswith('features'):
         data, kind = to_png(picture.figure), 'png'
     else:
@@ -75,13 +75,14 @@ def render(title: str,
     """Lay out a page that needs no other file and no network.
 
     Args:
-        title (str): Its heading.
-        summary (Sequence[str]): What to know if nothing else is read.
-        sections (Sequence[Section]): In order.
-        footer (Sequence[str], optional): How it was made.
+        title (str): Heading of the page.
+        summary (Sequence[str]): Sentences at the top that sum up the page.
+        sections (Sequence[Section]): Sections, in order.
+        footer (Sequence[str], optional): Sentences at the end on how it was
+            made.
 
     Returns:
-        str: HTML. All text is escaped.
+        str: The HTML. All text is escaped.
 
     Raises:
         UsageError: Without Jinja2.

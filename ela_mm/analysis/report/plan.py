@@ -1,4 +1,4 @@
-"""A training before it runs: its layers, and when things happen."""
+"""Shows a training before it runs: its layers, and when things happen."""
 import math
 from typing import List, Optional, Sequence, Tuple
 
@@ -9,15 +9,15 @@ from ..schedule import Schedule, Span
 from .page import Section, Table
 
 WIDTH_OF_LINE = 64  # characters
-# More positions than that are said by their distance.
+# More positions than this are described by the first two.
 FEW = 6
 
 
 def layers_section(layers: Sequence[PlannedLayer]) -> Section:
-    """How many attention layers each stage has, and what can become of them.
+    """Show the attention layers of each stage, and which can be pruned.
 
     Args:
-        layers (Sequence[PlannedLayer]): From
+        layers (Sequence[PlannedLayer]): Layers, from
             :func:`ela_mm.analysis.plan.planned_layers`.
 
     Returns:
@@ -66,7 +66,8 @@ def plan_sections(plan: Plan) -> List[Section]:
     """Lay out a plan.
 
     Args:
-        plan (ela_mm.analysis.plan.Plan): From :func:`ela_mm.analysis.plan.make_plan`.
+        plan (ela_mm.analysis.plan.Plan): Plan, from
+            :func:`ela_mm.analysis.plan.make_plan`.
 
     Returns:
         List[Section]: Layers; what happens when; step times; verdict.
@@ -85,18 +86,18 @@ def schedule_section(schedule: Schedule,
                      criteria: Sequence[str] = (),
                      line: bool = True,
                      rules: Sequence[str] = ()) -> Section:
-    """When things happen, in words, on a line and as a picture.
+    """Show when things happen, in words, in characters and as a picture.
 
     Args:
-        schedule (Schedule): From
+        schedule (Schedule): Timeline, from
             :func:`ela_mm.analysis.schedule.read_schedule`.
-        criteria (Sequence[str]): In words.
-        line (bool): Whether to draw it in characters, for terminals. Defaults
-            to True.
+        criteria (Sequence[str]): Criteria, in words.
+        line (bool): Whether to draw it in characters as well, for terminals.
+            Defaults to True.
         rules (Sequence[str]): When a criterion is not followed, in words.
 
     Returns:
-        Section: Windows in epochs and iterations.
+        Section: Text, tables and a picture.
     """
     clock = schedule.clock
     unit = 'epochs' if clock.by_epoch else 'iterations'
@@ -164,12 +165,12 @@ def lines_of(schedule: Schedule) -> List[Tuple[str, str]]:
     """Draw a schedule in characters.
 
     Args:
-        schedule (Schedule): Any.
+        schedule (Schedule): Timeline of a training.
 
     Returns:
-        List[Tuple[str, str]]: Names of tracks, and a line of each: ``#`` in
-        a window, ``~`` in the warm-up, ``|`` at an event, ``!`` where the run
-        may have ended already.
+        List[Tuple[str, str]]: Name and line of each track: ``#`` in a window,
+        ``~`` in the warm-up, ``|`` at an event, ``!`` where the run may have
+        ended already.
     """
     end = schedule.clock.end or 1
 
@@ -179,7 +180,7 @@ def lines_of(schedule: Schedule) -> List[Tuple[str, str]]:
     def line(marks: Sequence[Tuple[float, float]], sign: str) -> str:
         cells = ['.'] * WIDTH_OF_LINE
         for first, last in marks:
-            # A position belongs to what has just ended.
+            # An end belongs to the cell before it.
             last = max(cell(first), cell(max(last - 1e-9, 0.)))
             cells[cell(first):last + 1] = sign * (last + 1 - cell(first))
         return ''.join(cells)
@@ -205,13 +206,13 @@ def lines_of(schedule: Schedule) -> List[Tuple[str, str]]:
 
 
 def schedule_picture(schedule: Schedule) -> Picture:
-    """Draw when things happen.
+    """Draw a schedule as a picture, with a track for each kind of event.
 
     Args:
-        schedule (Schedule): Any.
+        schedule (Schedule): Timeline of a training.
 
     Returns:
-        Picture: Named ``plan``: a track for each kind.
+        Picture: The picture, named ``plan``.
     """
     tracks: List[Tuple[str, List[Span], Sequence[float], str]] = []
     if schedule.windows:
@@ -228,7 +229,7 @@ def schedule_picture(schedule: Schedule) -> Picture:
             Span('', schedule.earliest_stop, schedule.clock.end)
         ], (), OUT))
     clock = schedule.clock
-    scale = clock.per_epoch or 1  # in epochs where there are any
+    scale = clock.per_epoch or 1  # the axis shows epochs, if there are any
     with style():
         figure = new_figure(WIDTH, .38 * max(len(tracks), 1) + .9)
         axes = figure.subplots()

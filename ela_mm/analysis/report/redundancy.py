@@ -1,4 +1,4 @@
-"""What was measured and decided in each window, and over the training."""
+"""Shows what was measured and decided in each window, and the timeline."""
 from typing import List, Optional
 
 import numpy as np
@@ -27,14 +27,14 @@ from .page import Section, Table
 
 
 def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
-    """Which layers went, why, and what it cost or gained, in sentences.
+    """Say which layers were pruned, why, and what it cost or gained.
 
     Args:
-        run (Run): From :func:`ela_mm.analysis.history.read_run`.
-        cost (ela_mm.analysis.cost.Cost, optional): Of its network.
+        run (Run): Run, from :func:`ela_mm.analysis.history.read_run`.
+        cost (ela_mm.analysis.cost.Cost, optional): Cost of its network.
 
     Returns:
-        List[str]: One sentence or two each.
+        List[str]: Paragraphs of one or two sentences.
     """
     skipped = [name for d in run.decisions for name in d.skipped]
     total = len(run.record['layers'])
@@ -137,7 +137,7 @@ def _span(run: Run, decision: Decision) -> str:
 
 
 def timeline_section(run: Run) -> Section:
-    """Price and gain over the training."""
+    """Show active layers, step time and metric over the training."""
     each = 'epoch' if run.unit == 'epoch' else 'stretch of iterations'
     text = ['Above, how many attention layers were active; then, as far as they '
             f'are known, the median step of each {each} and the metric. Step '
@@ -152,7 +152,7 @@ def timeline_section(run: Run) -> Section:
 
 
 def window_section(run: Run, decision: Decision) -> Section:
-    """One window: what was measured, and what was decided on it."""
+    """Show what was measured in a window, and what was decided."""
     criterion = dict(decision.criterion)
     name = criterion.pop('type')
     parameters = ', '.join(f'{k} = {v}' for k, v in criterion.items())
@@ -212,9 +212,9 @@ def window_section(run: Run, decision: Decision) -> Section:
 
 
 def _by_loss(decision: Decision) -> bool:
-    """Whether the network was asked; of what is not registered nobody knows."""
+    """Return whether a (registered) criterion measured on the network."""
     name = decision.criterion['type']
-    # A registry reads a dot as a scope, and refuses an empty name.
+    # A registry would take a dot for a scope, and refuses an empty name.
     function = (None if '.' in name or not name else FUNCTIONS.get(name))
     return function is not None and asks_network(function)
 
@@ -233,10 +233,11 @@ def timeline_picture(run: Run) -> Picture:
     """Draw active layers, step time and metric over the training.
 
     Args:
-        run (Run): From :func:`ela_mm.analysis.history.read_run`.
+        run (Run): Run, from :func:`ela_mm.analysis.history.read_run`.
 
     Returns:
-        Picture: Named ``timeline``; panels without data are left out.
+        Picture: The picture, named ``timeline``; panels without data are left
+        out.
     """
     end = max([x for x, _ in run.step_times + run.metrics] +
               [x for x, _ in run.active] + [1])

@@ -1,4 +1,4 @@
-"""The report of a run: one file that says all that is known of it."""
+"""Writes the report of a run: one HTML file with all analyses."""
 import os.path as osp
 import platform
 import time
@@ -36,19 +36,21 @@ from .whatif import whatif_section
 
 FILE_NAME = 'ela_report.html'
 PARTS = ('attention', 'similarity', 'cost', 'features', 'ablation')
-SAMPLES = 8  # compared at a time, as in CKA-SR
+SAMPLES = 8  # images in a batch, as in CKA-SR
 
 
 class Effort(NamedTuple):
     """How much is measured for a report.
 
     Attributes:
-        images (int): Pictures behind the attention weights.
-        rounds (int): Timed rounds behind the costs.
-        batch (int | None): Pictures of a timed step; None: the config's.
-        channels (int): Channels that Score-CAM weighs.
-        seconds (float): That trying the network without its layers may take;
-            where it would take longer, it is left out.
+        images (int): Number of images for attention weights, similarity and
+            ablation.
+        rounds (int): Number of timed rounds for the costs.
+        batch (int | None): Number of images in a timed step; None: that of the
+            config.
+        channels (int): Number of channels that Score-CAM weighs.
+        seconds (float): Time limit of the ablation, which is left out if it
+            would take longer.
     """
     images: int = 32
     rounds: int = 8
@@ -70,26 +72,30 @@ def write_report(work_dir: str,
                  ) -> str:
     """Write the report of a run.
 
-    What needs the model is measured anew from the work dir's config and its
-    latest checkpoint; what does not apply is left out, and the page says why.
+    Parts that need the model are measured now, with the config and the latest
+    checkpoint of the work dir. Parts that do not apply are left out, and the
+    page says why.
 
     Args:
-        work_dir (str): Of a run with ELAPruneHook.
-        out (str, optional): The file. Defaults to ``ela_report.html`` in the
-            work dir.
-        config (str, optional): Instead of the work dir's.
-        checkpoint (str, optional): Instead of the work dir's latest.
-        without (Sequence[str]): Parts to leave out: ``attention``,
-            ``similarity``, ``cost``, ``features``, ``ablation``.
-        effort (Effort, optional): How much to measure.
-        device (str): Where. Defaults to ``'cpu'``.
-        cfg_options (dict, optional): Override settings of the config.
-        say (Callable): Told what is being done. Defaults to print.
-        progress (Callable): From what is being worked on to what wraps the
-            list of work, to show a bar. Defaults to none.
+        work_dir (str): Work dir of a run with ELAPruneHook.
+        out (str, optional): Path of the report. Defaults to
+            ``ela_report.html`` in the work dir.
+        config (str, optional): Config to use. Defaults to that of the work dir.
+        checkpoint (str, optional): Checkpoint to use. Defaults to the latest of
+            the work dir.
+        without (Sequence[str]): Parts to leave out, some of ``attention``,
+            ``similarity``, ``cost``, ``features`` and ``ablation``.
+        effort (Effort, optional): How much to measure. Defaults to None:
+            ``Effort()``.
+        device (str): Device to measure on. Defaults to ``'cpu'``.
+        cfg_options (dict, optional): Options that override the config's.
+        say (Callable): Function to report progress to, in words. Defaults to
+            ``print``.
+        progress (Callable): Function that makes, from a description, a function
+            that wraps a list to show a bar. Defaults to one without bars.
 
     Returns:
-        str: Path of the file, written whole or not at all.
+        str: Path of the report, which is written completely or not at all.
 
     Raises:
         UsageError: If there is no record of a run, or no Jinja2.
@@ -106,7 +112,7 @@ def write_report(work_dir: str,
     left_out: List[str] = []
 
     def attempt(what: str, make: Callable):
-        """A part that fails leaves a sentence, not a report undone."""
+        """Make a part of the report; if that fails, note why."""
         if what in without:
             return None
         say(f'{what} ...')
@@ -114,7 +120,7 @@ def write_report(work_dir: str,
             return make()
         except UsageError as error:
             reason = str(error)
-        except Exception as error:  # whatever a user's model does
+        except Exception as error:  # a user's model may raise anything
             reason = f'{type(error).__name__}: {error}'
         left_out.append(f'{what} is left out: {reason}')
         say(left_out[-1])
@@ -168,7 +174,7 @@ def write_report(work_dir: str,
 
 
 def _schedule(run: Run, config: Optional[str]) -> Section:
-    """What was to happen when, as the config has it."""
+    """Show when things were to happen, by the config."""
     if config is None:
         raise UsageError(f'no config in {run.work_dir!r}')
     epochs = [d.iter // d.epoch for d in run.decisions
@@ -191,7 +197,7 @@ def _load(run: Run, config: Optional[str], checkpoint: Optional[str],
 
 def _features(cfg: Config, model: nn.Module, channels: int,
               progress: Callable) -> Section:
-    """Of the first picture of the validation set."""
+    """Show class activation maps of the first image of the validation set."""
     batch = next(dataset_batches(cfg, 1))
     features = look(model, batch, choose_layers(model), channels,
                     progress=progress)
@@ -204,11 +210,11 @@ def _features(cfg: Config, model: nn.Module, channels: int,
 
 def _ablation(run: Run, cfg: Config, model: nn.Module, effort: Effort,
               cost: Optional[Cost]) -> Section:
-    """Where it is quick: each layer takes a pass over the pictures."""
+    """Show the ablation, unless it takes too long: one pass for each layer."""
     batches = list(annotated_batches(cfg, effort.images, SAMPLES))
     layers = [x for x in find_backbone(model).attention_layers if x.active]
     times = []
-    for batch in batches[:1] * 2:  # the first time takes longer
+    for batch in batches[:1] * 2:  # the first time is slower
         start = time.perf_counter()
         loss_of(model.eval(), batch)
         times.append(time.perf_counter() - start)
@@ -240,7 +246,7 @@ def _what_if(run: Run, cost: Optional[Cost]) -> List[Section]:
 
 
 def footer() -> List[str]:
-    """Say what made a page."""
+    """Say which versions made a page."""
     return [
         f'Made by ela_mm {__version__} with PyTorch {torch.__version__}, '
         f'mmengine {mmengine.__version__} and Python '

@@ -1,11 +1,11 @@
-"""CKA of all pairs of blocks as a heat map, and KL of the same layers."""
+"""Shows CKA of all pairs of blocks as a heat map, next to KL of layers."""
 import numpy as np
 
 from ...plotting import COLOURS, KEPT, WIDTH, Picture, new_figure, style
 from ..similarity import Similarity
 from .page import Section, Table
 
-# Above so many blocks not every name is written.
+# With more blocks than this, not every name is written.
 NAMED = 36
 
 
@@ -13,11 +13,11 @@ def similarity_picture(found: Similarity) -> Picture:
     """Draw the CKA of all pairs of blocks, and beside it each layer's KL.
 
     Args:
-        found (Similarity): From
+        found (Similarity): Comparison, from
             :func:`ela_mm.analysis.similarity.compare_features`.
 
     Returns:
-        Picture: Named ``similarity``.
+        Picture: The picture, named ``similarity``.
     """
     names = found.blocks
     side = min(max(3.2, .24 * len(names) + 1.4), 9.)
@@ -62,16 +62,16 @@ def _alt(found: Similarity) -> str:
 
 
 def similarity_section(found: Similarity, source: str) -> Section:
-    """Which blocks return nearly the same, and whether attention says so.
+    """Show which blocks have similar features, and how KL relates to that.
 
     Args:
-        found (Similarity): From
+        found (Similarity): Comparison, from
             :func:`ela_mm.analysis.similarity.compare_features`.
-        source (str): What the pictures are, in words.
+        source (str): Where the images are from, in words.
 
     Returns:
-        Section: A heat map, and a table of neighbours where there is layer
-        attention.
+        Section: A heat map, a table of similar blocks, and with layer
+        attention a table of neighbours.
     """
     text = [
         'Centred kernel alignment (linear, unbiased) of what the blocks '

@@ -1,4 +1,4 @@
-"""Sections in a terminal, their pictures and tables in a folder."""
+"""Prints sections in a terminal, and saves their pictures and tables."""
 import csv
 import os
 import os.path as osp
@@ -16,19 +16,19 @@ from rich.text import Text
 from ...plotting import printable, save
 from .page import Section, Table
 
-# Seconds between two lines where there is no terminal to draw a bar in.
+# Seconds between two lines of progress without a terminal for a bar.
 PATIENCE = 10.
 
 
 def progress_bar(what: str) -> Callable[[Iterable], Iterable]:
-    """Show how far a list of work has got.
+    """Make a function that shows the progress of iterating over a list.
 
     Args:
-        what (str): Is being worked on.
+        what (str): Description of the items.
 
     Returns:
-        Callable: Wraps the list: a bar in a terminal, else a line every ten
-        seconds, on the standard error either way.
+        Callable: Function that wraps the list. It shows a bar in a terminal,
+        otherwise a line every ten seconds; both on standard error.
     """
 
     def wrap(items: Iterable) -> Iterable:
@@ -51,16 +51,16 @@ def _told(items: Iterable, what: str) -> Iterator:
 
 
 def plain(text: str, style: str = '') -> Text:
-    """Text from outside, in which rich finds neither markup nor emoji."""
+    """Wrap text in which rich must not interpret markup or emoji codes."""
     return Text(printable(text), style)
 
 
 def show(sections: List[Section], folder: str) -> None:
-    """Print sections; write their pictures and tables.
+    """Print sections, and save their pictures and tables.
 
     Args:
-        sections (List[Section]): In order.
-        folder (str): Made if it does not exist; named at the end.
+        sections (List[Section]): Sections, in order.
+        folder (str): Folder to save in; made if missing.
     """
     print_sections(sections)
     os.makedirs(folder, exist_ok=True)
@@ -93,7 +93,7 @@ def print_sections(sections: List[Section]) -> None:
 
 
 def drawn(table: Table) -> RichTable:
-    """A table as rich draws it."""
+    """Turn a table into one of rich."""
     result = RichTable(
         *(Column(plain(text)) for text in table.header),
         title=plain(table.caption, 'table.title'),
@@ -104,8 +104,9 @@ def drawn(table: Table) -> RichTable:
 
 
 def file_name(title: str, caption: str) -> str:
-    """Name a table's file: what its caption says beyond the title is added.
+    """Name the file of a table by its section's title and its caption.
 
+    Words of the caption that the title has are left out:
     ``'Window: epoch 1', 'Layers'`` gives ``window_epoch_1_layers``.
     """
     words = re.findall(r'\w+', title.lower())
