@@ -54,7 +54,7 @@ def _detector_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
                 batch_size=1, num_frames=2, key_frames_inds=[0],
                 image_shapes=[(3, size, size)], num_items=[3],
                 num_classes=1, with_mask=True)
-        return
+        # ByteTrack's and OC-SORT's detectors are trained in the tracker.
     if isinstance(model, BaseReID):
         sample = ReIDDataSample().set_gt_label(np.array([0, 0, 1, 1]))
         yield '4 crops of 2 persons, 256 x 128 px', dict(
