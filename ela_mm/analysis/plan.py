@@ -170,7 +170,8 @@ def make_plan(cfg: Config,
     if schedule is not None and not schedule.clock.in_iterations:
         notes.append('iterations per epoch are not known')
     return Plan(layers, schedule, criteria, times,
-                list(dict.fromkeys(refused)), notes, rules_in_words(hook))
+                list(dict.fromkeys(refused)), notes,
+                rules_in_words(hook) if criteria else ())
 
 
 def _attempt(make: Callable[[], Any], told: List[str], what: str = '') -> Any:

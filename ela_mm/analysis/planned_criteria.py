@@ -98,7 +98,7 @@ def rules_in_words(hook: Optional[Mapping[str, Any]]) -> List[str]:
     if hook is None:
         return []
     rule = _UNINFORMATIVE.get(hook.get('uninformative', 'warn'))
-    said = [rule] if rule else []
+    said = [rule] if rule and not _asks_network(hook) else []
     share = hook.get('min_stability')
     if isinstance(share, (int, float)) and share:
         said.append(f'a layer goes only if at least {share:.0%} of resampled '
@@ -106,6 +106,14 @@ def rules_in_words(hook: Optional[Mapping[str, Any]]) -> List[str]:
     if hook.get('skip') == 'retrieval':
         said.append('later layers still see a skipped one')
     return said
+
+
+def _asks_network(hook: Mapping[str, Any]) -> bool:
+    """Whether no window is decided by attention weights."""
+    configs = [window.get('criterion') if isinstance(window, Mapping) else None
+               for window in hook.get('windows') or [{}]]
+    return all(build_criterion(own or hook.get('criterion')).asks_network
+               for own in configs)
 
 
 def most_of(config: Dict[str, Any], prunable: int) -> int:

@@ -281,6 +281,11 @@ def test_criteria_of_windows_and_rules_are_said():
         rules_in_words(dict(hook, uninformative='warn')))
     assert rules_in_words(dict(hook, uninformative='prune', min_stability=0,
                                skip='layer')) == []
+    # One that asks the network has no ranking by attention to doubt.
+    asks = dict(hook, criterion=dict(type='ablation', n=1))
+    assert 'skips none' in ' '.join(rules_in_words(asks))  # of the first window
+    asks['windows'] = [(1, 1), dict(window=(3, 3))]
+    assert 'skips none' not in ' '.join(rules_in_words(asks))
     only = dict(hook, windows=hook['windows'][:1])
     assert len(criteria_in_words(only, 7)) == 1  # the run's decides nothing
 
