@@ -1,4 +1,4 @@
-"""What a run of a grid trains with, and whether it can, before any has begun."""
+"""Builds the configs of a grid's runs, and checks them before the first run."""
 from typing import Dict, Sequence, Tuple
 
 from mmengine.config import Config
@@ -14,14 +14,14 @@ from .grid import Cell, apply_overrides
 
 
 def config_of(cell: Cell) -> Config:
-    """The config that a run trains with.
+    """Build the config that a run trains with.
 
     Args:
-        cell (Cell): Of a grid.
+        cell (Cell): Run of a grid.
 
     Returns:
-        Config: With the cell's overrides, depth and seed; what it imports,
-        also by an override, is imported.
+        Config: The config, with the cell's overrides, depth and seed. Its
+        ``custom_imports`` are imported.
 
     Raises:
         UsageError: If an override leads nowhere, or an import fails.
@@ -44,16 +44,17 @@ def config_of(cell: Cell) -> Config:
 def check_cells(runs: Sequence[Cell]) -> None:
     """Check every variant of a grid before its first run.
 
-    Its overrides, imports, data, hooks and network: what would end a run as
-    it begins is said before the others have taken their days. Data that
-    download themselves do so here, once.
+    Overrides, imports, data, hooks and network are checked, so that a run that
+    cannot start is reported before others have trained for days. Datasets that
+    can be downloaded are, once.
 
     Args:
-        runs (Sequence[Cell]): From :func:`~ela_mm.experiments.grid.cells`.
+        runs (Sequence[Cell]): Runs, from
+            :func:`~ela_mm.experiments.grid.cells`.
 
     Raises:
-        UsageError: Naming the run and what is wrong with it, or what cannot
-            be downloaded.
+        UsageError: If a run cannot start, or a download fails; it says which
+            and why.
     """
     downloads: Dict[Tuple[str, str], Tuple[Config, str]] = {}
     first = {(c.variant, c.name, c.depth): c for c in reversed(runs)}
@@ -69,7 +70,7 @@ def check_cells(runs: Sequence[Cell]) -> None:
                     HOOKS.build({k: v for k, v in hook.items()
                                  if k != 'priority'})
             build_any_model(cfg)
-        except Exception as error:  # whatever a variant asks for
+        except Exception as error:  # a variant's code may raise anything
             what = '' if isinstance(error, UsageError) else (
                 f'{type(error).__name__}: ')
             raise UsageError(f'{cell.label}: {what}{error}') from None

@@ -1,9 +1,9 @@
-"""Kernels started and bytes moved by a step: a cost that can be counted.
+"""Counts the kernels that a step starts and the bytes that it moves.
 
-Times drift with a machine; these are the same everywhere. Every operation
-that reaches a backend is one kernel, and moves the bytes of its tensor
-arguments and results. Views and new, unwritten tensors are neither. What an
-operation does within itself is not seen, and neither is what a cache holds.
+Unlike times, these numbers are the same on every machine. Every operation that
+reaches a backend counts as one kernel, and moves the bytes of its tensor
+arguments and results. Views and new, unwritten tensors do not count. What an
+operation does internally, and what caches save, is not seen.
 """
 from collections import Counter
 from typing import Dict, List, NamedTuple, Tuple
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 
 from .benchmark import Conditions, make_forward
 
-# That share storage with an argument though their schema does not say so.
+# Operations that share storage with an argument, against their schema.
 _VIEWS = ('aten::_unsafe_view', 'aten::_reshape_alias')
 
 
@@ -22,9 +22,10 @@ class Operations(TorchDispatchMode):
     """Counts the operations that run within this context.
 
     Attributes:
-        kernels (Counter): By an operation's name.
-        bytes (Counter): By an operation's name. An argument that is written in
-            place is read and written; a broadcast dimension counts once.
+        kernels (Counter): Number of kernels by name of the operation.
+        bytes (Counter): Number of bytes by name of the operation. An argument
+            that is changed in place counts as read and written; a broadcast
+            dimension counts once.
     """
 
     def __init__(self) -> None:
@@ -44,12 +45,12 @@ class Operations(TorchDispatchMode):
 
 
 class Beyond(NamedTuple):
-    """What a step does more of an operation than another step.
+    """How much more of an operation a step has than another step.
 
     Attributes:
-        name (str): Of the operation.
-        kernels (Tuple[int, int]): Forward and backward.
-        bytes (Tuple[int, int]): Forward and backward.
+        name (str): Name of the operation.
+        kernels (Tuple[int, int]): Additional kernels, forward and backward.
+        bytes (Tuple[int, int]): Additional bytes, forward and backward.
     """
     name: str
     kernels: Tuple[int, int]
@@ -57,34 +58,35 @@ class Beyond(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What a step counts to.
+    """Counted operations of a step.
 
     Attributes:
-        forward (Operations): Of the forward pass.
-        backward (Operations): Of the backward pass; empty in inference.
+        forward (Operations): Operations of the forward pass.
+        backward (Operations): Operations of the backward pass; empty in
+            inference.
     """
     forward: Operations
     backward: Operations
 
     @property
     def kernels(self) -> int:
-        """Kernels of both."""
+        """Number of kernels, forward and backward."""
         return sum(sum(part.kernels.values()) for part in self)
 
     @property
     def bytes(self) -> int:
-        """Bytes of both."""
+        """Number of bytes, forward and backward."""
         return sum(sum(part.bytes.values()) for part in self)
 
     def beyond(self, plain: 'Counts', top: int = 20) -> List[Beyond]:
         """Compare the operations with those of another step.
 
         Args:
-            plain (Counts): Of the other step.
-            top (int): Operations at most. Defaults to 20.
+            plain (Counts): Counts of the other step.
+            top (int): Largest number of operations to return. Defaults to 20.
 
         Returns:
-            List[Beyond]: Those that differ, most bytes first.
+            List[Beyond]: Operations that differ, those with most bytes first.
         """
         rows = []
         for name in set().union(*(part.kernels for part in self + plain)):
@@ -103,12 +105,14 @@ def count(backbone: nn.Module, conditions: Conditions) -> Counts:
     """Count one step.
 
     Args:
-        backbone (nn.Module): Moved to the device, set to its mode.
-        conditions (Conditions): Of the step. On the device ``'meta'`` nothing
-            is computed, and what depends on the device runs as on a GPU.
+        backbone (nn.Module): Backbone, which is moved to the device and set to
+            the mode of the conditions.
+        conditions (Conditions): Conditions of the step. On the device
+            ``'meta'`` nothing is computed, and code that depends on the device
+            runs as on a GPU.
 
     Returns:
-        Counts: Of the step.
+        Counts: Counts of the step.
     """
     forward = make_forward(backbone, conditions)
     counts = Counts(Operations(), Operations())
@@ -122,14 +126,14 @@ def count(backbone: nn.Module, conditions: Conditions) -> Counts:
 
 
 def table(found: Dict[str, Counts]) -> str:
-    """Write one row per variant as Markdown.
+    """Write counts as a Markdown table, with a row for each variant.
 
     Args:
-        found (Dict[str, Counts]): By variant, ``'plain'`` among them.
+        found (Dict[str, Counts]): Counts by variant, including ``'plain'``.
 
     Returns:
-        str: Kernels and bytes of a step, and of forward and backward apart,
-        with their ratios to plain.
+        str: The table: kernels and bytes of a step relative to plain, then of
+        forward and backward separately.
     """
     plain = found['plain']
     lines = [
@@ -150,13 +154,13 @@ def table(found: Dict[str, Counts]) -> str:
 
 
 def table_of_operations(found: Dict[str, Counts]) -> str:
-    """Write, per variant, what its operations count more than plain's.
+    """Write a Markdown table of the operations that variants add to plain.
 
     Args:
-        found (Dict[str, Counts]): By variant, ``'plain'`` among them.
+        found (Dict[str, Counts]): Counts by variant, including ``'plain'``.
 
     Returns:
-        str: Markdown.
+        str: The table.
     """
     lines = ['| variant | operation | kernels | forward, backward | MB | '
              'forward, backward |', '| --- | --- | --- | --- | --- | --- |']
@@ -179,7 +183,7 @@ def _is_free(func) -> bool:
 
 
 def _bytes_of(x: Tensor) -> int:
-    """Of the numbers that a tensor shows, each counted once."""
+    """Return the bytes of a tensor, with broadcast dimensions counted once."""
     numbers = 1
     for size, stride in zip(x.shape, x.stride()):
         numbers *= size if stride or not size else 1

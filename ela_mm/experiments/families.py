@@ -1,4 +1,4 @@
-"""Networks of other families than ResNet, for measurements."""
+"""Networks of families other than ResNet, for benchmarks."""
 from typing import Dict, Tuple
 
 from mmengine.registry import MODELS
@@ -6,7 +6,7 @@ from torch import nn
 
 from ..errors import UsageError
 
-#: Type and arguments of a backbone, by the name of its network.
+#: Type and arguments of the backbone, by name of the network.
 FAMILIES: Dict[str, Tuple[str, dict]] = {
     'convnext-tiny': ('mmpretrain.ELAConvNeXt', dict(arch='tiny')),
     'swin-tiny': ('mmpretrain.ELASwinTransformer', dict(arch='tiny')),
@@ -17,7 +17,7 @@ FAMILIES: Dict[str, Tuple[str, dict]] = {
                   dict(embed_dims=32, num_layers=[2, 2, 2, 2])),
     'regnetx-3.2gf': ('mmpretrain.ELARegNet', dict(arch='regnetx_3.2gf')),
 }
-# Their hosts checkpoint activations.
+# Networks whose hosts can checkpoint activations.
 _WITH_CP = ('convnext-tiny', 'swin-tiny', 'regnetx-3.2gf')
 
 
@@ -27,15 +27,16 @@ def build_family(network: str,
     """Build a network of :data:`FAMILIES`.
 
     Args:
-        network (str): A name there.
-        attends (bool): With MRLA-base; False: the plain network.
-        with_cp (bool): Activation checkpointing. Defaults to False.
+        network (str): Name of the network.
+        attends (bool): Whether it has MRLA-base; if False, it is the plain
+            network.
+        with_cp (bool): Whether to checkpoint activations. Defaults to False.
 
     Returns:
-        nn.Module: A backbone.
+        nn.Module: The backbone.
 
     Raises:
-        UsageError: If the host does not checkpoint this network.
+        UsageError: If the host cannot checkpoint this network.
     """
     kind, options = FAMILIES[network]
     if with_cp and network not in _WITH_CP:

@@ -1,4 +1,4 @@
-"""A grid of runs: variants x depths x seeds, from one file."""
+"""Grids of runs (variants x depths x seeds), read from a file."""
 import hashlib
 import itertools
 import json
@@ -15,14 +15,14 @@ from ..errors import UsageError
 from .published import read_table
 from .systems import overrides as system_overrides
 
-# Keys of a grid file, and the types that they may have.
+# Keys of a grid file, and the types of their values.
 KEYS: Dict[str, tuple] = dict(
     config=(str, dict), depths=(list, ), seeds=(list, dict), systems=(list, ),
     variants=(dict, ), overrides=(dict, ), metrics=(list, ),
     paper=(dict, str), title=(str, ))
 REQUIRED = ('config', 'seeds')
 METRICS = ('accuracy/top1', )
-# By the first part of a metric's name: what evaluates it.
+# Evaluators by the first part of the metric's name.
 EVALUATORS = dict(accuracy='Accuracy', coco='CocoMetric')
 
 
@@ -31,12 +31,12 @@ class Cell(NamedTuple):
 
     Attributes:
         variant (str): Name of the criterion, architecture or system.
-        depth (int, optional): Of the backbone; None: the config's.
-        seed (int): Of everything random.
+        depth (int, optional): Depth of the backbone; None: that of the config.
+        seed (int): Seed of the run.
         config (str): Path of the config file.
-        overrides (Dict[str, Any]): Dotted keys of the config and the values
-            that replace what is there.
-        name (str): Of the config, where a grid has several. Defaults to ''.
+        overrides (Dict[str, Any]): Values to set in the config, by dotted keys.
+        name (str): Name of the config, if the grid has several. Defaults to
+            ``''``.
     """
     variant: str
     depth: Optional[int]
@@ -47,12 +47,12 @@ class Cell(NamedTuple):
 
     @property
     def network(self) -> Union[int, str, None]:
-        """What tables call it: the config's name, else the depth."""
+        """Name of the network in tables: the config's name, or the depth."""
         return self.name or self.depth
 
     @property
     def label(self) -> str:
-        """All that distinguishes it, in words."""
+        """Description of the run: variant, network, depth and seed."""
         parts = [self.variant, self.name,
                  f'depth {self.depth}' if self.depth else '',
                  f'seed {self.seed}']
@@ -60,7 +60,7 @@ class Cell(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Where the run's files lie below the grid's."""
+        """Path of the run's folder below that of the grid."""
         parts = [_file_name(self.variant), _file_name(self.name),
                  f'depth_{self.depth}' if self.depth else '',
                  f'seed_{self.seed}']
@@ -68,22 +68,22 @@ class Cell(NamedTuple):
 
     @property
     def settings(self) -> Dict[str, Any]:
-        """All that decides the run's result, the config's content included."""
+        """Everything that decides the result, the config's content included."""
         decisive = dict(self._asdict(), config=_content(self.config))
         del decisive['name']
         return decisive
 
     @property
     def fingerprint(self) -> str:
-        """Of its settings."""
+        """Hash of the settings."""
         text = json.dumps(self.settings, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def begin(self) -> Dict[str, Any]:
-        """What a run leaves in its folder when it begins.
+        """Describe the run for the file in its folder.
 
         Returns:
-            Dict[str, Any]: As JSON gives it back.
+            Dict[str, Any]: The description, in types of JSON.
         """
         return json.loads(
             json.dumps(
@@ -92,14 +92,14 @@ class Cell(NamedTuple):
                 default=str))
 
     def difference(self, begun: Dict[str, Any]) -> Optional[str]:
-        """Say in which setting a run was begun otherwise.
+        """Say which setting has changed since a run was begun.
 
         Args:
-            begun (Dict[str, Any]): From :meth:`begin`, of then; of earlier
-                versions without settings.
+            begun (Dict[str, Any]): Description from :meth:`begin` at that time;
+                those of earlier versions have no settings.
 
         Returns:
-            str | None: None where all are as they were.
+            str | None: What has changed; None if nothing has.
         """
         if begun['fingerprint'] == self.fingerprint:
             return None
@@ -116,7 +116,7 @@ class Cell(NamedTuple):
 
 
 def _flat(tree: Any, prefix: str = '') -> Dict[str, Any]:
-    """Values by dotted keys."""
+    """Return the values of nested dicts and lists by dotted keys."""
     if isinstance(tree, dict):
         pairs = tree.items()
     elif isinstance(tree, list) and tree:
@@ -143,24 +143,27 @@ def _content(config: str) -> dict:
 def read_grid(path: str) -> dict:
     """Read and check a grid file.
 
+    Required keys are ``config`` (a path, relative to the current folder or to
+    the repository, which may contain ``{depth}``; or several, name -> path),
+    ``seeds`` (a list, or depth -> list), and ``variants`` (name -> overrides)
+    or ``systems`` (names of
+    :data:`~ela_mm.experiments.systems.SYSTEMS`) or both. Optional are
+    ``depths`` (of the backbone; by default that of the config), ``overrides``
+    (for every run), ``metrics`` (named as by the config's evaluator; by default
+    ``accuracy/top1``), ``paper`` (name -> depth or config's name -> number of
+    the first metric; or the name of a published table, whose systems are then
+    run only for the networks in it) and ``title``.
+
     Args:
-        path (str): YAML, JSON, or a Python file whose variables are the keys:
-            ``config`` (path from here, else from the repository, which may
-            hold ``{depth}``; or several, name -> path), ``seeds`` (or depth ->
-            seeds), ``variants`` (name -> overrides) or ``systems`` (names of
-            :data:`~ela_mm.experiments.systems.SYSTEMS`) or both; and, if
-            wanted, ``depths`` (of the backbone; by default as in the config),
-            ``overrides`` (of every run), ``metrics`` (as the config's
-            evaluator names them; by default ``accuracy/top1``), ``paper``
-            (name -> depth or config's name -> number of the first metric; or
-            the name of a published table, whose systems are then run only for
-            the networks that it has) and ``title``.
+        path (str): Path of a YAML or JSON file, or of a Python file whose
+            variables are the keys.
 
     Returns:
-        dict: The grid, with ``metrics``, ``systems`` and ``variants``.
+        dict: The grid, with ``metrics``, ``systems`` and ``variants`` filled
+        in.
 
     Raises:
-        UsageError: Naming the file and what is wrong with it.
+        UsageError: If the file is malformed; it names the file and the error.
     """
     if not osp.isfile(path):
         raise UsageError(f'grid {path!r} does not exist: expected a .yaml, '
@@ -171,10 +174,10 @@ def read_grid(path: str) -> dict:
                     if not k.startswith('_')}
         else:
             with open(path, encoding='utf-8') as file:
-                # mmengine's reader of YAML runs what a file tells it to.
+                # Not by mmengine, whose YAML reader may run code in the file.
                 grid = json.load(file) if path.endswith(
                     '.json') else yaml.safe_load(file)
-    except Exception as error:  # whatever a parser or the file's code raises
+    except Exception as error:  # the file's code may raise anything
         first = (str(error).splitlines() or [''])[0]
         raise UsageError(f'{path}: {type(error).__name__}: {first}') from None
     if not isinstance(grid, dict):
@@ -204,8 +207,7 @@ def read_grid(path: str) -> dict:
                              'expected overrides ({} for none)')
     if isinstance(grid.get('paper'), str):
         read_table(grid['paper'])
-    # JSON knows no numbers as keys.
-    else:
+    else:  # in JSON, keys cannot be numbers
         grid['paper'] = {
             variant: {_network(key): number for key, number in row.items()}
             for variant, row in grid.get('paper', {}).items()
@@ -218,7 +220,7 @@ def read_grid(path: str) -> dict:
 
 
 def _check_entries(path: str, grid: dict) -> None:
-    """What runs and their folders are called by is text or a whole number."""
+    """Check the entries that name runs and folders: texts and integers."""
     seeds, configs = grid['seeds'], grid['config']
     several = isinstance(configs, dict)
     texts = [*grid['variants'], *grid['systems'], *grid['metrics'],
@@ -249,23 +251,23 @@ def _network(key: Union[int, str]) -> Union[int, str]:
 
 
 def short_name(metric: str) -> str:
-    """Name a metric without its prefix: ``top1``, ``bbox_mAP``."""
+    """Return a metric's name without its prefix, such as ``bbox_mAP``."""
     return metric.split('/')[-1]
 
 
 def published_number(grid: dict, variant: str, network: Union[int, str, None],
                      metric: str) -> Union[float, str, None]:
-    """Look up what the paper has for a group of runs.
+    """Look up the paper's number for a group of runs.
 
     Args:
-        grid (dict): From :func:`read_grid`.
-        variant (str): Or system.
-        network (int | str, optional): See :attr:`Cell.network`.
-        metric (str): One of the grid's.
+        grid (dict): Grid from :func:`read_grid`.
+        variant (str): Name of the variant or system.
+        network (int | str, optional): Network, see :attr:`Cell.network`.
+        metric (str): One of the grid's metrics.
 
     Returns:
-        float | str | None: In percent, possibly with a deviation; None where
-        the paper has no such number.
+        float | str | None: The number in percent, possibly with a deviation;
+        None if the paper has no such number.
     """
     paper = grid['paper']
     if isinstance(paper, str):
@@ -277,19 +279,20 @@ def published_number(grid: dict, variant: str, network: Union[int, str, None],
 
 
 def cells(grid: dict, root: str) -> List[Cell]:
-    """The grid's runs, seeds outermost, so that whole rounds come first.
+    """List the runs of a grid, ordered by seed.
 
     Args:
-        grid (dict): From :func:`read_grid`.
-        root (str): What a relative ``config`` is relative to, if it is not
-            found from the current folder.
+        grid (dict): Grid from :func:`read_grid`.
+        root (str): Folder that a relative ``config`` is looked for in, if it is
+            not found from the current folder.
 
     Returns:
-        List[Cell]: One per seed, config, depth and variant, systems first.
+        List[Cell]: A run for each seed, config, depth and variant, systems
+        first. All runs of a seed come before those of the next.
 
     Raises:
         UsageError: If a config does not exist, does not evaluate the first
-            metric or has no place for a system, or if two runs would share a
+            metric or does not fit a system, or if two runs would share a
             folder.
     """
     configs = grid['config']
@@ -346,7 +349,7 @@ def _check_metric(config: str, metric: str) -> None:
 
 def _systems(grid: dict, config: str, depth: Optional[int],
              network: Union[int, str, None]) -> Dict[str, Dict[str, Any]]:
-    """Overrides of the grid's systems that a network has, by name."""
+    """Return the overrides of those systems of the grid a network has."""
     if not grid['systems']:
         return {}
     cfg = config_from_file(config)
@@ -365,8 +368,9 @@ def apply_overrides(cfg: Config, overrides: Dict[str, Any]) -> None:
     """Set values in a config; a mapping replaces the one that is there.
 
     Args:
-        cfg (Config): Changed in place.
-        overrides (Dict[str, Any]): By dotted keys; numbers index lists.
+        cfg (Config): Config, changed in place.
+        overrides (Dict[str, Any]): Values by dotted keys; numbers are indices
+            of lists.
 
     Raises:
         UsageError: If a key leads nowhere.

@@ -1,4 +1,4 @@
-"""What the paper prints in its tables, from ``published.yaml`` beside this."""
+"""The numbers in the paper's tables, read from ``published.yaml``."""
 import os.path as osp
 from functools import lru_cache
 from typing import Dict, List, NamedTuple, Tuple, Union
@@ -7,7 +7,7 @@ import yaml
 
 from ..errors import UsageError
 
-#: A depth, or the name that a preset gives a network.
+#: A depth, or the name of a network in a preset.
 Network = Union[int, str]
 
 _FILE = osp.join(osp.dirname(__file__), 'published.yaml')
@@ -17,11 +17,12 @@ class Row(NamedTuple):
     """One row of a table.
 
     Attributes:
-        numbers (Dict[str, float]): By column; ``parameters`` in millions,
-            ``macs`` in billions, ``hours`` per epoch, all others in percent.
-        total (bool): Whether frozen parameters are counted, where a table
-            counts those that train.
-        note (str): Why the row cannot match what is counted; mostly empty.
+        numbers (Dict[str, float]): Numbers by column; ``parameters`` in
+            millions, ``macs`` in billions, ``hours`` per epoch, all others in
+            percent.
+        total (bool): Whether this row counts all parameters, in a table that
+            counts trainable ones only.
+        note (str): Reason why the row cannot match what is counted, if any.
     """
     numbers: Dict[str, float]
     total: bool
@@ -32,10 +33,10 @@ class Table(NamedTuple):
     """One table.
 
     Attributes:
-        title (str): Number and data set.
-        decimals (int): To which parameters are printed.
-        rows (Dict[Tuple[str, Network], Row]): By system and network, in the
-            paper's order.
+        title (str): Number of the table and data set.
+        decimals (int): Number of decimals of parameters.
+        rows (Dict[Tuple[str, Network], Row]): Rows by system and network, in
+            the paper's order.
     """
     title: str
     decimals: int
@@ -51,8 +52,8 @@ def read_tables() -> Dict[str, Table]:
     """Read all tables.
 
     Returns:
-        Dict[str, Table]: By name: ``table1_cifar10``, ``table1_cifar100``,
-        ``table2``, ``table3`` and ``table5``.
+        Dict[str, Table]: Tables by name: ``table1_cifar10``,
+        ``table1_cifar100``, ``table2``, ``table3`` and ``table5``.
     """
     with open(_FILE, encoding='utf-8') as file:
         tables = yaml.safe_load(file)
@@ -60,10 +61,10 @@ def read_tables() -> Dict[str, Table]:
 
 
 def read_table(name: str) -> Table:
-    """Read one table.
+    """Read one table by its name.
 
     Raises:
-        UsageError: If there is none of that name.
+        UsageError: If there is no table of that name.
     """
     tables = read_tables()
     if name not in tables:

@@ -1,9 +1,9 @@
-"""Every system that the paper compares, as options of one backbone.
+"""All systems that the paper compares, as options of one backbone.
 
-A row of a table is a plain ResNet's config with a few of its keys replaced.
-What the options mean is said where they are defined: plugins in
-:mod:`ela_mm.models.compared.plugins`, kinds of attention in
-:mod:`ela_mm.models.backbones.stages.kinds` and :mod:`ela_mm.models.compared`.
+Each row of a table is a plain ResNet's config with a few keys replaced. See
+:mod:`ela_mm.models.compared.plugins` for plugins, and
+:mod:`ela_mm.models.backbones.stages.kinds` and :mod:`ela_mm.models.compared`
+for kinds of attention.
 """
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
@@ -18,14 +18,15 @@ from ..models.compared.rla import CHANNELS
 
 
 class Shape(NamedTuple):
-    """What of a ResNet decides where a system stands in it.
+    """Properties of a ResNet that decide where plugins are placed.
 
     Attributes:
-        depth (int): Its layers.
-        blocks (Tuple[int, ...]): Per stage.
-        last (str): The plugin position after a block's last norm.
-        reduction (int): Of the stem, from pictures to the first stage's maps.
-        picture (Callable): Finds height and width of the pictures.
+        depth (int): Depth of the network.
+        blocks (Tuple[int, ...]): Number of blocks in each stage.
+        last (str): Plugin position after a block's last norm.
+        reduction (int): Factor by which the stem reduces height and width.
+        picture (Callable): Function that returns height and width of the
+            images.
     """
     depth: int
     blocks: Tuple[int, ...]
@@ -34,11 +35,11 @@ class Shape(NamedTuple):
     picture: Callable[[], Tuple[int, int]]
 
     def stages(self, *chosen: int) -> Tuple[bool, ...]:
-        """Say of each stage whether it is chosen, by indices from 0."""
+        """Return whether each stage is among the chosen indices, from 0."""
         return tuple(i in chosen for i in range(len(self.blocks)))
 
     def map_size(self, stage: int) -> Tuple[int, ...]:
-        """Height and width of a stage's maps, whose index is from 0."""
+        """Return height and width of a stage's maps, by its index from 0."""
         return tuple(-(-side // (self.reduction * 2**stage))
                      for side in self.picture())
 
@@ -47,14 +48,14 @@ class System(NamedTuple):
     """One system.
 
     Attributes:
-        attention (str, optional): The backbone's kind of attention. Defaults
+        attention (str, optional): Kind of attention of the backbone. Defaults
             to None.
-        plugins (Callable, optional): From a :class:`Shape` to what stands in
-            the blocks. Defaults to None.
+        plugins (Callable, optional): Function that makes the plugins for a
+            :class:`Shape`. Defaults to None.
         pruned (bool): Whether ELAPruneHook runs. Defaults to False.
-        classifier (Tuple[str, int], optional): Where classifiers have another
-            kind of attention: the kind, and the channels that it adds to what
-            the head reads. Defaults to None.
+        classifier (Tuple[str, int], optional): Kind of attention in
+            classifiers, if it differs, and the number of channels that it adds
+            to the input of the head. Defaults to None.
     """
     attention: Optional[str] = None
     plugins: Optional[Callable[[Shape], List[dict]]] = None
@@ -63,15 +64,15 @@ class System(NamedTuple):
 
 
 def _everywhere(kind: str) -> Callable[[Shape], List[dict]]:
-    """After the last norm of every block."""
+    """Place a module after the last norm of every block."""
     return lambda shape: [dict(cfg=dict(type=kind), position=shape.last)]
 
 
 def _global_context(shape: Shape) -> List[dict]:
-    """In all stages but the first, c3 to c5.
+    """Place GC in all stages but the first, c3 to c5.
 
-    The reduction is 16, and 4 at depth 101: so are the runs of its authors
-    that tables 2 and 5 print.
+    The reduction is 16, and 4 at depth 101, as in the runs of its authors that
+    tables 2 and 5 print.
     """
     ratio = 1 / 4 if shape.depth == 101 else 1 / 16
     return [dict(cfg=dict(type='ContextBlock', ratio=ratio),
@@ -80,7 +81,7 @@ def _global_context(shape: Shape) -> List[dict]:
 
 
 def _non_local(shape: Shape) -> List[dict]:
-    """One, before the last block of the last stage but one, c4."""
+    """Place one NL before the last block of the last stage but one, c4."""
     stage = len(shape.blocks) - 2
     return [dict(cfg=dict(type='NonLocal2d', reduction=2),
                  position=shape.last,
@@ -89,20 +90,20 @@ def _non_local(shape: Shape) -> List[dict]:
 
 
 def _double_attention(shape: Shape) -> List[dict]:
-    """In all stages but the first and the last, c3 and c4."""
+    """Place A2 in all stages but the first and the last, c3 and c4."""
     return [dict(cfg=dict(type='DoubleAttention'),
                  position=shape.last,
                  stages=shape.stages(*range(1, len(shape.blocks) - 1)))]
 
 
 def _augmented(shape: Shape) -> List[dict]:
-    """In place of the 3x3 convolutions of all stages but the first."""
+    """Replace the 3x3 convolutions of all stages but the first by AA."""
     return [dict(cfg=dict(type='AugmentedConv2d', map_size=shape.map_size(i)),
                  position='conv2', stages=shape.stages(i))
             for i in range(1, len(shape.blocks))]
 
 
-#: By the names of the paper's tables; DLA is not in them.
+#: Systems by their names in the paper's tables, which do not have DLA.
 SYSTEMS: Dict[str, System] = {
     'ResNet': System(),
     'SE': System(plugins=_everywhere('SEAttention')),
@@ -126,17 +127,17 @@ SYSTEMS: Dict[str, System] = {
 def backbone_options(
         name: str, backbone: type, depth: int,
         picture: Callable[[], Tuple[int, int]]) -> Dict[str, Any]:
-    """Options of a backbone class that make it a system's.
+    """Return the options that turn a backbone into that of a system.
 
     Args:
-        name (str): Of :data:`SYSTEMS`.
-        backbone (type): One of the ``ELA*`` ResNets.
-        depth (int): Its layers.
-        picture (Callable): Finds height and width of the pictures, for AA,
-            which is made for a size.
+        name (str): Name of the system in :data:`SYSTEMS`.
+        backbone (type): Class of the backbone, one of the ``ELA*`` ResNets.
+        depth (int): Depth of the backbone.
+        picture (Callable): Function that returns height and width of the
+            images, which AA needs.
 
     Returns:
-        Dict[str, Any]: ``attention`` and ``plugins``.
+        Dict[str, Any]: The options ``attention`` and ``plugins``.
 
     Raises:
         UsageError: On an unknown name.
@@ -152,15 +153,15 @@ def backbone_options(
 
 
 def overrides(name: str, cfg: Config) -> Dict[str, Any]:
-    """Keys of a config that make its network a system's.
+    """Return the values that turn a config into that of a system.
 
     Args:
-        name (str): Of :data:`SYSTEMS`.
-        cfg (Config): Of a detector or classifier with an ``ELA*`` ResNet, with
-            its pictures and depth as they will be.
+        name (str): Name of the system in :data:`SYSTEMS`.
+        cfg (Config): Config of a detector or classifier with an ``ELA*``
+            ResNet; depth and image size have to be final.
 
     Returns:
-        Dict[str, Any]: By dotted keys. Attention starts at zero as far as the
+        Dict[str, Any]: Values by dotted keys. Attention starts at zero if the
         config says so and the system can.
 
     Raises:

@@ -1,9 +1,10 @@
-"""MRLA-base as its equations are written: the benchmark's reference.
+"""Other implementations of attention, as references for benchmarks.
 
-Every layer concatenates its key and value to all earlier ones, and the
-weighted sum is a matrix product over the result. It computes what
-:class:`~ela_mm.LayerAttention` computes, and copies all earlier values at
-every layer. It is here to be measured against, not to be used.
+:class:`ConcatenatingAttention` is MRLA-base as its equations are written: every
+layer concatenates its key and value to all earlier ones, and the weighted sum
+is a matrix product. It computes the same as :class:`~ela_mm.LayerAttention` but
+copies all earlier values at every layer. None of these classes is meant to be
+used in training.
 """
 import math
 from typing import Callable, Dict, Tuple
@@ -20,11 +21,11 @@ MAX_FEATURES = 2**20  # as in CKARegularizationHook
 
 
 class ConcatenatingAttention(LayerAttention):
-    """A :class:`~ela_mm.LayerAttention` that concatenates.
+    """A :class:`~ela_mm.LayerAttention` that concatenates keys and values.
 
-    The memory's lists hold one tensor each: the keys (B, h, n, d) and the
-    values (B, h, n, d * H * W) so far. Drop path and the scale of
-    ``zero_init`` are left out.
+    Each list of the memory holds a single tensor: all keys so far,
+    (B, h, n, d), and all values so far, (B, h, n, d * H * W). Drop path and the
+    scale of ``zero_init`` are left out.
     """
 
     def attend(self, x: Tensor,
@@ -32,8 +33,8 @@ class ConcatenatingAttention(LayerAttention):
         """Retrieve features for the output of a block.
 
         Args:
-            x (Tensor): (B, C, H, W), the block's output.
-            memory (LayerMemory): Written.
+            x (Tensor): (B, C, H, W), output of the block.
+            memory (LayerMemory): Memory, changed in place.
 
         Returns:
             tuple: The term (B, C, H, W) to add to ``x``, and the attention
@@ -55,14 +56,14 @@ class ConcatenatingAttention(LayerAttention):
 
 
 class OwnValueAttention(LayerAttention):
-    """A layer that retrieves from itself alone: a lower bound of the cost."""
+    """A layer that retrieves only from itself: a lower bound of the cost."""
 
     def attend(self, x: Tensor, memory: LayerMemory) -> Tuple[Tensor, None]:
-        """Take the layer's own value for the retrieved features.
+        """Use the layer's own value as the retrieved features.
 
         Args:
-            x (Tensor): (B, C, H, W), the block's output.
-            memory (LayerMemory): Not used.
+            x (Tensor): (B, C, H, W), output of the block.
+            memory (LayerMemory): Memory, not used.
 
         Returns:
             tuple: The term (B, C, H, W) to add to ``x``, and None: the layer
@@ -72,7 +73,7 @@ class OwnValueAttention(LayerAttention):
 
 
 class SeparateLightAttention(LightLayerAttention):
-    """MRLA-light operation by operation, as MRLA's published code has it.
+    """MRLA-light, operation by operation as in MRLA's published code.
 
     The scale of ``zero_init`` and drop path are left out.
     """
@@ -81,11 +82,11 @@ class SeparateLightAttention(LightLayerAttention):
         """Mix the layer's own value with the block's shortcut.
 
         Args:
-            x (Tensor): (B, C, H, W), the block's output.
-            identity (Tensor): (B, C, H, W), the block's shortcut.
+            x (Tensor): (B, C, H, W), output of the block.
+            identity (Tensor): (B, C, H, W), shortcut of the block.
 
         Returns:
-            Tensor: (B, C, H, W), the term to add to ``x``.
+            Tensor: (B, C, H, W), term to add to ``x``.
         """
         heads = (len(x), self.num_heads, self.head_dim)
         pooled = F.adaptive_avg_pool2d(x, 1).flatten(2).transpose(1, 2)
@@ -100,14 +101,14 @@ class SeparateLightAttention(LightLayerAttention):
 
 
 def replace_attention(backbone: nn.Module, cls: type) -> None:
-    """Let a backbone's attention layers be of another class.
+    """Change the class of a backbone's attention layers.
 
     Args:
-        backbone (nn.Module): With the attention that ``cls`` derives from;
-            changed in place, the parameters stay the same.
-        cls (type): Without state of its own, a subclass of
-            :class:`~ela_mm.LayerAttention` or of
-            :class:`~ela_mm.models.layers.light_attention.LightLayerAttention`.
+        backbone (nn.Module): Backbone with attention of the base class of
+            ``cls``, changed in place; parameters stay the same.
+        cls (type): Subclass of :class:`~ela_mm.LayerAttention` or of
+            :class:`~ela_mm.models.layers.light_attention.LightLayerAttention`
+            without state of its own.
     """
     for module in backbone.modules():
         if type(module) in cls.__bases__:
@@ -116,14 +117,16 @@ def replace_attention(backbone: nn.Module, cls: type) -> None:
 
 def watched_similarity(backbone: nn.Module,
                        samples: int = 8) -> Callable[[], Tensor]:
-    """Watch a backbone's blocks as CKARegularizationHook does.
+    """Collect the outputs of a backbone's blocks as CKARegularizationHook does.
 
     Args:
-        backbone (nn.Module): With stages of blocks.
-        samples (int): The first so many of a batch. Defaults to 8, the hook's.
+        backbone (nn.Module): Backbone with stages of blocks.
+        samples (int): Number of samples of a batch to use. Defaults to 8, as in
+            the hook.
 
     Returns:
-        Callable: The regulariser of the last forward pass, weighted by 1e-4.
+        Callable: Function that returns the regulariser of the last forward
+        pass, weighted by 1e-4.
     """
     stages = find_stages(backbone)
     seen: Dict[str, Tensor] = {}

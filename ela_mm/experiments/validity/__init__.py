@@ -1,1 +1,1 @@
-"""Does redundancy find the layers that matter least? A study of that."""
+"""A study of whether redundancy finds the layers that matter least."""

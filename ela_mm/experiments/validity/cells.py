@@ -1,4 +1,4 @@
-"""The runs of a study: measured, then pruned by each measure and trained on."""
+"""Runs a study: measures networks, then prunes them by each measure."""
 import json
 import os.path as osp
 from copy import deepcopy
@@ -30,18 +30,19 @@ from .training import (
 BASE = 'MRLA-base'
 RESULT = 'result.json'
 WINDOW = 'window_{}.json'
-# What the first training step measures.
+# Measurements of the first training step.
 START = 'start.json'
-# Held-out pictures a batch: the parts that a cost's interval rests on.
+# Held-out images in a batch; intervals of costs rest on these batches.
 BATCH = 100
 
 
 class Measures:
-    """Of one window: what :class:`ELAPruneHook` would see, and its parts."""
+    """Measurements of a window: KL as in :class:`ELAPruneHook`, and parts."""
 
     def __init__(self) -> None:
         self.statistics = KLStatistics()
-        self.sums: Dict[str, np.ndarray] = {}  # of the parts, by samples
+        # Sums of the parts, weighted by samples.
+        self.sums: Dict[str, np.ndarray] = {}
         self.samples: Dict[str, int] = {}
         self.positions: Dict[str, float] = {}
 
@@ -56,9 +57,9 @@ class Measures:
         self.fields = parts._fields
 
     def by_layer(self) -> Dict[str, Dict[str, float]]:
-        """By name of the layer and of the measure, the window's means.
+        """Return the means of the window, by layer and by measure.
 
-        ``position`` is the KL divergence of a layer with uniform weights.
+        ``position`` is the KL divergence of uniform weights.
         """
         return {
             name: dict(zip(self.fields, (sums / self.samples[name]).tolist()),
@@ -69,17 +70,17 @@ class Measures:
 
 @torch.no_grad()
 def untrained(run: NetworkRun, batches: int) -> Measures:
-    """Measure a network on its first batches, with the weights that it has.
+    """Measure a network on its first batches, with its initial weights.
 
     Args:
-        run (NetworkRun): Before its first step; it stays as it is.
-        batches (int): How many.
+        run (NetworkRun): Run before its first step; not changed.
+        batches (int): Number of batches.
 
     Returns:
-        Measures: Of a copy, in training mode.
+        Measures: Measurements of a copy in training mode.
     """
     measures = Measures()
-    network = deepcopy(run.network).train()  # norms keep what they see
+    network = deepcopy(run.network).train()  # norms would keep statistics
     find_backbone(network).observe(measures.see)
     for batch in islice(augmented(run.pictures, run.study.pictures,
                                   run.training.batch_size, run.seed, 0),
@@ -90,7 +91,7 @@ def untrained(run: NetworkRun, batches: int) -> Measures:
 
 
 class NetworkCell(NamedTuple):
-    """A network of a study: all that is run with one depth and seed."""
+    """A network of a study: all runs with one depth and seed."""
     study: Study
     depth: int
     seed: int
@@ -105,7 +106,7 @@ class NetworkCell(NamedTuple):
         return f'ResNet-{self.depth}, seed {self.seed}'
 
     def result(self, run: str, name: str = RESULT) -> Optional[dict]:
-        """What a run has written; None if it has not got so far."""
+        """Read a file of a run; None if it is not written yet."""
         path = osp.join(self.folder, run, name)
         if not osp.isfile(path):
             return None
@@ -113,25 +114,25 @@ class NetworkCell(NamedTuple):
             return json.load(file)
 
     def window(self, name: str) -> Optional[dict]:
-        """What was measured in a window of the run without pruning."""
+        """Read the measurements of a window of the run without pruning."""
         return self.result(BASE, WINDOW.format(name))
 
     def write(self, content: dict, run: str, name: str = RESULT) -> None:
-        """Write a run's result, whole or not at all."""
+        """Write a file of a run, completely or not at all."""
         write_whole(json.dumps(content, indent=1),
                     osp.join(self.folder, run, name))
 
     def is_measured(self) -> bool:
-        """Whether the run without pruning is finished."""
+        """Return whether the run without pruning is finished."""
         return None not in (self.result(BASE), self.result(BASE, START))
 
     def is_finished(self) -> bool:
-        """Whether nothing is left to run."""
+        """Return whether all runs are finished."""
         return all(self.result(run) is not None
                    for run in (*REFERENCES, *SELECTORS))
 
     def chosen(self, selector: str, window: str) -> Tuple[str, ...]:
-        """The layers that go by a selector on a window, in the network's order."""
+        """Return the layers that a selector skips on a window, in order."""
         measured = self.window(window)
         return choose(measured['layers'], selector, self.study.depths[self.depth],
                       self.seed)
@@ -139,17 +140,17 @@ class NetworkCell(NamedTuple):
 
 def choose(layers: Dict[str, dict], selector: str, number: int,
            seed: int) -> Tuple[str, ...]:
-    """Choose the layers of smallest value.
+    """Choose the layers with the smallest values.
 
     Args:
-        layers (Dict[str, dict]): By name in the network's order, what was
-            measured.
-        selector (str): One of ``SELECTORS``.
-        number (int): How many.
-        seed (int): Of the random choice.
+        layers (Dict[str, dict]): Measurements by name, in the network's order.
+        selector (str): How to choose, one of ``SELECTORS``.
+        number (int): Number of layers to choose.
+        seed (int): Seed of the random choice.
 
     Returns:
-        Tuple[str, ...]: Names; of equal layers, those of later stages.
+        Tuple[str, ...]: Names of the layers; among equal values later layers
+        are chosen first.
     """
     names = list(layers)
     if selector == 'random':
@@ -161,11 +162,11 @@ def choose(layers: Dict[str, dict], selector: str, number: int,
 
 
 class Work:
-    """Runs a cell; reads the pictures once.
+    """The runs of a cell.
 
     Args:
-        cell (NetworkCell): Any.
-        sets (Sequence[PictureSet]): From
+        cell (NetworkCell): Network of a study.
+        sets (Sequence[PictureSet]): Images from
             :func:`~ela_mm.experiments.validity.training.load_pictures`.
     """
 
@@ -182,7 +183,7 @@ class Work:
                           self.train, cell.seed)
 
     def measure(self) -> None:
-        """Train without pruning; measure every window on the way."""
+        """Train without pruning, and measure every window."""
         cell, study = self.cell, self.cell.study
         run = self._new_run(BASE)
         if cell.result(BASE, START) is None:
@@ -206,7 +207,7 @@ class Work:
 
     def _window(self, run: NetworkRun, measures: Measures) -> dict:
         number = self.cell.study.depths[self.cell.depth]
-        # A copy: skipping withholds gradients.
+        # A copy, since skipping freezes parameters.
         network = deepcopy(run.network)
         found = ablate(network, self.held_out.batches(BATCH),
                        build_criterion(dict(type='fixed', n=number)),
@@ -247,9 +248,9 @@ class Work:
         cell.write(result, selector)
 
     def _same(self, selector: str, names: Tuple[str, ...]) -> Optional[dict]:
-        """The result of another selector that has chosen the same layers.
+        """Find the result of another selector that chose the same layers.
 
-        Seeded batches make the two runs the same, bit for bit.
+        Batches are seeded, so the two runs are equal bit for bit.
         """
         for other in SELECTORS:
             result = self.cell.result(other)
@@ -278,11 +279,12 @@ def run_cell(cell: NetworkCell, everything: bool,
     """Run what a cell has not finished.
 
     Args:
-        cell (NetworkCell): Any.
-        everything (bool): Whether to prune as well; else it is only measured.
-        sets (Sequence[PictureSet], optional): Defaults to None: read here.
+        cell (NetworkCell): Network of a study.
+        everything (bool): Whether to prune as well as to measure.
+        sets (Sequence[PictureSet], optional): Images. Defaults to None: they
+            are read.
     """
-    torch.set_num_threads(1)  # the same sums on every machine's number of cores
+    torch.set_num_threads(1)  # sums must not depend on the number of cores
     if sets is None:
         sets = load_pictures(cell.study.network_config(cell.depth),
                              cell.study.pictures)
@@ -299,6 +301,6 @@ def run_cell(cell: NetworkCell, everything: bool,
 
 
 def cells_of(study: Study, out: str) -> List[NetworkCell]:
-    """The networks of a study, seeds outermost."""
+    """List the networks of a study, ordered by seed."""
     return [NetworkCell(study, depth, seed, out)
             for seed in study.seeds for depth in study.depths]

@@ -6,19 +6,19 @@ import numpy as np
 from scipy.stats import hypergeom, spearmanr
 from scipy.stats import t as student
 
-# Resampled studies whose sets are drawn by chance.
+# Number of simulated studies with random sets.
 DRAWS = 10000
 
 
 class Interval(NamedTuple):
-    """A mean over seeds and what is known of it.
+    """A mean over seeds, with its uncertainty.
 
     Attributes:
-        mean (float): Of the values.
-        std (float | None): Between them; None of a single one.
-        margin (float | None): Half of the 95% confidence interval (Student's
-            t); None of a single one.
-        number (int): Of values.
+        mean (float): Mean of the values.
+        std (float | None): Standard deviation; None for a single value.
+        margin (float | None): Half width of the 95% confidence interval
+            (Student's t); None for a single value.
+        number (int): Number of values.
     """
     mean: float
     std: Optional[float]
@@ -32,10 +32,10 @@ class Interval(NamedTuple):
 
 
 def interval(values: Sequence[Optional[float]]) -> Optional[Interval]:
-    """Mean, standard deviation and 95% interval; None without any value.
+    """Compute mean, standard deviation and 95% interval; None without values.
 
     Args:
-        values (Sequence): One a seed; those that are None are left out.
+        values (Sequence): A value for each seed; None values are left out.
     """
     known = np.array([x for x in values if x is not None], dtype=float)
     if not len(known):
@@ -49,7 +49,7 @@ def interval(values: Sequence[Optional[float]]) -> Optional[Interval]:
 
 def correlation(values: Sequence[float],
                 costs: Sequence[float]) -> Optional[float]:
-    """Spearman's rank correlation; None where one side is all equal."""
+    """Compute Spearman's rank correlation; None if one side is constant."""
     if len(values) < 3 or len(set(values)) < 2 or len(set(costs)) < 2:
         return None
     return float(spearmanr(values, costs)[0])
@@ -57,12 +57,12 @@ def correlation(values: Sequence[float],
 
 def correlation_within(stages: Sequence[int], values: Sequence[float],
                        costs: Sequence[float]) -> Optional[float]:
-    """Spearman's within stages: its mean over those with 3 layers or more.
+    """Average Spearman's rank correlation over stages of 3 layers or more.
 
     Args:
-        stages (Sequence[int]): Of each layer.
-        values (Sequence[float]): A measure.
-        costs (Sequence[float]): The loss that skipping adds.
+        stages (Sequence[int]): Stage of each layer.
+        values (Sequence[float]): Value of a measure for each layer.
+        costs (Sequence[float]): Loss that skipping each layer adds.
     """
     found = []
     for stage in sorted(set(stages)):
@@ -74,22 +74,22 @@ def correlation_within(stages: Sequence[int], values: Sequence[float],
 
 
 def jaccard(one: Collection, other: Collection) -> float:
-    """Share of two sets' union that both have; 1 of two empty ones."""
+    """Compute Jaccard's index, intersection over union; 1 for empty sets."""
     union = set(one) | set(other)
     return len(set(one) & set(other)) / len(union) if union else 1.
 
 
 def overlaps(sets: Sequence[Collection]) -> List[float]:
-    """Jaccard's index of every pair."""
+    """Compute Jaccard's index of every pair."""
     return [jaccard(a, b) for a, b in itertools.combinations(sets, 2)]
 
 
 def chance_overlap(layers: int, number: int) -> float:
-    """Expected Jaccard index of two random sets.
+    """Compute the expected Jaccard index of two random sets.
 
     Args:
-        layers (int): To choose from.
-        number (int): In each set.
+        layers (int): Number of layers to choose from.
+        number (int): Number of layers in each set.
     """
     shared = np.arange(number + 1)
     share = hypergeom(layers, number, number).pmf(shared)
@@ -98,13 +98,13 @@ def chance_overlap(layers: int, number: int) -> float:
 
 def chance_range(layers: int, number: int, seeds: int,
                  seed: int = 0) -> tuple:
-    """Where the mean overlap of random sets lies in 95% of studies.
+    """Simulate the mean overlap of random sets, and return its 95% range.
 
     Args:
-        layers (int): To choose from.
-        number (int): In each set.
-        seeds (int): Sets, each pair of which is compared.
-        seed (int): Of the drawing. Defaults to 0.
+        layers (int): Number of layers to choose from.
+        number (int): Number of layers in each set.
+        seeds (int): Number of sets, all pairs of which are compared.
+        seed (int): Seed of the simulation. Defaults to 0.
 
     Returns:
         tuple: Lower and upper end.

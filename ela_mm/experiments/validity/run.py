@@ -1,4 +1,4 @@
-"""Runs a study's cells, a process each or one after another."""
+"""Runs the cells of a study, in one process or several."""
 import json
 import os.path as osp
 import traceback
@@ -16,10 +16,10 @@ SETTINGS = 'study.json'
 
 
 def begin(study: Study, out: str) -> None:
-    """Note what the runs of a folder are of.
+    """Write the settings of a study to its folder.
 
     Raises:
-        UsageError: If they were begun under other settings.
+        UsageError: If the folder was begun under other settings.
     """
     path = osp.join(out, SETTINGS)
     if osp.isfile(path):
@@ -35,10 +35,10 @@ def begin(study: Study, out: str) -> None:
 
 
 def tasks_of(study: Study, out: str) -> List[Tuple[str, Callable, tuple]]:
-    """What is left to run: label, function and arguments.
+    """List what is left to run: label, function and arguments.
 
-    All networks are measured before the first is pruned, so that whatever is
-    finished is a study.
+    All networks are measured before the first one is pruned, so that an
+    unfinished study has results too.
     """
     if study.kind == 'starts':
         return [(cell.label, run_start, (cell, ))
@@ -53,16 +53,17 @@ def tasks_of(study: Study, out: str) -> List[Tuple[str, Callable, tuple]]:
 
 
 def run_study(study: Study, out: str, jobs: int = 1) -> int:
-    """Run what is not finished.
+    """Run what is not finished of a study.
 
     Args:
-        study (Study): From :func:`~ela_mm.experiments.validity.study.read_study`.
+        study (Study): Study, from
+            :func:`~ela_mm.experiments.validity.study.read_study`.
         out (str): Folder of the runs.
-        jobs (int): Processes at a time, one thread each. Defaults to 1: this
-            one.
+        jobs (int): Number of processes, with one thread each. Defaults to 1:
+            this process.
 
     Returns:
-        int: The number of failures, each of which is printed.
+        int: Number of failures, whose tracebacks are printed.
     """
     begin(study, out)
     tasks = tasks_of(study, out)
@@ -72,13 +73,13 @@ def run_study(study: Study, out: str, jobs: int = 1) -> int:
             _say(number, tasks, label)
             try:
                 function(*arguments)
-            except UsageError:  # the same for every other one
+            except UsageError:  # all others would raise the same
                 raise
             except Exception:
                 failures += 1
                 traceback.print_exc()
         return failures
-    # Measuring has to be over before the same network is pruned.
+    # All measuring has to end before pruning begins.
     rounds: Dict[Callable, List] = {}
     for label, function, arguments in tasks:
         rounds.setdefault((function, *arguments[1:]), []).append(

@@ -1,4 +1,4 @@
-"""What a study runs: its file, its seeds, and who measures what."""
+"""Reads the file of a study."""
 import hashlib
 import json
 import os.path as osp
@@ -13,25 +13,25 @@ from ...apis.loading import config_from_file
 from ...errors import UsageError
 from ..grid import apply_overrides
 
-# Ways to choose the layers that go, and the value that ranks them: the
-# smallest go first.
+# Ways to choose the layers to skip, and the value that ranks them; layers with
+# the smallest values are skipped.
 SELECTORS = dict(paper='kl', excess='excess', conditional='conditional',
                  position='position', random='random', ablation='added')
-# Networks that are trained beside, with nothing skipped.
+# Networks that are trained for comparison, without skipping.
 REFERENCES = ('plain', 'MRLA-base')
 
 
 class Pictures(NamedTuple):
-    """Which pictures, and how they are augmented.
+    """Which images a study uses, and how they are augmented.
 
     Attributes:
-        train (range): Of the config's train set: what is trained on.
-        held_out (range): Of the train set: where the loss is measured that
-            skipping a layer adds.
-        test (range): Of the config's validation set, for accuracies.
-        size (int, optional): Side in pixels; None: as the dataset has them.
-        padding (int): Pixels by which random crops shift.
-        flip (bool): Whether half of the pictures are mirrored.
+        train (range): Indices of the training set to train on.
+        held_out (range): Indices of the training set to measure on how much
+            loss skipping a layer adds.
+        test (range): Indices of the validation set for accuracies.
+        size (int, optional): Side in pixels; None: that of the dataset.
+        padding (int): Largest shift of random crops in pixels.
+        flip (bool): Whether to mirror half of the images.
     """
     train: range
     held_out: range
@@ -42,17 +42,18 @@ class Pictures(NamedTuple):
 
 
 class Training(NamedTuple):
-    """SGD, momentum 0.9, weight decay 1e-4; warm-up, then cosine to 0.
+    """Training by SGD with momentum 0.9, weight decay 1e-4 and cosine decay.
 
     Attributes:
-        epochs (int): In all.
-        batch_size (int): An epoch's last, incomplete batch is left out.
-        lr (float): After the warm-up.
-        warmup_epochs (float): Linear, from 0.
-        lr_mult (Dict[str, float], optional): Part of a parameter's name to
-            what multiplies its ``lr``; None: nothing does.
-        attention_scale (float, optional): What the learnable scale behind
-            attention starts at, with ``zero_init_attention``; None: 0.
+        epochs (int): Number of epochs.
+        batch_size (int): Number of images in a batch; an incomplete last batch
+            is left out.
+        lr (float): Learning rate after the warm-up.
+        warmup_epochs (float): Number of epochs of linear warm-up from 0.
+        lr_mult (Dict[str, float], optional): Factors of the learning rate, by
+            a part of the parameter's name; None: 1 for all.
+        attention_scale (float, optional): Initial value of the learnable scale
+            behind attention, with ``zero_init_attention``; None: 0.
     """
     epochs: int
     batch_size: int = 64
@@ -63,21 +64,24 @@ class Training(NamedTuple):
 
 
 class Study(NamedTuple):
-    """A study as its file has it.
+    """A study, as described by its file.
 
     Attributes:
-        title (str): Of the tables.
-        kind (str): ``'validity'`` or ``'starts'``.
-        config (str): Path of the config: model and datasets.
-        overrides (Dict[str, Any]): Of the config, by dotted keys.
-        depths (Dict[int, int]): Depth to the number of layers that go.
-        seeds (List[int]): Each a network, trained on batches of its own.
-        pictures (Pictures): Which, and how augmented.
-        training (Training): How.
-        windows (Dict[str, int]): Name to the epoch that is measured, from 1.
-        decision (str): The window after which layers go.
-        starts (Dict[str, dict]): Of a study of starts, name to what differs.
-        data_root (str, optional): Folder of the pictures; None: the config's.
+        title (str): Title of the report.
+        kind (str): Kind of study, ``'validity'`` or ``'starts'``.
+        config (str): Path of the config with model and datasets.
+        overrides (Dict[str, Any]): Values to set in the config, by dotted keys.
+        depths (Dict[int, int]): Number of layers to skip, by depth.
+        seeds (List[int]): Seeds, each of which is a network trained on batches
+            of its own.
+        pictures (Pictures): Images and augmentation.
+        training (Training): Settings of the training.
+        windows (Dict[str, int]): Measured epochs by name of the window, from 1.
+        decision (str): Name of the window after which layers are skipped.
+        starts (Dict[str, dict]): Settings that differ, by name of the start;
+            for a study of starts.
+        data_root (str, optional): Folder of the images; None: that of the
+            config.
     """
     title: str
     kind: str
@@ -98,7 +102,7 @@ class Study(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Of all that decides the results; seeds may be added later."""
+        """Hash of what decides results; seeds may be added later."""
         decisive = self._asdict()
         for name in ('title', 'seeds', 'data_root', 'config'):
             del decisive[name]
@@ -109,7 +113,7 @@ class Study(NamedTuple):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def network_config(self, depth: int) -> Config:
-        """The config of a network of some depth, with the overrides."""
+        """Return the config of a network, with its depth and the overrides."""
         cfg = deepcopy(_config(self.config))
         cfg.model.backbone.depth = depth
         apply_overrides(cfg, self.overrides)
@@ -125,7 +129,7 @@ def _config(path: str) -> Config:
 
 
 def is_study(path: str) -> bool:
-    """Whether a file describes a study, and not a grid of runs."""
+    """Return whether a file describes a study, and not a grid of runs."""
     if not path.endswith('.yaml') or not osp.isfile(path):
         return False
     with open(path, encoding='utf-8') as file:
@@ -140,17 +144,18 @@ def read_study(path: str, root: str, data_root: Optional[str] = None) -> Study:
     """Read and check the file of a study.
 
     Args:
-        path (str): YAML, such as ``configs/studies/validity.yaml``.
-        root (str): What a relative ``config`` is relative to, if it is not
-            found from the current folder.
-        data_root (str, optional): Of the config's datasets. Defaults to None:
-            as the config has it.
+        path (str): Path of a YAML file, such as
+            ``configs/studies/validity.yaml``.
+        root (str): Folder that a relative ``config`` is looked for in, if it is
+            not found from the current folder.
+        data_root (str, optional): Folder of the datasets. Defaults to None:
+            that of the config.
 
     Returns:
-        Study: What the file says.
+        Study: The study.
 
     Raises:
-        UsageError: Naming the file and what is wrong with it.
+        UsageError: If the file is malformed; it names the file and the error.
     """
     with open(path, encoding='utf-8') as file:
         content = yaml.safe_load(file)

@@ -1,4 +1,4 @@
-"""Sums a study up, over the networks that are finished."""
+"""Summarises a study over the networks that are finished."""
 from collections import Counter
 from typing import Dict, List, NamedTuple, Optional
 
@@ -16,21 +16,21 @@ from .numbers import (
 )
 from .study import SELECTORS, Study
 
-# What is compared with the loss that skipping adds.
+# Measures that are compared with the loss that skipping adds.
 MEASURES = ('kl', 'excess', 'conditional', 'own_share', 'position')
-# That loss on every second batch, compared with the others: how far it can be
-# known from these pictures.
+# That loss on every second batch, compared with that on the others: how well
+# these images determine it.
 HALVES = 'halves'
-# What KL's correlation is above that of position alone, in the same network.
+# Correlation of KL minus that of position alone, in the same network.
 LEAD = 'lead'
 
 
 class Correlation(NamedTuple):
-    """Of one measure in one window of networks of one depth.
+    """Rank correlation of one measure in one window, at one depth.
 
     Attributes:
-        over_all (Interval | None): Spearman's over all layers, one value a
-            seed.
+        over_all (Interval | None): Spearman's correlation over all layers, with
+            one value for each seed.
         within (Interval | None): Its mean within stages.
     """
     over_all: Optional[Interval]
@@ -38,12 +38,12 @@ class Correlation(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """Of the sets that a selector chooses in networks of one depth.
+    """Overlap of the sets that a selector chooses, at one depth.
 
     Attributes:
-        mean (float): Jaccard's index, over the pairs of seeds.
-        pairs (List[float]): Of each.
-        layers (Dict[str, int]): Layer to the number of seeds that skip it.
+        mean (float): Mean of Jaccard's index over pairs of seeds.
+        pairs (List[float]): Jaccard's index of each pair.
+        layers (Dict[str, int]): Number of seeds that skip each layer.
         seeds (int): Number of sets.
     """
     mean: float
@@ -53,13 +53,15 @@ class Overlap(NamedTuple):
 
 
 class Accuracy(NamedTuple):
-    """Test accuracies of one way to prune in networks of one depth, %.
+    """Test accuracies of one selector at one depth, %.
 
     Attributes:
-        at_once (Interval | None): Right after pruning, less that before it.
-        end (Interval): At the end of the training.
-        added (Interval | None): That less the same seed's without pruning.
-        seeds (List[int]): Which are finished.
+        at_once (Interval | None): Accuracy right after pruning minus that
+            before.
+        end (Interval): Accuracy at the end of the training.
+        added (Interval | None): Accuracy at the end minus that without pruning,
+            paired by seed.
+        seeds (List[int]): Seeds that are finished.
     """
     at_once: Optional[Interval]
     end: Interval
@@ -68,7 +70,7 @@ class Accuracy(NamedTuple):
 
 
 def correlations(cells: List[NetworkCell], window: str) -> Dict[str, Correlation]:
-    """Rank correlations of the measures with the loss that skipping adds."""
+    """Correlate the measures with the loss that skipping adds."""
     names = (*MEASURES, HALVES)
     over_all: Dict[str, list] = {name: [] for name in names}
     within: Dict[str, list] = {name: [] for name in names}
@@ -94,7 +96,7 @@ def correlations(cells: List[NetworkCell], window: str) -> Dict[str, Correlation
 
 
 def selected(cells: List[NetworkCell], window: str) -> Dict[str, Overlap]:
-    """How alike the sets are that networks of other seeds would skip."""
+    """Compute how alike the layers are that different seeds would skip."""
     cells = [cell for cell in cells if cell.window(window) is not None]
     found = {}
     for selector in SELECTORS:
@@ -108,7 +110,7 @@ def selected(cells: List[NetworkCell], window: str) -> Dict[str, Overlap]:
 
 
 def accuracies(cells: List[NetworkCell]) -> Dict[str, Accuracy]:
-    """Accuracies of the ways to prune, and of networks that are not."""
+    """Collect the accuracies of all selectors, and of unpruned networks."""
     found = {}
     for run in ('plain', BASE, *SELECTORS):
         done = [cell for cell in cells if cell.result(run)]
@@ -133,7 +135,7 @@ def accuracies(cells: List[NetworkCell]) -> Dict[str, Accuracy]:
 
 def paired_with(cells: List[NetworkCell], one: str,
                 other: str) -> Optional[Interval]:
-    """Accuracy of one way to prune less that of another, over common seeds."""
+    """Compute the difference in accuracy of two selectors, paired by seed."""
     return interval([
         cell.result(one)['top1'] - cell.result(other)['top1'] for cell in cells
         if cell.result(one) and cell.result(other)
@@ -141,13 +143,13 @@ def paired_with(cells: List[NetworkCell], one: str,
 
 
 class Told(NamedTuple):
-    """What the hook says of the windows of networks of one depth.
+    """What the hook would warn of in a window, for networks of one depth.
 
     Attributes:
-        by_position (int): Networks whose layers rank by position.
-        as_drawn (int): Those whose attention is still as it was drawn.
-        either (int): Those of which it says one of the two.
-        networks (int): All.
+        by_position (int): Number of networks whose layers rank by position.
+        as_drawn (int): Number of networks whose attention is as it was drawn.
+        either (int): Number of networks with at least one of the two.
+        networks (int): Number of all networks.
     """
     by_position: int
     as_drawn: int
@@ -156,13 +158,13 @@ class Told(NamedTuple):
 
 
 def told(cells: List[NetworkCell], window: str) -> Told:
-    """Count what the hook says of a window."""
+    """Count the warnings of the hook in a window."""
     pairs = []
     for cell in cells:
         content, start = cell.window(window), cell.result(BASE, START) or {}
         if content is not None:
             measured = {
-                # An upper bound where it was not recorded.
+                # std is an upper bound of the noise, if that is not recorded.
                 name: LayerKL(x['kl'], x.get('noise', x['std']), 0, 0, 0, [],
                               uniform=x['position'])
                 for name, x in content['layers'].items()
@@ -177,7 +179,7 @@ def told(cells: List[NetworkCell], window: str) -> Told:
 
 def with_position(cells: List[NetworkCell], window: str,
                   measure: str = 'kl') -> Optional[Interval]:
-    """Rank correlation of a measure with KL of uniform weights."""
+    """Compute a measure's rank correlation with the KL of uniform weights."""
     return interval([
         correlation([x[measure] for x in measured['layers'].values()],
                     [x['position'] for x in measured['layers'].values()])
@@ -186,7 +188,7 @@ def with_position(cells: List[NetworkCell], window: str,
 
 
 def chance(study: Study, cells: List[NetworkCell], window: str) -> tuple:
-    """Overlap of random sets: expected, and 95% range of a study's mean."""
+    """Return expected overlap of random sets, and a 95% range for its mean."""
     known = [x for x in (cell.window(window) for cell in cells) if x]
     layers, number = len(known[0]['layers']), study.depths[cells[0].depth]
     return (chance_overlap(layers, number),
@@ -194,7 +196,7 @@ def chance(study: Study, cells: List[NetworkCell], window: str) -> tuple:
 
 
 def networks(study: Study, out: str) -> Dict[int, List[NetworkCell]]:
-    """The networks of a study by depth, those that have begun."""
+    """List the networks of a study that have begun, by depth."""
     found: Dict[int, List[NetworkCell]] = {}
     for cell in cells_of(study, out):
         if any(cell.window(window) for window in study.windows):

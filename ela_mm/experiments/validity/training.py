@@ -1,4 +1,4 @@
-"""Trains a small network epoch by epoch, so that a killed study goes on."""
+"""Trains small networks epoch by epoch, with resumption after each."""
 import logging
 import math
 import os
@@ -22,28 +22,28 @@ from ...models.backbones.layer_attention_mixin import find_backbone
 from ...models.backbones.stages import Observer
 from .study import Pictures, Study, Training
 
-# Of a checkpoint in a run's folder.
+# Name of a checkpoint in the folder of a run.
 CHECKPOINT = 'epoch_{}.pth'
 
 
 class PictureSet(NamedTuple):
-    """Pictures in memory.
+    """Images in memory.
 
     Attributes:
-        inputs (Tensor): (N, 3, H, W) uint8.
-        samples (list): N data samples with a label each.
+        inputs (Tensor): (N, 3, H, W) uint8, the images.
+        samples (list): N data samples, with a label each.
     """
     inputs: Tensor
     samples: list
 
     def batch(self, rows: Tensor, inputs: Optional[Tensor] = None) -> dict:
-        """What a model's data_preprocessor takes."""
+        """Make a batch, as a model's data_preprocessor takes it."""
         inputs = self.inputs[rows] if inputs is None else inputs
         return dict(inputs=inputs,
                     data_samples=[self.samples[i] for i in rows.tolist()])
 
     def batches(self, size: int = 200) -> Iterator[dict]:
-        """All pictures, in an order that is always the same and mixes classes."""
+        """Yield all images in batches, in a fixed order that mixes classes."""
         draw = torch.Generator().manual_seed(0)
         order = torch.randperm(len(self.samples), generator=draw)
         for rows in order.split(size):
@@ -51,14 +51,14 @@ class PictureSet(NamedTuple):
 
 
 def load_pictures(cfg: Config, spec: Pictures) -> Tuple[PictureSet, ...]:
-    """Read what a study works on.
+    """Read the images of a study.
 
     Args:
-        cfg (Config): With datasets; its validation pipeline is used.
-        spec (Pictures): Which pictures.
+        cfg (Config): Config of the datasets, whose validation pipeline is used.
+        spec (Pictures): Images to read.
 
     Returns:
-        tuple: The sets train, held out and test.
+        tuple: The sets for training, held out, and for testing.
 
     Raises:
         UsageError: If the data is missing.
@@ -70,14 +70,14 @@ def load_pictures(cfg: Config, spec: Pictures) -> Tuple[PictureSet, ...]:
     if spec.size is not None:
         steps.insert(-1, dict(type='Resize', scale=(spec.size, spec.size),
                               interpolation='area'))
-    # Classes may be types: a pickle names them, JSON does not.
+    # Pickle, not JSON, since types in the config may be classes.
     train, val = (pickle.dumps(dict(cfg[name].dataset, pipeline=steps))
                   for name in ('train_dataloader', 'val_dataloader'))
     return tuple(_read(dataset, rows) for dataset, rows in (
         (train, spec.train), (train, spec.held_out), (val, spec.test)))
 
 
-@lru_cache(maxsize=3)  # once a process, for all networks
+@lru_cache(maxsize=3)  # once in a process, for all networks
 def _read(dataset: bytes, rows: range) -> PictureSet:
     built = DATASETS.build(dict(pickle.loads(dataset), indices=list(rows)))
     packed = [built[i] for i in range(len(built))]
@@ -87,7 +87,7 @@ def _read(dataset: bytes, rows: range) -> PictureSet:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the log from naming every weight."""
+    """Suppress the log, in which mmengine would list every weight."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -98,7 +98,7 @@ def _quiet() -> Iterator[None]:
 
 
 def build_network(cfg: Config, training: Training, seed: int) -> nn.Module:
-    """A network with fresh weights; the same for the same seed."""
+    """Build a network with initial weights, which depend on the seed alone."""
     enter_scope(cfg)
     torch.manual_seed(seed)
     network = MODELS.build(
@@ -109,12 +109,12 @@ def build_network(cfg: Config, training: Training, seed: int) -> nn.Module:
         for layer in find_backbone(network).attention_layers:
             nn.init.constant_(layer.module.scale.weight,
                               training.attention_scale)
-    # On CPUs a fifth faster at these sizes.
+    # A fifth faster on CPUs at these sizes.
     return network.to(memory_format=torch.channels_last)
 
 
 def build_optimizer(network: nn.Module, training: Training) -> OptimWrapper:
-    """SGD, with learning rates of their own for parts if wanted."""
+    """Build the SGD optimizer, with the learning rates of ``lr_mult``."""
     optimizer = dict(type='SGD', lr=training.lr, momentum=.9,
                      weight_decay=1e-4)
     options = dict(type='OptimWrapper', optimizer=optimizer)
@@ -123,13 +123,13 @@ def build_optimizer(network: nn.Module, training: Training) -> OptimWrapper:
             name: dict(lr_mult=factor)
             for name, factor in training.lr_mult.items()
         })
-    with _quiet():  # it names every weight
+    with _quiet():
         return build_optim_wrapper(network, options)
 
 
 def augmented(pictures: PictureSet, spec: Pictures, batch_size: int,
               seed: int, epoch: int) -> Iterator[dict]:
-    """An epoch's batches; the same for the same seed and epoch."""
+    """Yield the augmented batches of an epoch, by seed and epoch alone."""
     draw = torch.Generator().manual_seed(1000 * seed + epoch)
     order = torch.randperm(len(pictures.samples), generator=draw)
     height, width = pictures.inputs.shape[-2:]
@@ -149,7 +149,7 @@ def augmented(pictures: PictureSet, spec: Pictures, batch_size: int,
 
 
 def lr_factor(step: int, steps: int, training: Training) -> float:
-    """Of a step from 0: linear warm-up, then half a cosine down to 0."""
+    """Return the factor of the learning rate in a step, counted from 0."""
     total = steps * training.epochs
     warmup = steps * training.warmup_epochs
     if step < warmup:
@@ -161,12 +161,13 @@ class NetworkRun:
     """A network in training, and its folder.
 
     Args:
-        study (Study): That it belongs to.
-        folder (str): Of its checkpoints.
-        network (nn.Module): With fresh weights.
-        pictures (PictureSet): To train on.
-        seed (int): Of the batches.
-        training (Training, optional): Defaults to None: the study's.
+        study (Study): Study that it belongs to.
+        folder (str): Folder of its checkpoints.
+        network (nn.Module): Network with initial weights.
+        pictures (PictureSet): Images to train on.
+        seed (int): Seed of the batches.
+        training (Training, optional): Settings of the training. Defaults to
+            None: those of the study.
     """
 
     def __init__(self, study: Study, folder: str, network: nn.Module,
@@ -179,10 +180,10 @@ class NetworkRun:
         self.seed = seed
         self.training = training or study.training
         self.optimizer = build_optimizer(network, self.training)
-        self.epoch = 0  # finished ones
+        self.epoch = 0  # number of finished epochs
 
     def train_epoch(self, observer: Optional[Observer] = None) -> None:
-        """Train one epoch; an observer sees the attention weights."""
+        """Train one epoch; an observer is given the attention weights."""
         training = self.training
         steps = len(self.pictures.samples) // training.batch_size
         self.network.train()
@@ -203,7 +204,7 @@ class NetworkRun:
         self.epoch += 1
 
     def save(self, keep: Tuple[int, ...] = ()) -> None:
-        """Write this epoch's checkpoint whole; remove all but some others."""
+        """Save a checkpoint atomically, and remove others but some epochs'."""
         os.makedirs(self.folder, exist_ok=True)
         path = osp.join(self.folder, CHECKPOINT.format(self.epoch))
         torch.save(dict(network=self.network.state_dict(),
@@ -216,10 +217,15 @@ class NetworkRun:
 
     def go_on(self, folder: Optional[str] = None,
               epoch: Optional[int] = None) -> bool:
-        """Take up a checkpoint, by default the last of its own folder.
+        """Continue from a checkpoint, by default the last of its own folder.
+
+        Args:
+            folder (str, optional): Folder of the checkpoint.
+            epoch (int, optional): Epoch of the checkpoint. Defaults to None:
+                the last.
 
         Returns:
-            bool: Whether there was one.
+            bool: Whether there was a checkpoint.
         """
         folder = self.folder if folder is None else folder
         epochs = range(self.training.epochs, 0, -1) if epoch is None else [epoch]
@@ -236,7 +242,7 @@ class NetworkRun:
 
 @torch.no_grad()
 def evaluate(network: nn.Module, pictures: PictureSet) -> dict:
-    """Mean cross entropy and top-1 accuracy in percent."""
+    """Compute mean cross entropy, and top-1 accuracy in percent."""
     network.eval()
     loss, hits = 0., 0
     for batch in pictures.batches():
