@@ -415,6 +415,43 @@ def test_fresh_norms_are_trained_whatever_the_pretrained_ones_are():
     assert not net.layer1[0].bn1.weight.requires_grad
 
 
+class FiveStages(ELAResNet):
+    """As users extend a backbone, before its layers are counted, or after."""
+
+    def __init__(self, before: bool) -> None:
+        self.before = before
+        super().__init__(18, base_channels=16, norm_eval=False)
+        if not before:
+            self.add_fifth()
+
+    def add_attention(self) -> None:
+        super().add_attention()
+        if self.before:
+            self.add_fifth()
+
+    def add_fifth(self) -> None:
+        self.layer5 = self.make_res_layer(
+            block=self.block, inplanes=self.inplanes, planes=128, num_blocks=2,
+            stride=2, norm_cfg=self.norm_cfg)
+        self.res_layers.append('layer5')
+        self.out_indices = range(5)
+
+
+def test_a_subclass_may_add_stages():
+    net = FiveStages(before=True).eval()
+    net.skip_layers(['layer5.1'])
+    loaded = FiveStages(before=True).eval()
+    loaded.load_state_dict(net.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    assert len(net(x)) == 5 and net.layer5.active == [True, False]
+    assert all(map(torch.equal, net(x), loaded(x)))
+    late = FiveStages(before=False)
+    for use in (late.eval, late.train, lambda: late.attention_layers):
+        with pytest.raises(ValueError, match='10 attention layers and a mask '
+                                             r'for 8.*in add_attention\(\)'):
+            use()
+
+
 def test_inert_layers_are_those_that_cannot_learn():
     net = ELAResNet(
         18, base_channels=16, frozen_stages=1, zero_init_attention=True)

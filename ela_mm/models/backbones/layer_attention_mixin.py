@@ -181,7 +181,14 @@ class LayerAttentionMixin:
 
     @property
     def _prunable_stages(self) -> List[Stage]:
-        return [stage for stage in self.attention_stages if stage.prunable]
+        stages = [stage for stage in self.attention_stages if stage.prunable]
+        total = sum(map(len, stages))
+        if total > len(getattr(self, 'active', range(total))):
+            raise UsageError(
+                f'{type(self).__name__} has {total} attention layers and a '
+                f'mask for {len(self.active)}: expected further stages to be '
+                'added in add_attention(), not after super().__init__()')
+        return stages
 
     @property
     def attention_layers(self) -> List[AttentionLayerInfo]:
