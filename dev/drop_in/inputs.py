@@ -8,6 +8,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from dev.drop_in.configs import HOSTS
+from dev.drop_in.language import CLASSES
 
 # What a training step is tried with, in turn, until the plain network takes it.
 # Pixels, stride of the semantic map, and whether objects have masks.
@@ -82,7 +83,8 @@ def _detector_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
                 bboxes=truth.bboxes.clone(),
                 scores=torch.ones(len(truth.bboxes)))
             sample.set_metainfo(dict(
-                homography_matrix=np.eye(3, dtype=np.float32)))
+                homography_matrix=np.eye(3, dtype=np.float32),
+                text=CLASSES, custom_entities=True))
             if not masks:  # as data of boxes alone: RTMDet reads those it gets
                 del truth.masks
         note = f'2 pictures, {size} px'

@@ -8,6 +8,7 @@ import copy
 import warnings
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from dev.drop_in.configs import (
     replace_backbones,
 )
 from dev.drop_in.inputs import inputs_for
+from dev.drop_in.language import small_bert
 from ela_mm.models.backbones.layer_attention_mixin import LayerAttentionMixin
 
 
@@ -69,7 +71,9 @@ def build(model: dict, host: str, weights: bool = True) -> nn.Module:
     """
     initialization = nullcontext() if weights else _uninitialized()
     group = _process_group() if 'MMSyncBN' in str(model) else nullcontext()
-    with inside(host), warnings.catch_warnings(), initialization, group:
+    bert = (small_bert() if find_spec('transformers') and "'BertModel'" in
+            str(model) else nullcontext())
+    with inside(host), warnings.catch_warnings(), initialization, group, bert:
         warnings.simplefilter('ignore')
         built = import_module(f'{host}.registry').MODELS.build(
             ConfigDict(copy.deepcopy(model)))
@@ -104,8 +108,9 @@ def _tensors(node: Any) -> Iterator[Tensor]:
 def _adapted(model: dict) -> dict:
     """Adapt what asks for pictures of real size, or refuses to train.
 
-    Batches are not padded or resized to the size of real training, and heads
-    that the host trains without distillation alone are made so.
+    Batches are not padded or resized to the size of real training, encoders
+    keep their activations, and heads that the host trains without distillation
+    alone are made so.
     """
     preprocessor = model.get('data_preprocessor') or {}
     for node in (preprocessor, preprocessor.get('data_preprocessor') or {}):
@@ -115,6 +120,8 @@ def _adapted(model: dict) -> dict:
                 node.get('type') == 'SegDataPreProcessor'
                 and not node.get('size_divisor')):
             node.update(size=None, size_divisor=1)
+    if (model.get('encoder') or {}).get('num_cp'):  # which takes fairscale
+        model['encoder']['num_cp'] = 0
     head = model.get('head') or {}
     if head.get('type') in ('LeViTClsHead', 'EfficientFormerClsHead'):
         head['distillation'] = False
