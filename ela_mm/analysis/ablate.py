@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 from scipy.stats import t as student
 from torch import Tensor, nn
 
+from ..engine.sanity import check_finite
 from ..engine.trial import Trial, loss_of, without
 from ..errors import UsageError
 from ..hosts.registration import host_of_model
@@ -102,13 +103,14 @@ class Ablated(NamedTuple):
 
         Returns:
             float | None: 1 if layers cost the less, the more redundant they
-            look (the smaller their value); None with fewer than 5 layers, or
-            if all values are equal.
+            look (the smaller their value); None with fewer than 5 layers, if
+            all values are equal, or if skipping a layer gives no finite loss.
         """
         values = [getattr(x, measure) for x in self.redundancy.values()]
         costs = [self.layers[name].loss for name in self.redundancy]
         if len(values) < MIN_LAYERS or min(len(set(values)),
-                                           len(set(costs))) < 2:
+                                           len(set(costs))) < 2 or not (
+                                               np.isfinite(costs).all()):
             return None
         return float(spearmanr(values, costs)[0])
 
@@ -172,9 +174,11 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
         Ablated: The ablation, on the same batches for every layer.
 
     Raises:
-        UsageError: If there are no images, no active layers, or no loss.
+        UsageError: If there are no images, no active layers, or no loss, or if
+            weights or the loss with all active layers are not finite.
     """
     ranked_by = REDUNDANCY[check_redundancy(redundancy)]
+    check_finite(model)
     backbone = find_backbone(model)
     model.eval()
     active = [x for x in backbone.attention_layers if x.active]
@@ -201,6 +205,10 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
     if not kept:
         raise UsageError('no picture to look at: the dataset is empty, or its '
                          'batch_sampler drops a batch that is not full')
+    loss = _mean(whole.losses, counts)
+    if not np.isfinite(loss):
+        raise UsageError(f'the loss with all active layers is {loss}: expected '
+                         'a finite one, to see what skipping adds to it')
     looks = _redundancy(active, weights, np.array(counts), criterion, ranked_by)
     skipped = _decision(looks, criterion, ranked_by,
                         Trial(model, kept, counts, list(looks), skip))
@@ -210,7 +218,7 @@ def ablate(model: nn.Module, batches: Iterable[dict], criterion: Criterion,
             for batch in kept:
                 together.add(model, batch)
     return Ablated(
-        sum(counts), len(counts), _mean(whole.losses, counts),
+        sum(counts), len(counts), loss,
         _percent(whole, counts),
         {name: _cost([name], tally, whole, counts)
          for name, tally in single.items()},

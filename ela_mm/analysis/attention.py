@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..apis.data import network_inputs
+from ..engine.sanity import check_finite
 from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import LayerAttentionMixin, find_backbone
 from ..models.backbones.stages import AttentionLayerInfo
@@ -80,8 +81,10 @@ def measure(model: nn.Module, batches: Iterable[dict]) -> Measured:
         Measured: The measurements, in eval mode.
 
     Raises:
-        UsageError: If there are no images, or no layer attention.
+        UsageError: If there are no images, no layer attention, or weights
+            that are not finite.
     """
+    check_finite(model)
     backbone = find_backbone(model)
     model.eval()
     statistics, sums = KLStatistics(), {}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..apis.data import as_pictures, pictures_in
+from ..engine.sanity import check_finite
 from ..errors import UsageError
 from ..hosts.registration import host_of_model
 from ..models.backbones.layer_attention_mixin import find_backbone, with_all_layers
@@ -117,9 +118,11 @@ def look(model: nn.Module,
         Features: The maps.
 
     Raises:
-        UsageError: Without grad-cam, on an unknown layer or class, or if
-            nothing, or nothing of that class, is found in the image.
+        UsageError: Without grad-cam, on weights that are not finite, on an
+            unknown layer or class, or if nothing, or nothing of that class, is
+            found in the image.
     """
+    check_finite(model)
     check_grad_cam()
     backbone = find_backbone(model)
     known = [layer.name for layer in backbone.attention_layers]

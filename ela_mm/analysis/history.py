@@ -5,6 +5,7 @@ import os.path as osp
 import re
 import statistics
 from collections import defaultdict
+from math import isfinite, nan
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from mmengine.runner import CheckpointLoader
@@ -35,9 +36,10 @@ class Run(NamedTuple):
             a training step without data loading, as the hook has recorded
             them; for runs of earlier versions as the training has logged them.
         metric (str | None): Name of the main metric.
-        metrics (Points): Pairs of epoch (or iteration) and value of the metric.
+        metrics (Points): Pairs of epoch (or iteration) and value of the metric;
+            NaN if it was not finite.
         losses (Points): Pairs of epoch (or iteration) and mean of the logged
-            losses.
+            losses; NaN if one was not finite.
         step_quartiles (List[Tuple]): Epoch (or iteration), first and third
             quartile for each of ``step_times``; empty for runs of earlier
             versions.
@@ -62,6 +64,20 @@ class Run(NamedTuple):
     def edits(self) -> List[MaskEdit]:
         """Changes by hand in checkpoints that the run was resumed from."""
         return edits_of(self.record)
+
+    @property
+    def best(self) -> Optional[Tuple[float, float]]:
+        """Highest of ``metrics``; None if none is a finite number."""
+        return max((point for point in self.metrics if isfinite(point[1])),
+                   key=lambda point: point[1], default=None)
+
+    @property
+    def diverged(self) -> Optional[float]:
+        """Epoch (or iteration) from which on no loss is finite; None without."""
+        first = None
+        for x, loss in self.losses:
+            first = None if isfinite(loss) else x if first is None else first
+        return first
 
     def place(self, edit: MaskEdit) -> int:
         """Return the epoch or iteration of an edit."""
@@ -126,7 +142,8 @@ def read_run(work_dir: str, needs_record: bool = True) -> Run:
         step_quartiles=[(x, first, third) for x, first, _, third in recorded],
         metric=name,
         metrics=metrics,
-        losses=_by_unit(logs, unit, lambda entry: entry.get('loss'),
+        losses=_by_unit(logs, unit,
+                        lambda entry: _measured(entry.get('loss')),
                         statistics.mean))
 
 
@@ -286,6 +303,13 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e15  # NaN is not
 
 
+def _measured(value: Any) -> Optional[float]:
+    """Return a loss or a metric, NaN if it is not finite; None of other types."""
+    if type(value) not in (int, float):
+        return None
+    return value if _is_number(value) else nan
+
+
 def _step_times(logs: _Logs, unit: str) -> Points:
 
     def seconds(entry: dict) -> Optional[float]:
@@ -302,7 +326,7 @@ def _by_unit(logs: _Logs, unit: str, value_of: Callable,
     values = defaultdict(list)
     for entry in logs.steps.values():
         value = value_of(entry)
-        if unit in entry and _is_number(value):
+        if unit in entry and value is not None:
             values[entry[unit]].append(value)
     return sorted((x, average(found)) for x, found in values.items())
 
@@ -318,8 +342,8 @@ def _main_metric(logs: _Logs, unit: str) -> Tuple[Optional[str], Points]:
     for step, entry in logs.metrics.items():
         for key, value in entry.items():
             if key not in ('step', 'time', 'data_time') and isinstance(
-                    value, float) and _is_number(value):
-                points[key][ends.get(step, step)] = value
+                    value, float):
+                points[key][ends.get(step, step)] = _measured(value)
     main = [name for host in installed() for name in host.main_metrics]
     names = [n for n in main if n in points] or list(points)
     if not names:

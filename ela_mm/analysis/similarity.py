@@ -7,6 +7,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from ..apis.data import network_inputs
+from ..engine.sanity import check_finite
 from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import LayerAttentionMixin
 from ..pruning import KLStatistics
@@ -94,13 +95,15 @@ def compare_features(model: nn.Module,
         Similarity: The comparison, in eval mode.
 
     Raises:
-        UsageError: Without stages of blocks, or without a batch of 4 images.
+        UsageError: Without stages of blocks, without a batch of 4 images, or
+            on weights that are not finite.
     """
     stages = {
         stage: list(blocks.items())
         for stage, blocks in find_stages(model).items()
     }
     path, backbone = _backbone(model)
+    check_finite(model)
     model.eval()
     seen: Dict[str, Tensor] = {}
     handles = [

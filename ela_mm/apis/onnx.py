@@ -216,10 +216,11 @@ def _difference(module: nn.Module, file: str, batch: int,
     largest = 0.
     for result, reference in zip(results, expected):
         result = torch.from_numpy(result)
-        largest = max(largest, (result - reference).abs().max().item())
+        difference = (result - reference).abs().max().item()
         if not torch.allclose(result, reference, rtol=PARITY, atol=PARITY):
-            raise UsageError(
-                f'onnxruntime differs from PyTorch by {largest:.2g}, more '
+            raise UsageError(  # NaN is no number to take a maximum of
+                f'onnxruntime differs from PyTorch by {difference:.2g}, more '
                 f'than {PARITY:g}: the graph is not written; are the weights '
                 'of the checkpoint finite?')
+        largest = max(largest, difference)
     return largest

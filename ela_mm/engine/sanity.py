@@ -153,3 +153,19 @@ def first_not_finite(model: nn.Module) -> Optional[str]:
         if not parameter.isfinite().all():
             return name
     return None
+
+
+def check_finite(model: nn.Module) -> None:
+    """Check that a network can be looked at: NaN compares as nothing.
+
+    Args:
+        model (nn.Module): Any module.
+
+    Raises:
+        UsageError: Naming the first parameter that is not finite.
+    """
+    name = first_not_finite(model)
+    if name is not None:
+        raise UsageError(f'{name} of the network is not finite, since its '
+                         'training has diverged: there is nothing to measure; '
+                         'take an earlier checkpoint')

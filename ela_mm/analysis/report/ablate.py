@@ -1,4 +1,5 @@
 """Shows the loss that skipping a layer adds, against its redundancy."""
+import math
 from typing import Optional
 
 from ...plotting import KEPT, OUT, SKIPPED, WIDTH, Picture, new_figure, style
@@ -44,7 +45,9 @@ def ablation_picture(found: Ablated) -> Picture:
 
 
 def _alt(found: Ablated) -> str:
-    order = sorted(found.layers, key=lambda name: found.layers[name].loss)
+    order = sorted((name for name, cost in found.layers.items()
+                    if math.isfinite(cost.loss)),
+                   key=lambda name: found.layers[name].loss)
     return ('Loss added by skipping a layer over its '
             f'{_NAMES[found.ranked_by]}. Cheapest to skip: '
             f'{", ".join(order[:3])}; dearest: {", ".join(order[:-4:-1])}.')
@@ -110,7 +113,8 @@ def ablation_section(found: Ablated, source: str,
         [[_NAMES[m], _number(rho, '.2f')] for m, rho in known.items()],
         [['measure', 'rho']] + [[m, rho] for m, rho in known.items()])
     if None in known.values():
-        text.append('A correlation needs 5 layers whose values differ.')
+        text.append('A correlation needs 5 layers whose values differ and are '
+                    'finite.')
     else:
         text.append('Rank correlations: 1 where the layers that look most '
                     'redundant cost least to skip, 0 where the measure says '

@@ -1,4 +1,5 @@
 """Shows compared runs as tables and pictures."""
+import math
 from typing import List, Optional
 
 import numpy as np
@@ -63,13 +64,17 @@ def summarize_comparison(found: Compared) -> List[str]:
             f'skipped in all runs that have them, {len(found.differing)} in '
             f'some, {nowhere} in none.')
     ends = [(run.metrics[-1][1], name) for name, run in
-            zip(found.names, found.runs) if run.metrics]
+            zip(found.names, found.runs)
+            if run.metrics and math.isfinite(run.metrics[-1][1])]
     metrics = {run.metric for run in found.runs if run.metrics}
     if len(ends) > 1 and len(metrics) == 1:
         (high, best), (low, least) = max(ends), min(ends)
         lines.append(f'{metrics.pop()} ends between {low:.4g} ({least}) and '
                      f'{high:.4g} ({best}). Runs of other seeds say how much '
                      'of that is chance.')
+    lines += [f'{name} has diverged: its loss is not finite from {run.unit} '
+              f'{run.diverged:g} on.' for name, run in
+              zip(found.names, found.runs) if run.diverged is not None]
     return lines + found.notes
 
 
@@ -88,7 +93,7 @@ def _runs_section(found: Compared) -> Section:
         rows.append([
             name, f'{active} of {total}' if total else '-', _when(run),
             f'{run.metric.split("/")[-1]} {values[-1]:.4g}' if values else '-',
-            f'{max(values):.4g}' if values else '-',
+            f'{run.best[1]:.4g}' if run.best else '-',
             f'{run.losses[-1][1]:.4g}' if run.losses else '-',
             _times(run), '-' if parameters is None else
             f'{(parameters.total - parameters.unused) / 1e6:.3f} M' +
@@ -99,7 +104,7 @@ def _runs_section(found: Compared) -> Section:
             name, active, total, ' '.join(n for d in run.decisions
                                           for n in d.skipped),
             run.record['criterion']['type'], run.metric,
-            values[-1] if values else None, max(values, default=None),
+            values[-1] if values else None, run.best and run.best[1],
             run.losses[-1][1] if run.losses else None,
             *(run.step_times[i][1] if run.step_times else None
               for i in (0, -1)),

@@ -69,10 +69,13 @@ def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
             f'{cost.seconds_after / blocks:.2f} times as pruned.')
     if run.metrics:
         at, value = run.metrics[-1]
-        best_at, best = max(run.metrics, key=lambda point: point[1])
+        best_at, best = run.best or run.metrics[-1]
         lines.append(f'{run.metric} is {value:.4g} in {run.unit} {at:g}' + (
             f' (highest: {best:.4g} in {run.unit} {best_at:g}).'
             if best_at != at else '.'))
+    if run.diverged is not None:
+        lines.append('The training has diverged: its loss is not finite from '
+                     f'{run.unit} {run.diverged:g} on.')
     return lines
 
 

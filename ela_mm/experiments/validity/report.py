@@ -1,6 +1,8 @@
-"""A study's tables in Markdown, and its pictures."""
+"""Writes the results of a study as Markdown tables and pictures."""
 import os.path as osp
 from typing import Dict, Iterable, List, Optional, Tuple
+
+import numpy as np
 
 from ...engine.journal.record import write_whole
 from ...errors import UsageError
@@ -24,7 +26,7 @@ from .summary import (
 NAMES = dict(kl='KL, equation 11', excess='excess', conditional='conditional',
              own_share='own share', position='position alone',
              halves='split halves of that loss')
-# Selectors that the others are compared with, seed by seed.
+# Selectors that others are compared with, paired by seed.
 _COMPARED = ('random', 'position', 'paper')
 _COLOURS = (KEPT, SKIPPED, OUT)
 _MARKERS = 'osD'
@@ -32,7 +34,7 @@ _MARKERS = 'osD'
 
 def show(value: Optional[Interval], digits: int = 2, sign: bool = False,
          spread: str = 'margin') -> str:
-    """``mean [low, high]``, or ``mean ± std`` with ``spread='std'``."""
+    """Format as ``mean [low, high]``, or with 'std' as ``mean ± std``."""
     if value is None:
         return '-'
     form = f'{"+" if sign else ""}.{digits}f'
@@ -54,11 +56,12 @@ def write_report(study: Study, out: str) -> Tuple[str, List[str]]:
     """Write ``results.md`` and the pictures of what is finished.
 
     Args:
-        study (Study): From :func:`~ela_mm.experiments.validity.study.read_study`.
+        study (Study): Study, from
+            :func:`~ela_mm.experiments.validity.study.read_study`.
         out (str): Folder of its runs.
 
     Returns:
-        tuple: The Markdown, and the paths of all that was written.
+        tuple: The Markdown, and the paths of all files written.
 
     Raises:
         UsageError: If nothing is finished.
@@ -156,7 +159,7 @@ def _starts(study: Study, out: str) -> List[str]:
                       for e in epochs[1:])
         ends.append(head + [
             f'{flagged} of {len(runs) * study.training.epochs}',
-            f'{max(x["largest_kl"] for run in runs for x in run):.1f}',
+            f'{np.max([x["largest_kl"] for run in runs for x in run]):.1f}',
             *(_mean((run[e]['top1'] for run in runs), 1)
               for e in epochs[1:]), str(len(runs))])
     header = ['start', 'depth', *(f'epoch {e}' for e in epochs)]
@@ -219,7 +222,7 @@ def _point(axes, value: Interval, y: float, style_: int,
 
 
 def _legend(axes) -> None:
-    """To the right of the picture: it hides no point."""
+    """Place the legend to the right, where it hides no point."""
     axes.legend(loc='center left', bbox_to_anchor=(1.02, .5), borderaxespad=0,
                 title='window')
 

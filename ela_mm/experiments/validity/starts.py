@@ -1,4 +1,4 @@
-"""How soon attention leaves uniform weights, by how it starts."""
+"""Measures how soon attention leaves uniform weights, by its start."""
 import json
 import os.path as osp
 from typing import List, NamedTuple, Optional
@@ -13,7 +13,7 @@ from .numbers import correlation
 from .study import Study
 from .training import NetworkRun, build_network, evaluate, load_pictures
 
-# Before the training, so many batches are looked at.
+# Number of batches to measure before the training.
 FIRST_BATCHES = 5
 
 
@@ -35,7 +35,7 @@ class StartCell(NamedTuple):
         return f'{self.name}, ResNet-{self.depth}, seed {self.seed}'
 
     def result(self) -> Optional[dict]:
-        """What was measured; None if it is not finished."""
+        """Read the result; None if it is not finished."""
         path = osp.join(self.folder, RESULT)
         if not osp.isfile(path):
             return None
@@ -44,15 +44,16 @@ class StartCell(NamedTuple):
 
 
 def start_cells(study: Study, out: str) -> List[StartCell]:
-    """The networks of a study of starts, seeds outermost."""
+    """List the networks of a study of starts, ordered by seed."""
     return [StartCell(study, name, depth, seed, out) for seed in study.seeds
             for depth in study.depths for name in study.starts]
 
 
 def run_start(cell: StartCell) -> None:
-    """Train with a start; every epoch is a window.
+    """Train a network with a start, and measure every epoch.
 
-    A start names what differs from the study: ``training`` and ``backbone``.
+    A start has the settings of ``training`` and ``backbone`` that differ from
+    those of the study.
     """
     torch.set_num_threads(1)
     study, own = cell.study, cell.study.starts[cell.name]
@@ -63,7 +64,7 @@ def run_start(cell: StartCell) -> None:
     network = build_network(cfg, training, cell.seed)
     run = NetworkRun(study, cell.folder, network, train, cell.seed, training)
     path = osp.join(cell.folder, 'epochs.json')
-    epochs = []  # from 0 on, before the first
+    epochs = []  # entry 0 is before training
     if run.go_on():
         with open(path, encoding='utf-8') as file:
             epochs = json.load(file)[:run.epoch + 1]
@@ -81,7 +82,7 @@ def run_start(cell: StartCell) -> None:
 
 
 def _distance(run: NetworkRun, measures: Measures) -> dict:
-    """From uniform: |D - log(m / n)| to log(m / n), the median of the layers."""
+    """Compute the median of |D - log(m / n)| / log(m / n), and similar."""
     layers = list(measures.by_layer().values())
     statistics = measures.statistics.reduce(list(measures.sums))
     kl = [x['kl'] for x in layers]
@@ -89,5 +90,5 @@ def _distance(run: NetworkRun, measures: Measures) -> dict:
     distances = [abs(x['excess']) / x['position'] for x in layers]
     return dict(distance=float(np.median(distances)),
                 rank_by_position=correlation(kl, positions),
-                largest_kl=max(kl), kl=kl,
+                largest_kl=float(np.max(kl)), kl=kl,  # NaN is the largest
                 by_position=bool(is_by_position(statistics)))
