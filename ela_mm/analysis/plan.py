@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 from ..apis.data import check_data, prepare_config
+from ..apis.downloads import weights_to_fetch
 from ..apis.launch import build_runner, check_checkpoint
 from ..apis.loading import build_model, skip_mode_of
 from ..engine.hooks.ela_prune_hook import ELAPruneHook
@@ -127,7 +128,7 @@ def make_plan(cfg: Config,
     """
     cfg = prepare_config(deepcopy(cfg))
     refused: List[str] = []
-    notes: List[str] = []
+    notes = weights_to_fetch(cfg)
     try:
         check_checkpoint(cfg.get('load_from'))
     except UsageError as error:

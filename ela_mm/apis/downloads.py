@@ -2,7 +2,7 @@
 import os.path as osp
 from contextlib import contextmanager
 from http.client import HTTPException
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -98,6 +98,21 @@ def remote_data(cfg: Config) -> Dict[str, Tuple[str, str]]:
                 found[f'{part}_dataloader.dataset'] = (
                     url, dataset.get('data_root') or 'its data_root')
     return found
+
+
+def weights_to_fetch(cfg: Config) -> List[str]:
+    """Say what a training is going to download before its first step.
+
+    Args:
+        cfg (Config): Config of the training.
+
+    Returns:
+        List[str]: A clause for each name that is not on this machine yet.
+    """
+    return [f'{name} of {place} is not on this machine: the training downloads '
+            'it, and ends where there is no network'
+            for place, name in remote_weights(cfg).items()
+            if url_of(name) is not None and not _is_cached(name)]
 
 
 @contextmanager

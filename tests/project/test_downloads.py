@@ -1,4 +1,5 @@
 """Without a network: what could not be downloaded is named, with ways out."""
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -7,6 +8,7 @@ from mmengine.config import Config
 from support import ROOT
 from support.toy import toy_config
 
+from ela_mm.analysis.plan import make_plan
 from ela_mm.apis import downloads
 from ela_mm.apis.downloads import (
     cached_file,
@@ -182,3 +184,15 @@ def test_what_is_cached_is_not_blamed(tmp_path, monkeypatch):
     with pytest.raises(URLError), downloads_explained(
             pretrained_toy(tmp_path)):
         raise URLError('of the data')
+
+
+def test_a_plan_says_what_will_be_downloaded(tmp_path, offline):
+    cfg = pretrained_toy(tmp_path)
+    cfg.model.backbone.depth = 18
+    (note, ) = make_plan(cfg, rounds=0).notes
+    assert note.startswith('torchvision://resnet50 of model.backbone.init_cfg.'
+                           'checkpoint is not on this machine')
+    path = Path(cached_file(url_of('torchvision://resnet50')))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    assert make_plan(cfg, rounds=0).notes == []
