@@ -1,7 +1,7 @@
 """Checks a run before it trains, and before a window is decided."""
 from typing import Any, Dict, Optional
 
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import IterBasedTrainLoop
 from torch import nn
 
@@ -51,18 +51,21 @@ def check_run(hook, runner) -> None:
             'checkpoint keep one. Give one hook all windows, each with a '
             'criterion of its own where it needs one: windows=[dict('
             "first=1, last=1, criterion=dict(type='EBQM')), ...]")
-    check_place(hook, runner)
+    check_place(hook, runner, "before its window's decision, which a run that "
+                'resumes from it would never take')
     check_parallelism(runner)
     check_loader(runner)
     resolve_windows(hook._windows, runner)
 
 
-def check_place(hook, runner) -> None:
-    """Check that windows are decided before their checkpoints are saved.
+def check_place(hook: Hook, runner, saved: str) -> None:
+    """Check that a hook runs before checkpoints are saved.
 
     Args:
-        hook (ELAPruneHook): Hook of the runner.
+        hook (Hook): Hook of the runner.
         runner (Runner): Runner before training.
+        saved (str): What is wrong with a checkpoint otherwise, as the end of
+            "a checkpoint would be saved ...".
 
     Raises:
         UsageError: If priorities let a CheckpointHook run before the hook.
@@ -71,10 +74,8 @@ def check_place(hook, runner) -> None:
         if isinstance(other, CheckpointHook):
             raise UsageError(
                 f'{type(hook).__name__} has the priority {hook.priority}, '
-                f'{type(other).__name__} {other.priority}: the checkpoint at '
-                "the end of a window would be saved before the window's "
-                'decision, and a run that resumes from it would never take '
-                'it. Leave both priorities out')
+                f'{type(other).__name__} {other.priority}: a checkpoint would '
+                f'be saved {saved}. Leave both priorities out')
 
 
 def resolve_windows(windows: Windows, runner) -> None:

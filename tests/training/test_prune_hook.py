@@ -424,7 +424,7 @@ def test_a_users_function_is_a_criterion():
     (dict(hook=dict(priority='LOWEST')),
      'ELAPruneHook has the priority LOWEST, CheckpointHook VERY_LOW'),
     ({'default_hooks.checkpoint.priority': 'HIGHEST'},
-     'CheckpointHook HIGHEST: .* would never take it'),
+     'CheckpointHook HIGHEST: .* would never take'),
     ({'model.backbone.attention': None}, 'no layer attention to prune'),
     ({'model.backbone.attention': 'light', 'model.backbone.head_dim': 16},
      'no layer attention to prune'),

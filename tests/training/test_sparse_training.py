@@ -500,6 +500,12 @@ def test_two_hooks_are_refused(tmp_path):
         Runner.from_cfg(cfg).train()
 
 
+def test_a_place_after_the_checkpoint_is_refused(tmp_path):
+    cfg = sparse_config(tmp_path, sparse=dict(priority='LOWEST'))
+    with pytest.raises(UsageError, match='priority LOWEST, .* weights are 0'):
+        Runner.from_cfg(cfg).train()
+
+
 def test_a_model_with_nothing_to_mask_is_refused(tmp_path):
     cfg = sparse_config(tmp_path, sparse=dict(leave_out=['backbone', 'head']))
     with pytest.raises(UsageError, match='no convolution or linear layer'):

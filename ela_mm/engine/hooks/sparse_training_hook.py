@@ -25,6 +25,7 @@ from ...sparsity.state import count_lost, form_state, read_state
 from ..journal.record import write_whole
 from ..lifetime import is_another_run, when_over
 from ..ranks import unwrapped
+from ..sanity import check_place
 from ..surgery import optimizer_states
 
 # Where the hook keeps its state in mmengine's checkpoints.
@@ -110,6 +111,7 @@ class SparseTrainingHook(Hook):
         if sum(isinstance(hook, type(self)) for hook in runner.hooks) > 1:
             raise UsageError('two SparseTrainingHooks: expected one, with one '
                              'density for the whole network')
+        check_place(self, runner, 'before absent weights are 0 again')
         model = runner.model
         if is_model_wrapper(model) and not isinstance(
                 model, DistributedDataParallel):
