@@ -16,7 +16,7 @@ from mmpretrain.models.backbones import resnet as mmpretrain_resnet
 from mmpretrain.models.backbones import resnext as mmpretrain_resnext
 from mmpretrain.models.backbones import seresnet as mmpretrain_seresnet
 from support.versions import TORCH_2_1
-from torch import nn
+from torch import fx, nn
 
 from ela_mm.apis.onnx import export_onnx
 from ela_mm.errors import UsageError
@@ -288,6 +288,32 @@ def test_one_sample_trains(system, layer):
     x = torch.randn(1, 64, 3, 5, requires_grad=True)
     layer(x).sum().backward()
     assert x.grad.isfinite().all() and x.grad.any()
+
+
+@pytest.mark.parametrize('system, layer', layers())
+@pytest.mark.parametrize('shape', [(0, 64, 3, 5), (1, 64, 1, 1)])
+def test_no_picture_and_one_number_per_channel(system, layer, shape):
+    """A network with frozen norms trains on both."""
+    if type(layer).__module__.startswith('mmcv.') and not shape[0]:
+        pytest.skip("mmcv's modules take no batch without a picture")
+    layer = copy.deepcopy(layer).train()
+    before = {n: b.clone() for n, b in layer.named_buffers()
+              if b.is_floating_point()}
+    x = torch.randn(shape, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.shape == x.shape and x.grad.isfinite().all()
+    for name, buffer in layer.named_buffers():
+        if name in before:
+            torch.testing.assert_close(buffer, before[name])
+
+
+@pytest.mark.parametrize('train', [True, False])
+@pytest.mark.parametrize('system', ['BAMAttention', 'CBAMAttention',
+                                    'ECAAttention'])
+def test_systems_are_traced(system, train):
+    layer, x = built(system).train(train), torch.randn(2, 64, 3, 5)
+    graph = fx.symbolic_trace(copy.deepcopy(layer))
+    torch.testing.assert_close(graph(x), layer(x))
 
 
 def test_bam_normalises_one_sample_by_the_running_statistics():

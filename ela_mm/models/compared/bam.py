@@ -1,29 +1,9 @@
 """BAM: bottleneck attention module (arXiv 1807.06514)."""
-import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .any_batch import BatchNorm1dOfAnyBatch, BatchNorm2dOfAnyBatch
 from .squeeze import squeezed_channels
-
-
-class _BatchNorm1dOfAnyBatch(nn.BatchNorm1d):
-    """A batch norm that also takes a batch of one sample in training.
-
-    One sample has no variance, so it is normalised by the running statistics,
-    which do not change.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.shape[0] == 1:
-            return F.batch_norm(
-                x,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                training=False,
-                eps=self.eps)
-        return super().forward(x)
 
 
 @MODELS.register_module()
@@ -55,15 +35,15 @@ class BAMAttention(nn.Module):
         super().__init__()
         inner = squeezed_channels(in_channels, reduction)
         self.channel = nn.Sequential(
-            nn.Linear(in_channels, inner), _BatchNorm1dOfAnyBatch(inner),
+            nn.Linear(in_channels, inner), BatchNorm1dOfAnyBatch(inner),
             nn.ReLU(inplace=True), nn.Linear(inner, in_channels))
         self.spatial = nn.Sequential(
-            nn.Conv2d(in_channels, inner, 1), nn.BatchNorm2d(inner),
+            nn.Conv2d(in_channels, inner, 1), BatchNorm2dOfAnyBatch(inner),
             nn.ReLU(inplace=True),
             nn.Conv2d(inner, inner, 3, padding=4, dilation=4),
-            nn.BatchNorm2d(inner), nn.ReLU(inplace=True),
+            BatchNorm2dOfAnyBatch(inner), nn.ReLU(inplace=True),
             nn.Conv2d(inner, inner, 3, padding=4, dilation=4),
-            nn.BatchNorm2d(inner), nn.ReLU(inplace=True),
+            BatchNorm2dOfAnyBatch(inner), nn.ReLU(inplace=True),
             nn.Conv2d(inner, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .any_batch import BatchNorm2dOfAnyBatch
 from .from_timm import timm_attention
 from .squeeze import squeezed_channels
 
@@ -33,6 +34,7 @@ class CBAMAttention(nn.Module):
             'cbam',
             in_channels,
             rd_channels=squeezed_channels(in_channels, reduction))
+        self.timm.spatial.conv.bn = BatchNorm2dOfAnyBatch(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh the channels, then the pixels.

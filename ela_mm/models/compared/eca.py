@@ -36,4 +36,7 @@ class ECAAttention(nn.Module):
         Returns:
             Tensor: (B, C, H, W).
         """
-        return self.timm(x)
+        # As timm does, but for its views, which a batch of no picture has not.
+        mean = x.mean((2, 3)).unsqueeze(1)  # (B, 1, C)
+        gate = self.timm.gate(self.timm.conv(mean))  # (B, 1, C)
+        return x * gate.transpose(1, 2).unsqueeze(-1)
