@@ -39,8 +39,8 @@ class Fate(NamedTuple):
     def margin(self) -> Optional[float]:
         """The criterion's mu minus the mapped value of the layer.
 
-        It is negative if the layer was kept; None if the layer was out of
-        reach, or if the criterion has no mu.
+        It is negative if the criterion kept the layer; None if the layer was
+        out of reach, or if the criterion has no mu.
         """
         if self.layer is None or self.layer.mapped is None:
             return None

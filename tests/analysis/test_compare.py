@@ -2,6 +2,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from support.toy import toy_runner, validation
 
 from ela_mm.analysis.compare import compare_runs, find_runs
 from ela_mm.analysis.report.compare import (
+    _narrowly,
     compare_sections,
     summarize_comparison,
 )
@@ -18,6 +20,7 @@ from ela_mm.analysis.run_names import names_of
 from ela_mm.engine.journal.record import FILE_NAME, read_record
 from ela_mm.errors import UsageError
 from ela_mm.experiments.grid import cells, read_grid
+from ela_mm.pruning.decision import Outcome
 
 SMALL = {'model.backbone.depth': 18}
 
@@ -121,6 +124,16 @@ def test_how_narrowly_a_layer_was_decided(runs, tmp_path):
     (table, ) = compare_sections(found)[-1].tables
     assert table.rows == [[layer['name'], 'skipped, 0.2 below mu, 20%',
                            'kept, 0.05 above mu, 70%']]
+    # What its value does not say: rules of the hook, and edits by hand.
+    fate = found.fates[0][layer['name']]
+    for active, outcome, said in (
+            (True, Outcome.UNSTABLE, 'kept (unstable), '),
+            (True, Outcome.KEPT, 'kept (ranking says nothing), '),
+            (True, Outcome.SKIPPED, 'restored by hand, '),
+            (False, Outcome.SKIPPED, 'skipped, ')):
+        other = fate._replace(active=active, layer=replace(
+            fate.layer, outcome=outcome))
+        assert _narrowly(other) == f'{said}0.2 below mu, 20%'
 
 
 def test_the_tool_writes_tables_pictures_and_a_page(runs, tmp_path):

@@ -15,6 +15,7 @@ from ...plotting import (
     printable,
     style,
 )
+from ...pruning.decision import Outcome
 from ...pruning.windows import window_name
 from ..compare import Compared, Fate
 from ..history import Run
@@ -309,10 +310,23 @@ def _differing_section(found: Compared) -> Section:
                    [Table('By how much', header, rows)])
 
 
+def _became(fate: Fate) -> str:
+    """What became of a layer, and why that is not what its value says."""
+    if not fate.active:
+        return 'skipped'
+    if fate.layer is not None and fate.layer.outcome is Outcome.SKIPPED:
+        return 'restored by hand'
+    if fate.layer is not None and fate.layer.outcome is Outcome.UNSTABLE:
+        return fate.layer.outcome.value
+    if (fate.margin or 0) > 0:  # uninformative='wait'
+        return 'kept (ranking says nothing)'
+    return 'kept'
+
+
 def _narrowly(fate: Optional[Fate]) -> str:
     if fate is None:
         return ''
-    parts = ['kept' if fate.active else 'skipped']
+    parts = [_became(fate)]
     if fate.layer is None:
         parts.append('never measured')
     elif fate.margin is not None:
