@@ -1,12 +1,13 @@
 """Folders and settings as users have them, some of which cannot work."""
 import pytest
 import torch
+from mmengine.hooks import EMAHook, Hook
 from support.toy import toy_config, toy_runner
 from support.training import without_times
 
 from ela_mm import ELAPruneHook
 from ela_mm.apis.launch import build_runner
-from ela_mm.engine import SparseTrainingHook
+from ela_mm.engine import SparseTrainingHook, surgery
 from ela_mm.engine.journal.record import read_record
 from ela_mm.errors import UsageError
 
@@ -27,6 +28,28 @@ def test_hooks_forget_the_runner_before(tmp_path):
     whole = runs[0].model.state_dict()
     for name, value in runs[1].model.state_dict().items():
         assert torch.equal(value, whole[name]), name
+
+
+def test_a_hook_of_a_users_own_skips_layers(tmp_path):
+    """In averages too, whose buffers do not follow the model's here."""
+
+    class ByHand(Hook):
+
+        def before_train_epoch(self, runner):
+            if runner.epoch == 1:
+                surgery.skip(runner, ['layer1.1'], 'layer')
+
+    runner = toy_runner(
+        tmp_path, max_epochs=2, windows=None,
+        **{'train_dataloader.dataset.size': 2})
+    ema = EMAHook(update_buffers=True)
+    for hook in (ema, ByHand()):
+        runner.register_hook(hook)
+    runner.train()
+    for model in (runner.model, ema.ema_model.module):
+        assert model.backbone.layer1.active == [True, False, True]
+    skipped = runner.model.backbone.layer1.attention[1].parameters()
+    assert not set(skipped) & set(runner.optim_wrapper.optimizer.state)
 
 
 @pytest.mark.parametrize('place, why', [
