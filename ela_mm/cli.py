@@ -1,4 +1,4 @@
-"""The command ``ela``: this project's tools, wherever the package lies."""
+"""The command ``ela``, which runs the tools of this package."""
 import importlib.util
 import os
 import os.path as osp
@@ -7,7 +7,7 @@ import shutil
 import sys
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
-# Name of each sub-command: the tool, and what it is given first.
+# For each sub-command, the tool and its first arguments.
 TOOLS: Dict[str, List[str]] = {
     'train': ['train.py'],
     'test': ['test.py'],
@@ -27,13 +27,13 @@ CONFIGS_USAGE = """usage: ela configs [WORD ...]
 List the configs that come along (those whose names hold all words), or copy
 one, with what it inherits from of this package, to a folder; default: configs.
 A name may be that of a grid of ela ablation, such as ablations/digits.yaml."""
-# What a config inherits from: a path, or in pure Python configs a module.
+# Find what a config inherits from: paths, or in pure Python configs modules.
 _BASES = re.compile(r'^_base_ = (.+?)(?=^\S|\Z)', re.M | re.S)
 _READ_BASE = re.compile(r'^\s+from \.(\.*)([\w.]+) import', re.M)
 
 
 class Place(NamedTuple):
-    """Where tools and configs are: in a wheel, or in a copy of the repository.
+    """Folders of tools and configs, in a wheel or in a copy of the repository.
 
     Attributes:
         tools (str): Folder of the tools.
@@ -47,7 +47,7 @@ def find_place() -> Place:
     """Find the tools and configs that belong to this package.
 
     Raises:
-        FileNotFoundError: If it was installed without them.
+        FileNotFoundError: If the package was installed without them.
     """
     package = osp.dirname(osp.abspath(__file__))
     for root in (osp.join(package, '.mim'), osp.dirname(package)):
@@ -62,7 +62,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Run a sub-command.
 
     Args:
-        arguments (Sequence[str], optional): Defaults to the command line's.
+        arguments (Sequence[str], optional): Arguments. Defaults to those of
+            the command line.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words.pop(0) if words else '--help'
@@ -78,14 +79,14 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         tool, *first = TOOLS[name]
         # argparse calls a program by the last part of its path.
         sys.argv = [f'ela {name}' if not first else 'ela', *first, *words]
-        # As runpy does, which would call the program by the tool's path.
+        # As runpy does, but with a program name other than the tool's path.
         spec = importlib.util.spec_from_file_location(
             '__main__', osp.join(place.tools, tool))
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def help_text(place: Place) -> str:
-    """All sub-commands, each with the first line of what it says of itself."""
+    """List all sub-commands, each with the first line of its docstring."""
     lines = [USAGE, '']
     for name, (tool, *first) in TOOLS.items():
         with open(osp.join(place.tools, tool), encoding='utf-8') as file:
@@ -105,8 +106,8 @@ def configs(folder: str, words: Sequence[str]) -> None:
     """List the configs of a folder, or copy one.
 
     Args:
-        folder (str): That holds them.
-        words (Sequence[str]): Of the command line.
+        folder (str): Folder of the configs.
+        words (Sequence[str]): Arguments of the command line.
     """
     words = list(words)
     if {'-h', '--help'}.intersection(words):
@@ -126,7 +127,7 @@ def configs(folder: str, words: Sequence[str]) -> None:
 
 
 def _option(words: List[str], name: str) -> Optional[str]:
-    """Take an option and its value out of a command line."""
+    """Remove an option from the arguments, and return its value."""
     if name not in words:
         return None
     position = words.index(name)
@@ -138,7 +139,7 @@ def _option(words: List[str], name: str) -> Optional[str]:
 
 
 def config_names(folder: str) -> List[str]:
-    """Names of the configs and grids below a folder, bases left out."""
+    """List the names of configs and grids below a folder, without bases."""
     names = []
     for place, _, files in os.walk(folder):
         below = osp.relpath(place, folder)
@@ -151,7 +152,7 @@ def config_names(folder: str) -> List[str]:
 
 
 def first_line(path: str) -> str:
-    """What a config says that it is."""
+    """Return the description in the first line of a config or grid."""
     with open(path, encoding='utf-8') as file:
         text = file.readline().strip()
     if text.startswith('"""'):
@@ -163,10 +164,11 @@ def copy_config(folder: str, name: str, target: str) -> List[str]:
     """Copy a config, and those of this package that it inherits from.
 
     Args:
-        folder (str): That holds the configs.
-        name (str): As :func:`config_names` has it, its ending left out or
-            not.
-        target (str): Folder; made if it does not exist. What is there stays.
+        folder (str): Folder of the configs.
+        name (str): Name from :func:`config_names`, with or without its
+            extension.
+        target (str): Folder to copy to; made if missing. Existing files are not
+            overwritten.
 
     Returns:
         List[str]: Paths of the copies.
@@ -191,12 +193,12 @@ def copy_config(folder: str, name: str, target: str) -> List[str]:
 
 
 def _with_bases(path: str) -> Iterator[str]:
-    """A file and, through all generations, what it is relative to."""
+    """Yield a config and all that it inherits from, directly or not."""
     yield path
     with open(path, encoding='utf-8') as file:
         text = file.read()
     found = _BASES.search(text)
-    # Those of a host have '::', and are found wherever the config is.
+    # Bases in a host have '::', and are found from anywhere.
     bases = [base for base in re.findall(r"'([^']+)'", found[1] if found else '')
              if '::' not in base]
     bases += ['../' * len(dots) + module.replace('.', '/') + '.py'

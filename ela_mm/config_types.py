@@ -1,4 +1,4 @@
-"""What a config's entries are: types by name or class, datasets in wrappers."""
+"""Interprets entries of configs: types by name or class, wrapped datasets."""
 import inspect
 import re
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from mmengine.registry import Registry, init_default_scope
 
 
 def type_name(config: Any) -> str:
-    """Name what a config builds, without scope and modules.
+    """Return the name of what a config builds, without scope and modules.
 
     Args:
-        config (dict | Any): With a ``type``: a name such as
-            ``'mmdet.ResNet'``, as a registry or a dumped config has it, a
-            class or a function; or an object that is built already.
+        config (dict | Any): Config whose ``type`` is a name such as
+            ``'mmdet.ResNet'``, a class or a function; or an object that is
+            built already.
 
     Returns:
-        str: ``'ResNet'``; empty without a type.
+        str: Name, such as ``'ResNet'``; empty without a type.
     """
     kind = config.get('type') if isinstance(config, dict) else type(config)
     if kind is None:
@@ -26,14 +26,15 @@ def type_name(config: Any) -> str:
 
 
 def class_of(config: dict, registry: Registry) -> Optional[Callable]:
-    """Find the class or function that a config builds or calls.
+    """Find the class or function that a config refers to.
 
     Args:
-        config (dict): With a ``type``.
-        registry (Registry): Knows the names, in the default scope.
+        config (dict): Config with a ``type``.
+        registry (Registry): Registry to look names up in, in the default scope.
 
     Returns:
-        Callable | None: None where the name is not known, or there is none.
+        Callable | None: The class or function; None if the name is unknown, or
+        if there is no type.
     """
     kind = config.get('type')
     if not isinstance(kind, str):
@@ -43,12 +44,12 @@ def class_of(config: dict, registry: Registry) -> Optional[Callable]:
 
 
 def enter_scope(cfg: Config) -> None:
-    """Let names without a scope be those of the config's ``default_scope``.
+    """Make names without a scope refer to the config's ``default_scope``.
 
     Args:
-        cfg (Config): Without the key, mmengine's names are meant. None, as
-            pure Python configs have it, leaves each registry to itself: a
-            host's classes find what they build by name in the host's own.
+        cfg (Config): Config. Without the key, the scope is mmengine's. If it is
+            None, as in pure Python configs, no scope is set: the classes of a
+            host then look names up in the host's own registries.
     """
     scope = cfg.get('default_scope', 'mmengine')
     if scope is not None:
@@ -56,15 +57,15 @@ def enter_scope(cfg: Config) -> None:
 
 
 def datasets_within(node: Any, path: str = '') -> Iterator[Tuple[str, dict]]:
-    """Find the datasets that wrappers hold, one within the other.
+    """Find the innermost datasets within (nested) dataset wrappers.
 
     Args:
-        node (Any): A dataset, or several as a list or by name.
-        path (str): Its place in the config.
+        node (Any): Config of a dataset, or several as a list or by name.
+        path (str): Path of ``node`` in the config. Defaults to ``''``.
 
     Yields:
-        Tuple[str, dict]: Place and config of each innermost dataset; nothing of
-        one that is built already.
+        Tuple[str, dict]: Path and config of each innermost dataset. Datasets
+        that are built already are left out.
     """
     if isinstance(node, (list, tuple)):
         for i, member in enumerate(node):

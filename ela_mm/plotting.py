@@ -1,9 +1,9 @@
-"""How all pictures look, and how they leave: without a display.
+"""The style of all pictures, and how they are saved, without a display.
 
-Figures are made without pyplot, so that no window system, no global state and
-no backend of the user's is touched. Colours are Okabe and Ito's, told apart by
-the colour-blind; what they say is said by shape or text as well, for print in
-grey.
+Figures are made without pyplot, which would touch the window system, global
+state and the user's backend. Colours are those of Okabe and Ito, which the
+colour-blind can distinguish. Shape or text repeats what colours say, for
+printing in grey.
 """
 import io
 import os
@@ -17,14 +17,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 KEPT, SKIPPED, OUT = '#0072B2', '#D55E00', '#767676'
-# Of several lines; with more, their dashes differ as well.
+# Colours of several lines; if there are more, dashes differ as well.
 LINES = (KEPT, SKIPPED, '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 DASHES = ('-', '--', ':', '-.')
-# Inches: letters stay readable where a phone shows the whole width.
+# Width in inches, at which text is readable on a phone.
 WIDTH = 5.2
-# Light to dark in grey as well.
+# Colour map, which goes from dark to light in grey too.
 COLOURS = 'cividis'
-# Of layers in pictures; also a bar's hatch where there are bars.
+# Markers of layers; in bar charts, hatches are used instead.
 MARKERS = dict(kept='o', skipped='X')
 
 _SETTINGS = {
@@ -37,22 +37,22 @@ _SETTINGS = {
     'legend.frameon': False,
     'figure.dpi': 100,
     'hatch.linewidth': .6,
-    'svg.fonttype': 'path',  # looks the same where the font is missing
-    'svg.hashsalt': 'ela_mm',  # the same file from the same numbers
+    'svg.fonttype': 'path',  # looks the same without the font
+    'svg.hashsalt': 'ela_mm',  # makes files reproducible
     'text.usetex': False,
 }
-# Names are no formulas. Older ones than matplotlib 3.6 cannot be told.
+# Names are not formulas. Before matplotlib 3.6 this cannot be set.
 if 'text.parse_math' in matplotlib.rcParams:
     _SETTINGS['text.parse_math'] = False
 
 
 class Picture(NamedTuple):
-    """A figure and what it shows.
+    """A figure with its name and alternative text.
 
     Attributes:
-        name (str): Of its file, without an ending.
-        figure (Figure): matplotlib's.
-        alt (str): What is to be seen, for those who do not see it.
+        name (str): Name of the file, without extension.
+        figure (Figure): Figure of matplotlib.
+        alt (str): Description for those who cannot see it.
     """
     name: str
     figure: Figure
@@ -60,14 +60,14 @@ class Picture(NamedTuple):
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure that draws itself without a display.
+    """Make a figure that can be drawn without a display.
 
     Args:
-        width (float): Inches.
-        height (float): Inches.
+        width (float): Width in inches.
+        height (float): Height in inches.
 
     Returns:
-        Figure: Empty, with constrained layout.
+        Figure: An empty figure with constrained layout.
     """
     figure = Figure(figsize=(width, height), layout='constrained')
     FigureCanvasAgg(figure)
@@ -76,20 +76,20 @@ def new_figure(width: float, height: float) -> Figure:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """This project's settings of matplotlib; the user's come back after it."""
+    """Use this package's matplotlib settings within this context."""
     with matplotlib.rc_context(_SETTINGS):
         yield
 
 
 def printable(text: str) -> str:
-    """Show text from outside on one line: what has no sign, as an escape."""
+    """Escape the unprintable characters of a text, such as line breaks."""
     return ''.join(
         c if c.isprintable() else c.encode('unicode_escape').decode()
         for c in text)
 
 
 def to_svg(figure: Figure) -> str:
-    """A figure as SVG, its letters as outlines."""
+    """Render a figure as SVG, with text as outlines."""
     text = io.StringIO()
     with style():
         figure.savefig(text, format='svg', metadata=dict(Date=None))
@@ -97,7 +97,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def to_png(figure: Figure, dpi: int = 110) -> bytes:
-    """A figure as PNG."""
+    """Render a figure as PNG."""
     data = io.BytesIO()
     with style():
         figure.savefig(data, format='png', dpi=dpi)
@@ -105,18 +105,18 @@ def to_png(figure: Figure, dpi: int = 110) -> bytes:
 
 
 def to_array(figure: Figure) -> np.ndarray:
-    """A figure as (H, W, 3) uint8 RGB, as Visualizers take pictures."""
+    """Render a figure as (H, W, 3) uint8 RGB, as Visualizers take it."""
     with style():
         figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def save(picture: Picture, folder: str) -> str:
-    """Write a picture as PNG.
+    """Save a picture as PNG.
 
     Args:
-        picture (Picture): Any.
-        folder (str): Made if it does not exist.
+        picture (Picture): Picture to save.
+        folder (str): Folder to save in; made if missing.
 
     Returns:
         str: Path of the file.
@@ -130,7 +130,7 @@ def save(picture: Picture, folder: str) -> str:
 
 def cell_colours(values: np.ndarray, low: float,
                  high: float) -> Tuple[str, ...]:
-    """Black or white, whichever reads on cells of the colour map."""
+    """Choose black or white text, whichever is readable on each cell."""
     span = (high - low) or 1.
     return tuple('black' if (v - low) / span > .55 else 'white'
                  for v in np.ravel(values))

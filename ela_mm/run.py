@@ -1,11 +1,11 @@
-"""Runs a host's own tool, or any script, after this package is imported.
+"""Runs a host's own tool, or any script, after importing this package.
 
     python -m ela_mm.run mmdet/test.py CONFIG CHECKPOINT
     python -m ela_mm.run my_script.py ARGUMENT ...
 
-With mmcv-lite MMDetection's tools want its ops before they have read the
-config, and torch does not load mmengine's checkpoints by itself. Workers that
-are spawned import this module, and so the package, too.
+With mmcv-lite, MMDetection's tools need ops before they have read the config,
+and torch does not load mmengine's checkpoints by itself. Spawned workers import
+this module as well, and so the package.
 """
 import importlib.util
 import os
@@ -19,14 +19,14 @@ def find_script(name: str) -> str:
     """Find a script.
 
     Args:
-        name (str): Its path; or a host and, after a slash, a path below the
-            tools that the host has installed.
+        name (str): Path of the script; or the name of a host, a slash, and the
+            path below the tools that the host has installed.
 
     Returns:
-        str: Its path.
+        str: Path of the script.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no such script.
     """
     if osp.isfile(name):
         return name

@@ -1,11 +1,11 @@
-"""Times that can be compared: several steps in turns, as ratios."""
+"""Times several steps in turns, so that they can be compared as ratios."""
 import statistics
 import time
 from typing import Callable, Dict, List
 
 
 def seconds_of(step: Callable[[], None]) -> float:
-    """Time a step that is over when it returns."""
+    """Time a step that is finished when it returns."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
@@ -21,15 +21,17 @@ def time_in_turns(
     """Time several steps, one after the other in every round.
 
     Args:
-        steps (Dict[str, Callable]): By variant.
-        rounds (int): Timed rounds.
-        warm_up (int): Rounds that are not timed. Defaults to 2.
-        progress (Callable): Wraps the list of rounds, to show a bar.
-        clock (Callable): Runs a step and says how many seconds it took.
-            Defaults to :func:`seconds_of`.
+        steps (Dict[str, Callable]): Steps by variant.
+        rounds (int): Number of timed rounds.
+        warm_up (int): Number of rounds before, which are not timed. Defaults
+            to 2.
+        progress (Callable): Function that wraps the list of rounds, to show a
+            bar. Defaults to ``iter``.
+        clock (Callable): Function that runs a step and returns how many seconds
+            it took. Defaults to :func:`seconds_of`.
 
     Returns:
-        Dict[str, List[float]]: Seconds, one per round.
+        Dict[str, List[float]]: Seconds in each round, by variant.
     """
     seconds = {name: [] for name in steps}
     for number in progress(range(warm_up + rounds)):
@@ -41,5 +43,5 @@ def time_in_turns(
 
 
 def ratio(seconds: List[float], reference: List[float]) -> float:
-    """Median over rounds of a variant's time over the reference's."""
+    """Compute the median over rounds of the ratio of two variants' times."""
     return statistics.median(a / b for a, b in zip(seconds, reference))

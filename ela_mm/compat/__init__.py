@@ -8,9 +8,9 @@ Imported for its effect by :mod:`ela_mm`, before any host package:
 - :mod:`.checkpoints` lets mmengine's checkpoints load under ``weights_only``;
 - :mod:`.moved` keeps the earlier names of this package's modules.
 
-They step aside where they are not needed, and may be installed twice.
-:mod:`.compiling` is imported where torch 2.0 lacks a name, and
-:mod:`.products` where it adds what lies in memory.
+They do nothing where they are not needed, and may be installed twice. Other
+modules import :mod:`.compiling`, for names that torch 2.0 lacks, and
+:mod:`.products`, for a fault of torch 2.0.
 """
 from . import checkpoints, mmcv_ops, moved, spawned
 

@@ -19,18 +19,21 @@ _STATISTICS = ('mean', 'max', 'min', 'current')
 
 
 def restricted_getattr(obj: Any, name: str) -> Callable:
-    """``getattr`` for unpickling, limited to HistoryBuffer's statistics.
+    """Replace ``getattr`` in unpickling; only HistoryBuffer's statistics.
+
+    The real ``getattr`` would let a checkpoint reach every function of the
+    process.
 
     Args:
-        obj (Any): Must be the class ``HistoryBuffer`` itself.
-        name (str): One of ``mean``, ``max``, ``min``, ``current``.
+        obj (Any): Has to be the class ``HistoryBuffer`` itself.
+        name (str): Name of a statistic: ``mean``, ``max``, ``min`` or
+            ``current``.
 
     Returns:
         Callable: The method.
 
     Raises:
-        ValueError: Anything else; the real ``getattr`` would let a
-            checkpoint reach every function of the process.
+        ValueError: On any other object or name.
     """
     if obj is not HistoryBuffer or name not in _STATISTICS:
         raise ValueError(
@@ -43,8 +46,8 @@ def restricted_getattr(obj: Any, name: str) -> Callable:
 def install() -> None:
     """Add mmengine's checkpoint types to torch's list of safe globals."""
     if digit_version(torch.__version__) < digit_version('2.6'):
-        return  # loads without the check, and knows no names in its list
-    # numpy 2 moved its core, and pickles name the place of their time.
+        return  # has no check, or none whose list takes names
+    # numpy 2 moved its core, and pickles have the name of their time.
     multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
     allowed = [
         HistoryBuffer, np.ndarray, np.dtype,
@@ -54,8 +57,8 @@ def install() -> None:
     for function in (multiarray._reconstruct, multiarray.scalar):
         for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
             allowed.append((function, f'{module}.{function.__name__}'))
-    # All by name: loading with onedl-mmengine takes the bare types that it needs
-    # itself from the list again when it is done.
+    # As pairs with names: onedl-mmengine removes bare types from the list again
+    # after it has loaded a checkpoint.
     torch.serialization.add_safe_globals([
         entry if isinstance(entry, tuple) else
         (entry, f'{entry.__module__}.{entry.__qualname__}')

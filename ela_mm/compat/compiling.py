@@ -1,7 +1,7 @@
-"""What this package needs of torch.compiler, which torch 2.0 does not have.
+"""The parts of torch.compiler that this package needs, also for torch 2.0.
 
-Without it nothing is treated apart; torch 2.0's torch.compile fails on these
-backbones anyway, whose stages are no plain ``nn.Sequential``.
+torch 2.0 lacks them, and their replacements do nothing: its torch.compile fails
+on these backbones anyway, since their stages are no plain ``nn.Sequential``.
 """
 import torch
 
@@ -17,5 +17,5 @@ def _is_compiling() -> bool:
 _compiler = getattr(torch, 'compiler', None)
 disable = getattr(_compiler, 'disable', _disable)
 is_compiling = getattr(_compiler, 'is_compiling', _is_compiling)
-# Of torch 2.7 on; an older one's export is taken for a compilation.
+# Exists from torch 2.7 on; in older versions an export counts as compiling.
 is_exporting = getattr(_compiler, 'is_exporting', _is_compiling)

@@ -1,11 +1,10 @@
-"""Offers ``mmcv._ext`` without a compiler, so that mmcv-lite is enough.
+"""Provides ``mmcv._ext`` without a compiler, so that mmcv-lite is enough.
 
 The compiled ``mmcv`` has no wheels for current torch, and building it takes
-the better part of an hour. What the hosts need of its ops is in
-:mod:`ela_mm.compat.ops`. A finder at the *end* of ``sys.meta_path`` offers it
-under the extension's name: where a compiled mmcv is installed, the ordinary
-finders come first and it wins. Ops beyond these raise NotImplementedError when
-called.
+the better part of an hour. The ops that the hosts need are in
+:mod:`ela_mm.compat.ops`. A finder at the *end* of ``sys.meta_path`` provides
+them under the extension's name. If a compiled mmcv is installed, the ordinary
+finders find that first. Other ops raise NotImplementedError when called.
 """
 import contextlib
 import importlib
@@ -16,19 +15,19 @@ import sys
 from types import ModuleType
 from typing import Any, Callable, Optional
 
-from .ops import *  # noqa: F401,F403  their earlier place
+from .ops import *  # noqa: F401,F403  where they used to be
 from .ops import OPS
 
 _NAME = 'mmcv._ext'
 
 
 def get_compiler_version() -> str:
-    """For mmcv's environment report."""
+    """Return a text for mmcv's environment report."""
     return 'none (ops from torchvision)'
 
 
 def get_compiling_cuda_version() -> str:
-    """For mmcv's environment report."""
+    """Return a text for mmcv's environment report."""
     return 'none (ops from torchvision)'
 
 
@@ -46,7 +45,7 @@ def _missing(op: str) -> Callable:
 
 
 class _ExtFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds ``mmcv._ext`` where nothing else does."""
+    """Finds ``mmcv._ext`` if no other finder does."""
 
     def find_spec(self,
                   fullname: str,
@@ -82,7 +81,7 @@ def install() -> None:
 
 
 def is_stand_in() -> bool:
-    """Tell whether the ops are these, since no compiled mmcv is installed."""
+    """Return whether these ops are used, as no compiled mmcv is installed."""
     with contextlib.suppress(ImportError):  # no mmcv at all
         spec = importlib.util.find_spec(_NAME)
         return spec is not None and isinstance(spec.loader, _ExtFinder)
@@ -90,10 +89,10 @@ def is_stand_in() -> bool:
 
 
 def _complete(transformer: Optional[ModuleType]) -> None:
-    """Add what a module lacks that was imported when there were no ops.
+    """Complete a module of mmcv that was imported before there were ops.
 
-    MMPretrain's own tools import it before they read the config, and MMDetection
-    then wants its MultiScaleDeformableAttention.
+    MMPretrain's tools import it before they read the config, and later
+    MMDetection needs its MultiScaleDeformableAttention.
     """
     name = 'MultiScaleDeformableAttention'
     if transformer is not None and not hasattr(transformer, name):

@@ -1,8 +1,8 @@
-"""Earlier names of this package's modules, for code and files that know them.
+"""Keeps the earlier names of this package's modules importable.
 
-``import ela_mm.engine.record`` still works, and so do pickled models whose
-classes were there: what is asked of an earlier module is looked up where it is
-now. One warning a module says so.
+``import ela_mm.engine.record`` still works, and so do pickled models with
+classes from there. Attributes of an earlier module are looked up in its present
+ones. Importing it gives a DeprecationWarning.
 """
 import importlib
 import importlib.abc
@@ -12,7 +12,7 @@ import warnings
 from types import ModuleType
 from typing import Any, Dict, Optional, Tuple
 
-# Earlier module to those that hold its contents now.
+# For each earlier module, those that have its contents now.
 MOVED: Dict[str, Tuple[str, ...]] = {
     'analysis.benchmark': ('experiments.benchmark', 'timing'),
     'analysis.concatenation': ('experiments.variants', ),
@@ -55,7 +55,7 @@ _PACKAGE = 'ela_mm.'
 
 
 class _MovedFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds modules under their earlier names, where nothing else does."""
+    """Finds modules under their earlier names, if no other finder does."""
 
     def find_spec(self,
                   fullname: str,

@@ -1,7 +1,7 @@
-"""Scaled batched products, also where torch adds what lies in memory.
+"""Scaled batched matrix products, also correct on torch 2.0.
 
-On CPUs torch 2.0 multiplies the memory that a small ``torch.baddbmm`` writes to
-by ``beta=0`` instead of leaving it out: what was NaN there before stays NaN.
+On CPUs, a small ``torch.baddbmm`` of torch 2.0 with ``beta=0`` multiplies its
+uninitialised output by 0 instead of ignoring it, so NaN in that memory stays.
 """
 from typing import Optional
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def _leaves_out() -> bool:
-    """Tell whether ``beta=0`` leaves out what a product is added to."""
+    """Return whether ``beta=0`` ignores what a product is added to."""
     one, out = torch.ones(1, 1, 1), torch.full((1, 1, 1), float('nan'))
     return bool(torch.baddbmm(out, one, one, beta=0, out=out) == 1)
 
@@ -20,16 +20,17 @@ _LEAVES_OUT = _leaves_out()
 
 def scaled_bmm(left: Tensor, right: Tensor, scale: float,
                out: Optional[Tensor] = None) -> Tensor:
-    """Compute ``scale * torch.bmm(left, right)``, in one operation if it may.
+    """Compute ``scale * torch.bmm(left, right)``, if possible in one operation.
 
     Args:
-        left (Tensor): (N, m, k).
-        right (Tensor): (N, k, n).
-        scale (float): A factor.
-        out (Tensor, optional): (N, m, n), written. Defaults to None: a new one.
+        left (Tensor): (N, m, k), left factor.
+        right (Tensor): (N, k, n), right factor.
+        scale (float): Scalar factor.
+        out (Tensor, optional): (N, m, n), output tensor. Defaults to None: a
+            new one.
 
     Returns:
-        Tensor: (N, m, n).
+        Tensor: (N, m, n), the product.
     """
     if not _LEAVES_OUT:
         return torch.bmm(left, right, out=out).mul_(scale)

@@ -1,10 +1,11 @@
-"""Lets processes that a script spawns import this package before all else.
+"""Makes processes that a script spawns import this package first.
 
-A host's own tool imports it by the config, which its workers do not read. With
-mmcv-lite they would fail on ``mmcv.ops`` while they read their dataset, and
-multiprocessing waits for ever for a worker that has ended that early. Spawned
-processes import the main module: in the place of a script that does not name
-this package it is :mod:`ela_mm.run`, which imports both.
+A host's own tool imports this package by its config, which spawned workers do
+not read. With mmcv-lite they would fail on ``mmcv.ops`` when they unpickle
+their dataset, and multiprocessing waits forever for a worker that ends so
+early. Spawned processes import the main module. If that is a script that does
+not import this package, it is replaced by :mod:`ela_mm.run`, which imports
+both.
 """
 import contextlib
 import importlib.util
@@ -15,12 +16,13 @@ from types import ModuleType
 
 from .mmcv_ops import is_stand_in
 
-# Which script :mod:`ela_mm.run` runs in a spawned process.
+# Environment variable with the script that :mod:`ela_mm.run` runs in a spawned
+# process.
 SCRIPT = 'ELA_MM_SCRIPT'
 
 
 def install() -> None:
-    """Change what spawned processes import, where they would do without."""
+    """Change what spawned processes import, if that lacks this package."""
     main = sys.modules.get('__main__')
     if _is_script_without_us(main) and is_stand_in():
         os.environ[SCRIPT] = osp.abspath(main.__file__)
@@ -28,7 +30,7 @@ def install() -> None:
 
 
 def _is_script_without_us(main: ModuleType) -> bool:
-    """Whether the main module is a file that does not import this package."""
+    """Return whether the main module is a file without this package's name."""
     if getattr(main, '__spec__', None) is not None:  # run by python -m
         return False
     path = getattr(main, '__file__', None)

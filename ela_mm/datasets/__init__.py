@@ -1,1 +1,1 @@
-"""Datasets that the demo brings along."""
+"""Datasets of the demo."""

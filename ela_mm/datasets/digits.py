@@ -1,9 +1,9 @@
-"""Scatters scikit-learn's real handwritten digits over pictures.
+"""Scatters scikit-learn's handwritten digits over images.
 
-Several digits of different sizes lie on one canvas; for detection with boxes
-tight on the ink and masks of the ink, in COCO's format, for segmentation with
-a label per pixel. The digits of train and val are disjoint, and everything
-follows from a seed.
+Each image has several digits of different sizes. For detection there are tight
+boxes and masks in COCO's format, for segmentation a label for each pixel. The
+digits for training and validation are disjoint, and everything depends on a
+seed alone.
 """
 import json
 import os
@@ -15,28 +15,28 @@ import cv2
 import numpy as np
 
 CLASSES = tuple(str(digit) for digit in range(10))
-# Of scikit-learn's 1797 digits of 8x8 pixels, these many are for training.
+# Number of digits for training, of scikit-learn's 1797 of 8x8 pixels.
 NUM_TRAIN_DIGITS = 1400
-# Sides of a pasted digit in pixels.
+# Smallest and largest side of a pasted digit in pixels.
 SIZES = (18, 40)
 DIGITS_PER_IMAGE = (3, 5)
 # The largest share of a digit's box that another digit's box may cover.
 MAX_OVERLAP = 0.1
-# Brightness above which a pixel of a digit counts as ink, of 255.
+# Brightness, out of 255, above which a pixel of a digit counts as ink.
 INK = 80
 
 
 def load_split(split: str) -> Tuple[np.ndarray, np.ndarray]:
-    """Scikit-learn's digits for training or for validation.
+    """Load scikit-learn's digits for training or for validation.
 
     Args:
-        split (str): ``'train'`` (1400 digits) or ``'val'`` (397).
+        split (str): Split: ``'train'`` (1400 digits) or ``'val'`` (397).
 
     Returns:
-        tuple: (N, 8, 8) float64 images from 0 to 16 and (N, ) int labels.
+        tuple: (N, 8, 8) float64 images from 0 to 16, and (N, ) int labels.
 
     Raises:
-        ImportError: Without scikit-learn.
+        ImportError: If scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
@@ -58,18 +58,18 @@ def make_digits(root: str,
                 seed: int = 0) -> None:
     """Write the set: ``train.json``, ``val.json``, ``train/`` and ``val/``.
 
-    The folder appears whole or not at all, so that processes which start
-    together may all call it.
+    The folder is created atomically, so that processes which start together may
+    all call this.
 
     Args:
         root (str): Folder to create.
-        num_train (int): Pictures for training. Defaults to 256.
-        num_val (int): Pictures for validation. Defaults to 80.
-        size (int): Side of the square pictures in pixels. Defaults to 96.
-        seed (int): Decides what lies where. Defaults to 0.
+        num_train (int): Number of images for training. Defaults to 256.
+        num_val (int): Number of images for validation. Defaults to 80.
+        size (int): Side of the square images in pixels. Defaults to 96.
+        seed (int): Seed that determines all images. Defaults to 0.
 
     Raises:
-        ImportError: Without scikit-learn.
+        ImportError: If scikit-learn is not installed.
     """
     _make(root, _write_split, num_train, num_val, size, seed)
 
@@ -79,20 +79,20 @@ def make_digit_maps(root: str,
                     num_val: int = 80,
                     size: int = 96,
                     seed: int = 0) -> None:
-    """Write the same pictures with a label per pixel, for segmentation.
+    """Write the same images with a label for each pixel, for segmentation.
 
     Label maps are in ``train_maps/`` and ``val_maps/``: 0 where there is no
-    ink, else the digit and 1.
+    ink, otherwise the digit plus 1.
 
     Args:
-        root (str): Folder to create, whole or not at all.
-        num_train (int): Pictures for training. Defaults to 256.
-        num_val (int): Pictures for validation. Defaults to 80.
-        size (int): Side of the square pictures in pixels. Defaults to 96.
-        seed (int): Decides what lies where. Defaults to 0.
+        root (str): Folder to create, atomically.
+        num_train (int): Number of images for training. Defaults to 256.
+        num_val (int): Number of images for validation. Defaults to 80.
+        size (int): Side of the square images in pixels. Defaults to 96.
+        seed (int): Seed that determines all images. Defaults to 0.
 
     Raises:
-        ImportError: Without scikit-learn.
+        ImportError: If scikit-learn is not installed.
     """
     _make(root, _write_maps, num_train, num_val, size, seed)
 
@@ -103,7 +103,7 @@ def _make(root: str, write: Callable, num_train: int, num_val: int, size: int,
     parent = osp.dirname(osp.abspath(root))
     os.makedirs(parent, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent) as place:
-        # The temporary one is closed to others; this one is as the umask says.
+        # The temporary folder is private; this one has the user's permissions.
         folder = osp.join(place, 'digits')
         os.mkdir(folder)
         try:
@@ -133,7 +133,7 @@ def _write_maps(folder: str, split: str, images: np.ndarray,
 def _write_split(folder: str, split: str, images: np.ndarray,
                  labels: np.ndarray, count: int, size: int,
                  rng: np.random.Generator) -> None:
-    # mmdet brings it; the digits as such, for mmpretrain, do without.
+    # mmdet depends on it; mmpretrain, which does not, needs no boxes.
     from pycocotools import mask as coco_mask
     os.makedirs(osp.join(folder, split))
     coco = dict(
@@ -167,7 +167,7 @@ def _write_split(folder: str, split: str, images: np.ndarray,
 def _compose(
     images: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator
 ) -> Tuple[np.ndarray, List[Tuple[int, np.ndarray]]]:
-    """One picture (size, size) uint8 and its (label, ink mask) objects."""
+    """Make an image (size, size) uint8 and its objects (label, ink mask)."""
     canvas = rng.normal(40, 12, (size, size))
     covered: List[np.ndarray] = []  # boxes x1 y1 x2 y2
     objects = []
@@ -195,7 +195,7 @@ def _compose(
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over the smaller of two boxes."""
+    """Compute the intersection over the smaller of two boxes."""
     width, height = (np.minimum(a[2:], b[2:]) -
                      np.maximum(a[:2], b[:2])).clip(min=0)
     areas = [np.prod(box[2:] - box[:2]) for box in (a, b)]

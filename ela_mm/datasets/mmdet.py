@@ -9,11 +9,10 @@ from .digits import CLASSES, make_digits
 
 @DATASETS.register_module()
 class DigitsDetectionDataset(CocoDataset):
-    """Handwritten digits on a canvas, made on first use.
+    """Images with handwritten digits, made on first use.
 
-    Takes the arguments of :class:`mmdet.datasets.CocoDataset`. Where
-    ``data_root`` does not exist yet,
-    :func:`~ela_mm.datasets.digits.make_digits` writes it.
+    Takes the arguments of :class:`mmdet.datasets.CocoDataset`. If ``data_root``
+    does not exist, :func:`~ela_mm.datasets.digits.make_digits` creates it.
     """
 
     METAINFO = dict(classes=CLASSES)

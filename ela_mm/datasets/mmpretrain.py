@@ -10,15 +10,15 @@ from .digits import CLASSES, load_split
 
 @DATASETS.register_module()
 class DigitsClassificationDataset(BaseDataset):
-    """Scikit-learn's handwritten digits, one per picture, in memory.
+    """Scikit-learn's handwritten digits, one in each image, in memory.
 
-    The same digits are for training and for validation as in the detection
-    set, whatever its seed: the first and the last of a fixed order.
+    Training and validation have the same digits as the detection set with any
+    seed: the first and the last ones of a fixed order.
 
     Args:
-        split (str): ``'train'`` (1400 digits) or ``'val'`` (397).
-        size (int): Side of the pictures in pixels, scaled up from 8. Defaults
-            to 16.
+        split (str): Split: ``'train'`` (1400 digits) or ``'val'`` (397).
+        size (int): Side of the images in pixels, scaled up from 8. Defaults to
+            16.
         **kwargs: Further arguments of mmpretrain's BaseDataset.
 
     Raises:
@@ -36,7 +36,7 @@ class DigitsClassificationDataset(BaseDataset):
         super().__init__(ann_file='', test_mode=split == 'val', **kwargs)
 
     def load_data_list(self) -> list:
-        """The digits as (size, size, 3) uint8 pictures with labels."""
+        """Load the digits as (size, size, 3) uint8 images with labels."""
         images, labels = load_split(self.split)
         return [
             dict(

@@ -9,14 +9,14 @@ from .digits import CLASSES, make_digit_maps
 
 @DATASETS.register_module()
 class DigitsSegmentationDataset(BaseSegDataset):
-    """Handwritten digits on a canvas, pixel by pixel, made on first use.
+    """Images with handwritten digits and label maps, made on first use.
 
-    Class 0 is the background, class 1 the digit 0. Where ``data_root`` does
-    not exist yet, :func:`~ela_mm.datasets.digits.make_digit_maps` writes it.
+    Class 0 is the background, class 1 the digit 0. If ``data_root`` does not
+    exist, :func:`~ela_mm.datasets.digits.make_digit_maps` creates it.
 
     Args:
-        **kwargs: Of :class:`mmseg.datasets.BaseSegDataset`; ``img_suffix``
-            defaults to ``'.png'``.
+        img_suffix (str): Suffix of image files. Defaults to ``'.png'``.
+        **kwargs: Further arguments of :class:`mmseg.datasets.BaseSegDataset`.
     """
 
     METAINFO = dict(

@@ -1,4 +1,4 @@
-"""What only a host knows; by itself, of models that are of no host."""
+"""The base class of hosts, which also serves models of no host."""
 from copy import deepcopy
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -12,14 +12,15 @@ from ..errors import UsageError
 
 
 class Explained(NamedTuple):
-    """How to score what a network finds in a picture, for Score-CAM.
+    """What Score-CAM explains in an image, and how it is scored.
 
     Attributes:
-        answer (Callable): From a network to a module that takes pictures
-            (B, 3, H, W) and returns one answer for each; the network may be
-            another than was asked, such as the same with all layers.
-        target (Callable): From an answer to a scalar tensor.
-        label (str): What is scored, in words.
+        answer (Callable): Function from a network to a module that maps images
+            (B, 3, H, W) to one answer each. The network may differ from the
+            one that was analysed, for example have all layers active.
+        target (Callable): Function from an answer to its score, a scalar
+            tensor.
+        label (str): What is explained, in words.
     """
     answer: Callable[[nn.Module], nn.Module]
     target: Callable[..., Tensor]
@@ -27,24 +28,24 @@ class Explained(NamedTuple):
 
 
 class Host:
-    """What one host does in its own way; each has its subclass and instance.
+    """Everything that differs between hosts; each host has a subclass.
 
-    The class itself serves models that are of no host, registered with
-    mmengine: as far as it can, it treats them as classifiers.
+    The class itself serves models that belong to no host and are registered
+    with mmengine. It treats them as classifiers, as far as possible.
 
     Attributes:
-        scope (str): Of its registries, also the name of its package.
-        main_metrics (Tuple[str, ...]): Which of a run's metrics stands for
-            it, the first that there is.
-        exportable (Dict[str, str]): Parts, beside the backbone, that an ONNX
-            file can hold, and whose models have them, such as
+        scope (str): Scope of the host's registries, and name of its package.
+        main_metrics (Tuple[str, ...]): Names of main metrics; the first that a
+            run has is shown.
+        exportable (Dict[str, str]): Parts besides the backbone that can be
+            exported to ONNX, with the models that have them, such as
             ``{'classifier': 'an mmpretrain ImageClassifier'}``.
-        deep_stem (Tuple[str, ...]): Modules of the stem of three convolutions:
-            each convolution and, after it, its norm.
+        deep_stem (Tuple[str, ...]): Names of the modules in the stem of three
+            convolutions: each convolution, followed by its norm.
         tta_model (dict, optional): Config of the model that averages over
             flips, for configs without a ``tta_model``.
-        tta_meta_keys (Tuple[str, ...]): What the last step of a test pipeline
-            has to pack for it; empty: what the config packs.
+        tta_meta_keys (Tuple[str, ...]): Meta keys that it needs from the last
+            step of the test pipeline; empty: those of the config.
     """
 
     scope = 'mmengine'
@@ -55,13 +56,13 @@ class Host:
     tta_meta_keys: Tuple[str, ...] = ()
 
     def prepare_config(self, cfg: Config) -> None:
-        """Set, in place, defaults that the host's own tools set as well."""
+        """Set defaults that the host's own tools set as well, in place."""
 
     def picture_shape(self, backbone: dict) -> Tuple[int, int]:
-        """Say for which pictures a backbone is made.
+        """Return the usual size of images for a backbone.
 
         Args:
-            backbone (dict): Its config.
+            backbone (dict): Config of the backbone.
 
         Returns:
             Tuple[int, int]: Height and width in pixels.
@@ -69,22 +70,22 @@ class Host:
         return 224, 224
 
     def show(self, cfg: Config, folder: Optional[str]) -> None:
-        """Let the visualization hook draw every picture of a test.
+        """Make the visualization hook draw every image of a test.
 
         Args:
-            cfg (Config): With ``default_hooks.visualization``; changed in
-                place.
-            folder (str, optional): Absolute path of where the pictures go.
+            cfg (Config): Config with ``default_hooks.visualization``, changed
+                in place.
+            folder (str, optional): Absolute path of the folder for pictures.
         """
         cfg.default_hooks.visualization.update(
             enable=True, out_dir=folder, interval=1)
 
     def tta(self, cfg: Config) -> None:
-        """Wrap model and test pipeline as the config says, else flip and average.
+        """Set up test-time augmentation: by default, flip and average.
 
         Args:
-            cfg (Config): Changed in place; its ``tta_model`` and
-                ``tta_pipeline`` come before the host's.
+            cfg (Config): Config, changed in place. Its own ``tta_model`` and
+                ``tta_pipeline`` take precedence over the host's.
 
         Raises:
             UsageError: If neither the config nor the host has a ``tta_model``.
@@ -104,32 +105,33 @@ class Host:
             dataset.pipeline = cfg.tta_pipeline
 
     def tta_steps(self, pipeline: Sequence[dict]) -> List[dict]:
-        """Make a pipeline that flips out of a test pipeline.
+        """Make a pipeline with flips from a test pipeline.
 
         Args:
-            pipeline (Sequence[dict]): Its last step packs; not changed.
+            pipeline (Sequence[dict]): Test pipeline, whose last step packs; not
+                changed.
 
         Returns:
-            List[dict]: Its last step is a TestTimeAug.
+            List[dict]: Pipeline whose last step is a TestTimeAug.
         """
         *steps, pack = deepcopy(list(pipeline))
         if self.tta_meta_keys:
             pack['meta_keys'] = self.tta_meta_keys
-        # Its own, also where the config's default_scope is another or None.
+        # Explicit, since the default_scope of the config may be another.
         scope = '' if self.scope == Host.scope else f'{self.scope}.'
         flips = [dict(type=f'{scope}RandomFlip', prob=p) for p in (1., 0.)]
         return [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
 
     def dump_results(self, path: str) -> DumpResults:
-        """Build the metric that writes predictions into a ``.pkl``."""
+        """Build the metric that writes predictions to a ``.pkl`` file."""
         return DumpResults(out_file_path=path)
 
     def preprocess(self, model: nn.Module, batch: dict) -> dict:
-        """Bring a batch of an analysis into the form that a network takes.
+        """Preprocess a batch as the network needs it.
 
         Args:
-            model (nn.Module): Of this host.
-            batch (dict): As its data loader returns it.
+            model (nn.Module): Model of this host.
+            batch (dict): Batch as its data loader returns it.
 
         Returns:
             dict: ``inputs`` and ``data_samples``.
@@ -140,20 +142,20 @@ class Host:
                 model: nn.Module,
                 data: dict,
                 wanted: Optional[str] = None) -> Explained:
-        """Choose what class activation maps explain: the class that is found.
+        """Choose what class activation maps explain: the predicted class.
 
         Args:
-            model (nn.Module): In eval mode.
-            data (dict): One picture, as the data_preprocessor returns it.
+            model (nn.Module): Model in eval mode.
+            data (dict): One image, as the data_preprocessor returns it.
             wanted (str, optional): Name or number of the class to explain.
                 Defaults to None: what the network finds.
 
         Returns:
-            Explained: For grad-cam.
+            Explained: What grad-cam explains.
 
         Raises:
-            UsageError: If the model does not answer with logits, or there is
-                no such class, or nothing to explain.
+            UsageError: If the model does not return logits, or if there is no
+                such class or nothing to explain.
         """
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
         with torch.no_grad():
@@ -165,38 +167,38 @@ class Host:
                          f'class {class_name(model, label)}')
 
     def default_part(self, model: nn.Module) -> str:
-        """Say what of a model is exported, unless the user says otherwise.
+        """Return the part of a model that is exported by default.
 
         Args:
-            model (nn.Module): Of this host.
+            model (nn.Module): Model of this host.
 
         Returns:
-            str: ``'backbone'``, or the key of ``exportable`` that it has.
+            str: A key of ``exportable``, or ``'backbone'``.
         """
         return 'backbone'
 
     def export(self, model: nn.Module,
                scores: bool) -> Tuple[nn.Module, List[str]]:
-        """Make a module of the model's part that is no backbone.
+        """Make a module that can be exported from an exportable part.
 
         Args:
-            model (nn.Module): Whose :meth:`default_part` is exportable.
-            scores (bool): Whether it ends with scores instead of logits.
+            model (nn.Module): Model whose :meth:`default_part` is exportable.
+            scores (bool): Whether it returns scores instead of logits.
 
         Returns:
-            tuple: A module of normalised pictures (B, 3, H, W) in eval mode,
-            and the names of its outputs.
+            tuple: A module in eval mode that takes normalised images
+            (B, 3, H, W), and the names of its outputs.
         """
         raise NotImplementedError
 
 
 class Classifier(nn.Module):
-    """Pictures (B, 3, H, W) to logits (B, classes).
+    """Maps images (B, 3, H, W) to logits (B, classes), or to scores.
 
     Args:
-        model (nn.Module): Returns logits in ``mode='tensor'``.
-        scores (nn.Module, optional): Makes scores of logits, which are then
-            returned instead.
+        model (nn.Module): Model that returns logits in ``mode='tensor'``.
+        scores (nn.Module, optional): Module that turns logits into scores.
+            Defaults to None: logits are returned.
     """
 
     def __init__(self,
@@ -207,7 +209,7 @@ class Classifier(nn.Module):
         self.scores = scores or nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Raise a UsageError if the model returns anything but a tensor."""
+        """Run the model; raise a UsageError if it returns no tensor."""
         logits = self.model(inputs, mode='tensor')
         if not isinstance(logits, Tensor):
             raise UsageError(
@@ -218,15 +220,15 @@ class Classifier(nn.Module):
 
 
 def label_of(model: nn.Module, wanted: str, number: int) -> int:
-    """Find a class by its name or, where no class has that name, its number.
+    """Find a class by its name, or if no class is called that, by its number.
 
     Args:
-        model (nn.Module): With the ``dataset_meta`` of its checkpoint.
-        wanted (str): Such as ``'cat'`` or ``'3'``.
-        number (int): Of classes that the model tells apart.
+        model (nn.Module): Model with the ``dataset_meta`` of its checkpoint.
+        wanted (str): Name or number, such as ``'cat'`` or ``'3'``.
+        number (int): Number of classes of the model.
 
     Returns:
-        int: From 0.
+        int: Index of the class, from 0.
 
     Raises:
         UsageError: If there is no such class.
@@ -242,6 +244,6 @@ def label_of(model: nn.Module, wanted: str, number: int) -> int:
 
 
 def class_name(model: nn.Module, label: int) -> str:
-    """Name a class as its dataset does, else by its number."""
+    """Return the name of a class in its dataset, or its number."""
     classes = getattr(model, 'dataset_meta', {}).get('classes') or ()
     return str(classes[label]) if label < len(classes) else str(label)

@@ -1,6 +1,6 @@
-"""Layer-wise learning rates of hosts that read a parameter's layer in its name.
+"""Layer-wise learning rates for hosts that go by the names of parameters.
 
-MMPretrain asks the backbone for it (``get_layer_depth``) instead.
+MMPretrain asks the backbone instead (``get_layer_depth``).
 """
 from typing import Dict, Iterator, List, Tuple
 
@@ -10,7 +10,7 @@ from ..models.backbones.layer_attention_mixin import LayerAttentionMixin
 
 
 class _NamesOfBlocks:
-    """A model whose attention layers are named as their blocks are."""
+    """A view of a model in which attention has the names of its blocks."""
 
     def __init__(self, model: nn.Module) -> None:
         self.backbone = model.backbone
@@ -34,10 +34,10 @@ class _NamesOfBlocks:
 
 
 class KnowsAttention:
-    """Gives an attention layer the learning rate of its block.
+    """Gives attention layers the learning rates of their blocks.
 
-    Put it before a host's constructor of optimizers, which finds a parameter's
-    layer in its name, where it expects the number of a block.
+    Put it before a host's constructor of optimizers, which derives the layer of
+    a parameter from the number of the block in its name.
     """
 
     def add_params(self, params: List[dict], module: nn.Module,
@@ -45,8 +45,8 @@ class KnowsAttention:
         """Add all parameters as the host does.
 
         Args:
-            params (List[dict]): Written: the groups of the optimizer.
-            module (nn.Module): The model, with a ``backbone``.
-            **kwargs: Of the host.
+            params (List[dict]): Parameter groups, to which new ones are added.
+            module (nn.Module): Model with a ``backbone``.
+            **kwargs: Further arguments of the host.
         """
         super().add_params(params, _NamesOfBlocks(module), **kwargs)

@@ -1,4 +1,4 @@
-"""ELA on MMDetection's ResNet family, and what only MMDetection knows."""
+"""ELA on MMDetection's ResNet family, and MMDetection as a host."""
 from copy import deepcopy
 from typing import Dict, List, Optional
 
@@ -20,7 +20,7 @@ class ELAResNet(PlanesMixin, ResNet):
 
     Takes the arguments of :class:`mmdet.models.backbones.ResNet` and those of
     :class:`~ela_mm.models.backbones.layer_attention_mixin.LayerAttentionMixin`.
-    Returns a tuple of (B, C, H, W), one per entry of ``out_indices``.
+    Returns a tuple of (B, C, H, W), one for each entry of ``out_indices``.
     """
 
 
@@ -53,11 +53,11 @@ class MMDet(Host):
                      'scale_factor', 'flip', 'flip_direction')
 
     def show(self, cfg: Config, folder: Optional[str]) -> None:
-        """Let the visualization hook draw every picture of a test."""
+        """Make the visualization hook draw every image of a test."""
         cfg.default_hooks.visualization.update(draw=True, test_out_dir=folder)
 
     def dump_results(self, path: str) -> DumpResults:
-        """Build the metric that writes predictions, with masks as RLE."""
+        """Build the metric that writes predictions, with masks in RLE."""
         from mmdet.evaluation import DumpDetResults
         return DumpDetResults(out_file_path=path)
 
@@ -65,13 +65,13 @@ class MMDet(Host):
                 model: nn.Module,
                 data: dict,
                 wanted: Optional[str] = None) -> Explained:
-        """Choose what class activation maps explain: the three surest boxes.
+        """Choose what class activation maps explain: the three best boxes.
 
-        Of a tracker they are its detector's, in one frame.
+        For a tracker these are the boxes of its detector in one frame.
 
         Raises:
             UsageError: If nothing, or nothing of the wanted class, is found in
-                the picture.
+                the image.
         """
         if hasattr(model, 'detector'):
             found = self.explain(
@@ -110,13 +110,13 @@ class MMDet(Host):
 
 
 def _number_of_classes(model: nn.Module, answer: dict) -> int:
-    """By the names of its dataset, else by what is found."""
+    """Count the classes of the dataset, or else those that are found."""
     names = getattr(model, 'dataset_meta', {}).get('classes') or ()
     return len(names) or len(answer['labels'].bincount())
 
 
 class _Detector(nn.Module):
-    """Pictures of one shape to boxes, as grad-cam's targets take them."""
+    """Maps images of equal shape to boxes, as grad-cam's targets take them."""
 
     def __init__(self, model: nn.Module, sample) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ from ..models.backbones.swin import SwinAttentionMixin
 from ..models.backbones.trident import TridentMixin
 from .layer_rates import KnowsAttention
 
-# What the compared systems do to a ResNet's blocks is not tried in these.
+# Compared systems change a ResNet's blocks, and are not tested in these.
 _KINDS = {'base': AttentionStage, 'light': LightAttentionStage}
 
 
@@ -75,10 +75,10 @@ class ELATridentResNet(TridentMixin, TridentResNet):
 class ELADetectoRS_ResNet(DetectoRSMixin, DetectoRS_ResNet):
     """mmdet's DetectoRS_ResNet (50, 101, 152) with layer attention.
 
-    Takes the arguments of the host's class and of the mixin. As ``backbone``
-    of a detector it attends in its forward pass; as ``rfp_backbone`` of the
-    neck, in the recursive passes as well. ELAPruneHook prunes one backbone:
-    leave the other one plain.
+    Takes the arguments of the host's class and of the mixin. As ``backbone`` of
+    a detector it attends in its forward pass; as ``rfp_backbone`` of the neck
+    also in the recursive passes. ELAPruneHook prunes only one backbone, so one
+    of the two has to be plain.
     """
 
 
@@ -164,8 +164,8 @@ class ELAPyramidVisionTransformerV2(PVTAttentionMixin,
     'LearningRateDecayOptimizerConstructor', force=True)
 class ELALearningRateDecayConstructor(KnowsAttention,
                                       LearningRateDecayOptimizerConstructor):
-    """mmdet's layer-wise learning rates, which know attention.
+    """mmdet's layer-wise learning rates, extended to attention.
 
-    Registered under the host's name: configs stay as they are, and so do
-    networks without attention.
+    Registered under the host's name, so that configs need no change. Networks
+    without attention are not affected.
     """

@@ -1,11 +1,11 @@
-"""ELA on ViTDet, one of MMDetection's projects, which its package leaves out.
+"""ELA on ViTDet, a project of MMDetection that its package does not contain.
 
-In a checkout of MMDetection, a config says
+In a checkout of MMDetection, a config with
 
     custom_imports = dict(imports=['projects.ViTDet.vitdet',
                                    'ela_mm.hosts.mmdet_vitdet'])
 
-in this order, and may then name ``ELAViT`` where it named ``ViT``.
+in this order may use ``ELAViT`` in place of ``ViT``.
 """
 import warnings
 from typing import Type
@@ -20,29 +20,29 @@ from .layer_rates import KnowsAttention
 class ViTDetAttentionMixin(ViTAttentionMixin):
     """Adds layer attention to the project's ``ViT``, in groups of blocks.
 
-    Its ``blocks`` take maps (B, H, W, C); there is no token beside the patches.
+    Its ``blocks`` take maps (B, H, W, C); there are no extra tokens.
     """
     kinds = {'base': MapBlockGroup}
     blocks_name = 'blocks'
 
     def token_channels(self) -> int:
-        """C of the map."""
+        """Return the number of channels C of the map."""
         return self.patch_embed.proj.out_channels
 
 
 def offer(host: Type[nn.Module]) -> Type[nn.Module]:
-    """Register ``ELAViT``, and let layer-wise learning rates know attention.
+    """Register ``ELAViT``, and extend layer-wise learning rates to attention.
 
     Args:
-        host (Type[nn.Module]): The project's ``ViT``.
+        host (Type[nn.Module]): Class ``ViT`` of the project.
 
     Returns:
-        Type[nn.Module]: ``ELAViT``.
+        Type[nn.Module]: Class ``ELAViT``.
     """
     cls = type('ELAViT', (ViTDetAttentionMixin, host), dict(
         __doc__='ViTDet\'s ViT with layer attention.', __module__=__name__))
     MODELS.register_module('ELAViT', module=cls, force=True)
-    name = 'LayerDecayOptimizerConstructor'  # the project's own, too
+    name = 'LayerDecayOptimizerConstructor'  # of the project
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.module_dict.get(name)
     if constructor is not None and not issubclass(constructor, KnowsAttention):
         OPTIM_WRAPPER_CONSTRUCTORS.register_module(

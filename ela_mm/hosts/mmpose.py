@@ -1,4 +1,4 @@
-"""ELA on MMPose's ResNet family, and what only MMPose knows."""
+"""ELA on MMPose's ResNet family, and MMPose as a host."""
 from typing import Optional, Tuple
 
 import torch
@@ -31,7 +31,7 @@ class ELAResNet(_MMPoseMixin, ResNet):
 
     Takes the arguments of :class:`mmpose.models.backbones.ResNet` and those of
     :class:`~ela_mm.models.backbones.layer_attention_mixin.LayerAttentionMixin`.
-    Returns a tuple of (B, C, H, W), one per entry of ``out_indices``.
+    Returns a tuple of (B, C, H, W), one for each entry of ``out_indices``.
     """
 
 
@@ -84,14 +84,15 @@ class MMPose(Host):
     main_metrics = ('coco/AP', 'crowdpose/AP', 'PCK', 'AUC', 'NME')
 
     def picture_shape(self, backbone: dict) -> Tuple[int, int]:
-        """Say for which pictures a backbone is made: one person's crop."""
+        """Return the usual size of images: a crop of one person."""
         return 256, 192
 
     def tta(self, cfg: Config) -> None:
-        """Say where MMPose flips.
+        """Set up test-time augmentation as the config says.
 
         Raises:
-            UsageError: Always, but for a config with its own ``tta_model``.
+            UsageError: If the config has no ``tta_model``: MMPose flips within
+                the model.
         """
         if 'tta_model' not in cfg:
             raise UsageError(
@@ -103,9 +104,10 @@ class MMPose(Host):
                 model: nn.Module,
                 data: dict,
                 wanted: Optional[str] = None) -> Explained:
-        """Choose what class activation maps explain: the joints it finds.
+        """Choose what class activation maps explain: the joints found.
 
-        The score is the mean over joints of the heatmap where it is largest.
+        The score is the value of each joint's heatmap at its peak, averaged
+        over joints.
 
         Raises:
             UsageError: If the head predicts no heatmaps, or a class is wanted.
@@ -127,7 +129,7 @@ class MMPose(Host):
 
 
 class _Heatmaps(nn.Module):
-    """Pictures (B, 3, H, W) to heatmaps (B, K, h, w)."""
+    """Maps images (B, 3, H, W) to heatmaps (B, K, h, w)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""ELA on MMPretrain's ResNet family, and what only MMPretrain knows."""
+"""ELA on MMPretrain's ResNet family, and MMPretrain as a host."""
 from typing import List, Sequence, Tuple
 
 from mmengine.config import Config, ConfigDict
@@ -26,21 +26,22 @@ from .host import Classifier, Host
 
 
 class LayerDepthMixin:
-    """What attention is to layer-wise learning rates."""
+    """Gives attention a depth in layer-wise learning rates."""
 
     def get_layer_depth(self,
                         param_name: str,
                         prefix: str = '') -> Tuple[int, int]:
-        """Depth of a parameter for layer-wise learning rates.
+        """Return the depth of a parameter for layer-wise learning rates.
 
-        An attention layer's is that of its block.
+        Attention layers have the depth of their blocks.
 
         Args:
-            param_name (str): ``backbone.layer3.attention.4.query.weight``.
-            prefix (str): As in the host. Defaults to ''.
+            param_name (str): Name of the parameter, such as
+                ``backbone.layer3.attention.4.query.weight``.
+            prefix (str): Prefix of the name, as in the host. Defaults to ``''``.
 
         Returns:
-            Tuple[int, int]: The parameter's depth and the number of depths.
+            Tuple[int, int]: Depth of the parameter, and number of depths.
         """
         return super().get_layer_depth(
             param_name.replace('.attention.', '.'), prefix)
@@ -60,8 +61,8 @@ class ELAResNet(MMPretrainMixin, ResNet):
 
     Takes the arguments of :class:`mmpretrain.models.backbones.ResNet` and those of
     :class:`~ela_mm.models.backbones.layer_attention_mixin.LayerAttentionMixin`;
-    ``drop_path_rate`` also drops the attention's terms. Returns a tuple of
-    (B, C, H, W), one per entry of ``out_indices``.
+    ``drop_path_rate`` also drops terms of attention. Returns a tuple of
+    (B, C, H, W), one for each entry of ``out_indices``.
     """
 
 
@@ -93,9 +94,9 @@ class ELAResNeXt(MMPretrainMixin, ResNeXt):
 class ELASEResNet(MMPretrainMixin, SEResNet):
     """mmpretrain's SE-ResNet (50, 101, 152) with layer attention.
 
-    Squeeze-and-excitation weighs channels inside a block, layer attention
-    retrieves across blocks; a block's output passes through both. Takes the
-    arguments of the host's class and of the mixin.
+    Squeeze-and-excitation weighs channels within a block, and layer attention
+    retrieves across blocks, from the output of both. Takes the arguments of the
+    host's class and of the mixin.
     """
     last_norm_reader = 'se_layer'
 
@@ -109,10 +110,10 @@ class ELASEResNeXt(MMPretrainMixin, SEResNeXt):
     last_norm_reader = 'se_layer'
 
 
-# The paper's ResNets for CIFAR: 9 n + 2 layers, three stages of n bottlenecks
-# with planes 16, 32, 64 (64, 128, 256 channels out), 1x1 convolutions where
-# the shortcut changes. The paper does not describe them; they were identified
-# by the parameters of table 1.
+# The paper's ResNets for CIFAR have 9 n + 2 layers: three stages of n
+# bottlenecks with planes 16, 32, 64 (64, 128, 256 output channels), and 1x1
+# convolutions where a shortcut changes width. The paper does not describe them;
+# they were identified by the numbers of parameters in table 1.
 _PAPER_CIFAR = dict(
     stem_channels=16,
     base_channels=16,
@@ -124,16 +125,16 @@ _PAPER_CIFAR = dict(
 
 @MODELS.register_module()
 class ELAResNet_CIFAR(MMPretrainMixin, ResNet_CIFAR):
-    """ResNet for small pictures (3x3 stem, no max-pool) with layer attention.
+    """ResNet for small images (3x3 stem, no max-pool) with layer attention.
 
     Args:
-        depth (int): 20, 56 or 110 for the paper's networks, whose three
-            stages have 64, 128 and 256 channels out; 18, 34, 50, 101 or 152
-            for mmpretrain's.
+        depth (int): Depth: 20, 56 or 110 for the paper's networks, whose three
+            stages have 64, 128 and 256 output channels; 18, 34, 50, 101 or 152
+            for those of mmpretrain.
         **kwargs: Further arguments of mmpretrain's ResNet_CIFAR and of the
-            mixin. At the paper's depths they default to the paper's
+            mixin. At the paper's depths the defaults are the paper's
             (``stem_channels=16``, ``base_channels=16``, ``num_stages=3``,
-            ``out_indices=(2, )``), else to mmpretrain's.
+            ``out_indices=(2, )``).
 
     Raises:
         KeyError: On another depth.
@@ -157,14 +158,14 @@ class ELAResNet_CIFAR(MMPretrainMixin, ResNet_CIFAR):
 class ViewVisualizationHook(VisualizationHook):
     """mmpretrain's VisualizationHook for test-time augmentation.
 
-    Of the views of a picture it draws the first that is not flipped; the
-    host's, which expects one view, fails on several. Takes the host's arguments.
+    It draws the first view of an image that is not flipped. The host's hook
+    expects a single view and fails on several. Takes the host's arguments.
     """
 
     def _draw_samples(self, batch_idx: int, data_batch: dict,
                       data_samples: Sequence[DataSample],
                       step: int = 0) -> None:
-        views = data_batch['data_samples']  # of each view, of each picture
+        views = data_batch['data_samples']  # for each view, a list of samples
         chosen = next((i for i, view in enumerate(views)
                        if not view[0].get('flip')), 0)
         super()._draw_samples(
@@ -184,7 +185,7 @@ class MMPretrain(Host):
     tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
 
     def prepare_config(self, cfg: Config) -> None:
-        """Set the loaders' defaults; the host's configs rely on its tools."""
+        """Set defaults of data loaders, as the host's own tools do."""
         for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             loader = cfg.get(name)
             if loader is None:
@@ -195,28 +196,28 @@ class MMPretrain(Host):
             loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
 
     def picture_shape(self, backbone: dict) -> Tuple[int, int]:
-        """Say for which pictures a backbone is made: CIFAR's are small."""
+        """Return the usual size of images, which is small for CIFAR."""
         small = 'CIFAR' in type_name(backbone)
         return (32, 32) if small else super().picture_shape(backbone)
 
     def tta(self, cfg: Config) -> None:
-        """Wrap model and test pipeline, and let the hook draw one view."""
+        """Set up test-time augmentation, and a hook that draws one view."""
         super().tta(cfg)
         hook = (cfg.get('default_hooks') or {}).get('visualization') or {}
         if type_name(hook) == VisualizationHook.__name__:
             hook['type'] = f'mmpretrain.{ViewVisualizationHook.__name__}'
 
     def default_part(self, model: nn.Module) -> str:
-        """Say what of a model is exported: a classifier, if it has a head."""
+        """Return the part to export: the classifier, if there is a head."""
         classifies = isinstance(model, ImageClassifier) and model.with_head
         return 'classifier' if classifies else super().default_part(model)
 
     def export(self, model: nn.Module,
                scores: bool) -> Tuple[nn.Module, List[str]]:
-        """Make a module of the classifier, from pictures to logits or scores.
+        """Make a module of the classifier, from images to logits or scores.
 
         Raises:
-            UsageError: If scores are wanted of a head that is not known.
+            UsageError: If scores are wanted and the type of head is unknown.
         """
         ending = _scoring(model.head) if scores else None
         return (Classifier(model, ending).eval(),
@@ -224,7 +225,7 @@ class MMPretrain(Host):
 
 
 def _scoring(head: nn.Module) -> nn.Module:
-    """What the head's ``predict`` makes scores of logits with."""
+    """Return the module by which a head turns logits into scores."""
     if isinstance(head, MultiLabelClsHead):
         return nn.Sigmoid()
     if isinstance(head, ClsHead):

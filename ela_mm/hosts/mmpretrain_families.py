@@ -48,7 +48,7 @@ from .mmpretrain import LayerDepthMixin, MMPretrainMixin
 
 
 class _BottleneckMixin(MMPretrainMixin):
-    """What the compared systems do to a ResNet's blocks is not tried here."""
+    """Families with bottlenecks, in which compared systems are not tested."""
     kinds = {'base': AttentionStage, 'light': LightAttentionStage}
 
 
@@ -151,9 +151,9 @@ class ELASwinTransformer(LayerDepthMixin, FreshNormsMixin, SwinAttentionMixin,
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str,
                               local_metadata: dict, *args, **kwargs) -> None:
-        """Load also what was saved by earlier versions of the host's class.
+        """Load checkpoints of earlier versions of the host's class as well.
 
-        The host itself does so for SwinTransformer alone, not for subclasses.
+        The host does so only for SwinTransformer itself, not for subclasses.
         """
         version = local_metadata.get('version') or 0
         for key in [key for key in state_dict if key.startswith(prefix)]:
@@ -178,21 +178,22 @@ class ELASwinTransformerV2(FreshNormsMixin, SwinAttentionMixin,
 
 
 class ViTDepthMixin:
-    """What attention in groups is to layer-wise learning rates."""
+    """Gives attention in groups a depth in layer-wise learning rates."""
 
     def get_layer_depth(self,
                         param_name: str,
                         prefix: str = '') -> Tuple[int, int]:
-        """Depth of a parameter for layer-wise learning rates.
+        """Return the depth of a parameter for layer-wise learning rates.
 
-        An attention layer's is that of its block.
+        Attention layers have the depth of their blocks.
 
         Args:
-            param_name (str): ``layers.group2.attention.1.query.weight``.
-            prefix (str): As in the host. Defaults to ''.
+            param_name (str): Name of the parameter, such as
+                ``layers.group2.attention.1.query.weight``.
+            prefix (str): Prefix of the name, as in the host. Defaults to ``''``.
 
         Returns:
-            Tuple[int, int]: The parameter's depth and the number of depths.
+            Tuple[int, int]: Depth of the parameter, and number of depths.
         """
         name = self.blocks_name
         param_name = re.sub(
@@ -249,8 +250,8 @@ class ELAViTEVA02(_ViTMixin, ViTEVA02):
 class ELAViTSAM(_ViTMixin, ViTSAM):
     """mmpretrain's ViTSAM, built as ViTDet is, with layer attention.
 
-    Windows in most blocks, no token beside the patches. Takes the arguments of
-    the host's class and of the mixin.
+    Most blocks have windows, and there are no extra tokens. Takes the arguments
+    of the host's class and of the mixin.
     """
     kinds = {'base': MapBlockGroup}
 
@@ -259,12 +260,12 @@ class ELAViTSAM(_ViTMixin, ViTSAM):
 class ELAXCiT(FrozenAgainMixin, ViTAttentionMixin, XCiT):
     """mmpretrain's XCiT with layer attention behind its XCA layers.
 
-    Those of the class token, which follow, have none. Takes the arguments of
-    the host's class and of the mixin.
+    The layers for the class token, which follow, have none. Takes the arguments
+    of the host's class and of the mixin.
     """
     blocks_name = 'xca_layers'
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether ``frozen_stages`` freezes a layer; it counts from 2."""
+        """Return whether ``frozen_stages``, counted from 2, freezes a layer."""
         return self.depth_of(layer.stage, layer.index) < (
             self.frozen_stages - 1)

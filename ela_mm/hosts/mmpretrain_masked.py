@@ -1,4 +1,4 @@
-"""ELA on MMPretrain's backbones for training without labels."""
+"""ELA on MMPretrain's backbones for self-supervised training."""
 from mmpretrain.models.backbones import HiViT
 from mmpretrain.models.selfsup import (
     BEiTPretrainViT,
@@ -34,7 +34,7 @@ except ImportError:  # MMPretrain 1.0
 
 @MODELS.register_module()
 class ELAMAEViT(ViTDepthMixin, MAEAttentionMixin, MAEViT):
-    """mmpretrain's MAEViT with layer attention, also among few patches.
+    """mmpretrain's MAEViT with layer attention, also on few patches.
 
     Takes the arguments of the host's class and of the mixin.
     """
@@ -42,7 +42,7 @@ class ELAMAEViT(ViTDepthMixin, MAEAttentionMixin, MAEViT):
 
 @MODELS.register_module()
 class ELAMILANViT(ViTDepthMixin, MILANAttentionMixin, MILANViT):
-    """mmpretrain's MILANViT with layer attention, also among few patches.
+    """mmpretrain's MILANViT with layer attention, also on few patches.
 
     Takes the arguments of the host's class and of the mixin.
     """
@@ -50,7 +50,7 @@ class ELAMILANViT(ViTDepthMixin, MILANAttentionMixin, MILANViT):
 
 @MODELS.register_module()
 class ELACAEPretrainViT(ViTDepthMixin, CAEAttentionMixin, CAEPretrainViT):
-    """mmpretrain's CAEPretrainViT with layer attention, also among few patches.
+    """mmpretrain's CAEPretrainViT with layer attention, also on few patches.
 
     Takes the arguments of the host's class and of the mixin.
     """
@@ -66,7 +66,7 @@ class ELAHiViT(ViTDepthMixin, HiViTAttentionMixin, HiViT):
 
 @MODELS.register_module()
 class ELAMAEHiViT(ViTDepthMixin, HiViTAttentionMixin, MAEHiViT):
-    """mmpretrain's MAEHiViT with layer attention, also among few patches.
+    """mmpretrain's MAEHiViT with layer attention, also on few patches.
 
     Takes the arguments of the host's class and of the mixin.
     """
@@ -74,7 +74,7 @@ class ELAMAEHiViT(ViTDepthMixin, HiViTAttentionMixin, MAEHiViT):
 
 @MODELS.register_module()
 class ELAiTPNHiViT(ViTDepthMixin, HiViTAttentionMixin, iTPNHiViT):
-    """mmpretrain's iTPNHiViT with layer attention, also among few patches.
+    """mmpretrain's iTPNHiViT with layer attention, also on few patches.
 
     Takes the arguments of the host's class and of the mixin.
     """
@@ -122,7 +122,7 @@ if MFFViT is not None:
 
     @MODELS.register_module()
     class ELAMFFViT(ViTDepthMixin, MAEAttentionMixin, MFFViT):
-        """mmpretrain's MFFViT with layer attention, also among few patches.
+        """mmpretrain's MFFViT with layer attention, also on few patches.
 
         Takes the arguments of the host's class and of the mixin.
         """

@@ -158,7 +158,7 @@ class ELAVig(FrozenAgainMixin, FreshNormsMixin, MapGroupsMixin, Vig):
     blocks_name = 'blocks'
 
     def token_channels(self) -> int:
-        """C of the maps."""
+        """Return the number of channels C of the maps."""
         return last_channels(self.blocks[0])
 
 
@@ -191,7 +191,7 @@ class ELAT2T_ViT(ViTAttentionMixin, T2T_ViT):
     patches_name = 'tokens_to_token'
 
     def token_channels(self) -> int:
-        """C of the tokens."""
+        """Return the number of channels C of the tokens."""
         return self.pos_embed.shape[-1]
 
 
@@ -208,8 +208,8 @@ class ELAMixMIMTransformer(LayerDepthMixin, MixMIMAttentionMixin,
                            MixMIMTransformer):
     """mmpretrain's MixMIMTransformer with layer attention.
 
-    Not the one of its pre-training, whose maps are of two pictures each. Takes
-    the arguments of the host's class and of the mixin.
+    It is not the backbone of pre-training, whose maps mix two images. Takes the
+    arguments of the host's class and of the mixin.
     """
 
 
@@ -229,6 +229,6 @@ class ELAShuffleNetV2(BatchNormSequencesMixin, ShuffleNetV2):
     """
 
     def stage_specs(self) -> List[StageSpec]:
-        """Take every stage; its convolutions make half of the channels."""
+        """Describe every stage; its last convolution has half the channels."""
         return [spec._replace(channels=2 * spec.channels)
                 for spec in super().stage_specs()]

@@ -1,4 +1,4 @@
-"""ELA on families of MMPretrain whose stages or blocks have a form of their own."""
+"""ELA on families of MMPretrain with stages or blocks of a special form."""
 from mmpretrain.models.backbones import (
     PCPVT,
     SVT,

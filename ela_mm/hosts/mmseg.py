@@ -1,4 +1,4 @@
-"""ELA on MMSegmentation's ResNet family, and what only MMSegmentation knows."""
+"""ELA on MMSegmentation's ResNet family, and MMSegmentation as a host."""
 from typing import List, Optional, Sequence, Tuple
 
 import torch
@@ -31,7 +31,7 @@ class ELAResNet(PlanesMixin, ResNet):
     Takes the arguments of :class:`mmseg.models.backbones.ResNet`, dilations,
     ``multi_grid`` and ``contract_dilation`` among them, and those of
     :class:`~ela_mm.models.backbones.layer_attention_mixin.LayerAttentionMixin`.
-    Returns a tuple of (B, C, H, W), one per entry of ``out_indices``.
+    Returns a tuple of (B, C, H, W), one for each entry of ``out_indices``.
     """
 
 
@@ -77,25 +77,28 @@ class MMSeg(Host):
     tta_model = dict(type='mmseg.SegTTAModel')
 
     def picture_shape(self, backbone: dict) -> Tuple[int, int]:
-        """Say for which pictures a backbone is made: ADE20K's crops."""
+        """Return the usual size of images: that of crops of ADE20K."""
         return 512, 512
 
     def show(self, cfg: Config, folder: Optional[str]) -> None:
-        """Let the visualization hook draw every picture of a test.
+        """Make the visualization hook draw every image of a test.
 
-        As with the host's own tool they are in ``vis_data/vis_image`` below
-        the folder.
+        Pictures are in ``vis_data/vis_image`` below the folder, as with the
+        host's own tool.
         """
         cfg.default_hooks.visualization.update(draw=True, interval=1)
         if folder:
             if not cfg.get('visualizer'):
                 cfg.visualizer = dict(type='mmseg.SegLocalVisualizer')
-            # In place: a copy would hold classes, which are not dumped.
+            # In place: a copy would contain classes, which cannot be dumped.
             cfg.visualizer.update(
                 save_dir=folder, vis_backends=[dict(type='LocalVisBackend')])
 
     def tta_steps(self, pipeline: Sequence[dict]) -> List[dict]:
-        """Flip pictures alone: predictions are flipped back, labels are not."""
+        """Make a pipeline that flips images only, and not their labels.
+
+        Predictions are flipped back before they are compared with labels.
+        """
         *steps, augment = super().tta_steps(pipeline)
         labels = [x for x in steps if 'Annotation' in type_name(x)]
         flips, pack = augment['transforms']
@@ -105,13 +108,13 @@ class MMSeg(Host):
         ]
 
     def dump_results(self, path: str) -> DumpResults:
-        """Build the metric that writes label maps, without their logits."""
+        """Build the metric that writes label maps, without logits."""
         return _DumpMaps(out_file_path=path)
 
     def preprocess(self, model: nn.Module, batch: dict) -> dict:
-        """Pad pictures of several sizes, and their labels, at right and bottom.
+        """Preprocess a batch; pad images of different sizes and their labels.
 
-        mmseg's own preprocessor does so in training alone.
+        mmseg's own preprocessor pads only in training.
         """
         pictures, steps = batch['inputs'], model.data_preprocessor
         if len({tuple(x.shape) for x in pictures}) == 1:
@@ -134,13 +137,13 @@ class MMSeg(Host):
                 wanted: Optional[str] = None) -> Explained:
         """Choose what class activation maps explain: the pixels of a class.
 
-        Of those found in the picture it is the one with most pixels; the one
-        called background is only taken where it is alone. Its score is its
-        mean logit over the pixels that are found to be of it, as Seg-Grad-CAM
-        takes their sum (Vinogradova et al., AAAI 2020, eq. 2).
+        By default it is the class with most predicted pixels, other than
+        background if there is another. Its score is its mean logit over the
+        pixels predicted as this class; Seg-Grad-CAM uses the sum (Vinogradova
+        et al., AAAI 2020, eq. 2).
 
         Raises:
-            UsageError: If no pixel is found to be of the wanted class.
+            UsageError: If no pixel is predicted as the wanted class.
         """
         if not _segments(model):
             return super().explain(model, data, wanted)
@@ -164,22 +167,21 @@ class MMSeg(Host):
         share = (found == label) / pixels[label]  # (H, W), sums to 1
         target = SemanticSegmentationTarget(
             min(label, len(logits) - 1), share.cpu().numpy())
-        # Of a single logit the other class is where it is small.
+        # With a single logit, class 0 is where it is small.
         sign = -1 if len(logits) == 1 and label == 0 else 1
         return Explained(
             _Segmentor, lambda answer: sign * target(answer),
             f'the {pixels[label]} pixels of class {class_name(model, label)}')
 
     def default_part(self, model: nn.Module) -> str:
-        """Say what of a model is exported: all of it, if it segments."""
+        """Return the part to export: the whole model, if it segments."""
         return 'segmentor' if _segments(model) else super().default_part(model)
 
     def export(self, model: nn.Module,
                scores: bool) -> Tuple[nn.Module, List[str]]:
-        """Make a module of the segmentor, from pictures to maps.
+        """Make a module of the segmentor, from images to maps of their size.
 
-        These are of the pictures' size; sliding windows and flips are left to
-        whoever runs it.
+        Sliding windows and flips are left to whoever runs it.
         """
         ending = None
         if scores:
@@ -195,18 +197,18 @@ def _segments(model: nn.Module) -> bool:
 
 
 def _labels(model: nn.Module, logits: Tensor) -> Tensor:
-    """(classes, H, W) to (H, W), as the host's postprocess_result does."""
+    """Turn logits (classes, H, W) into labels (H, W), as the host does."""
     if len(logits) > 1:
         return logits.argmax(0)
     return (logits[0].sigmoid() > model.decode_head.threshold).long()
 
 
 class _Segmentor(nn.Module):
-    """Pictures (B, 3, H, W) to logits (B, classes, H, W).
+    """Maps images (B, 3, H, W) to logits (B, classes, H, W), or to scores.
 
     Args:
         model (nn.Module): An EncoderDecoder.
-        scores (nn.Module, optional): Makes scores of logits.
+        scores (nn.Module, optional): Module that turns logits into scores.
     """
 
     def __init__(self,
@@ -218,8 +220,8 @@ class _Segmentor(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         shape = inputs.shape[2:]
-        # Heads look at the first alone, but those that predict masks; and a
-        # graph for any batch has no length.
+        # Heads read the first entry only, except those that predict masks; and
+        # in a graph for any batch size, inputs have no length.
         number = 1 if is_compiling() else len(inputs)
         meta = dict(ori_shape=shape, img_shape=shape, pad_shape=shape)
         logits = self.model.encode_decode(
@@ -228,7 +230,7 @@ class _Segmentor(nn.Module):
 
 
 class _DumpMaps(DumpResults):
-    """Keeps of a prediction what can be scored later, in few bytes."""
+    """Writes only the part of predictions that is needed to score them."""
 
     def process(self, data_batch: dict, predictions: Sequence[dict]) -> None:
         super().process(data_batch, [_small(x) for x in predictions])
@@ -238,7 +240,7 @@ def _small(prediction: dict) -> dict:
     labels = prediction['pred_sem_seg']['data']
     if labels.max() < 256:
         labels = labels.to(torch.uint8)
-    # Logits are float32 and one map per class: hundreds of MB a picture.
+    # Logits have a float32 map for each class: hundreds of MB for an image.
     kept = {k: v for k, v in prediction.items() if k != 'seg_logits'}
     return dict(kept, pred_sem_seg=dict(data=labels))
 

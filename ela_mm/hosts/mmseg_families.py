@@ -77,7 +77,7 @@ class _TwinsMixin(TwinsAttentionMixin):
     stages_name = 'layers'
 
     def end_stage(self, i: int, x: Tensor) -> Tensor:
-        """Norm tokens (B, HW, C) behind stage number i, if that is set."""
+        """Apply the norm behind stage i to tokens (B, HW, C), if any."""
         return self.norm_list[i](x) if self.norm_after_stage else x
 
 
@@ -98,10 +98,10 @@ class ELASVT(_TwinsMixin, SVT):
 
 
 class _ViTMixin(ViTAttentionMixin):
-    norm_cfg_by_default = dict(type='LN')  # whose eps is 1e-5
+    norm_cfg_by_default = dict(type='LN')  # with torch's default eps, 1e-5
 
     def token_channels(self) -> int:
-        """C of the tokens."""
+        """Return the number of channels C of the tokens."""
         return self.patch_embed.embed_dims
 
 
@@ -110,17 +110,17 @@ class ELAVisionTransformer(_ViTMixin, VisionTransformer):
     """mmseg's VisionTransformer with layer attention.
 
     Takes the arguments of the host's class and of the mixin.
-    ``frozen_exclude`` freezes attention as it freezes all that it does not
-    name: ``['attention']`` trains attention alone.
+    ``frozen_exclude`` freezes attention too, unless it names it:
+    ``['attention']`` trains attention alone.
     """
 
     def add_attention(self) -> None:
-        """Add it, and freeze what ``frozen_exclude`` does not name."""
+        """Add attention, and freeze what ``frozen_exclude`` does not name."""
         super().add_attention()
         self._freeze()
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
-        """Tell whether ``frozen_exclude`` leaves a layer out."""
+        """Return whether ``frozen_exclude`` freezes a layer."""
         names = [f'{layer.prefix}.{name}'
                  for name, _ in layer.module.named_parameters()]
         return 'all' not in self.frozen_exclude and not any(
@@ -147,14 +147,14 @@ class ELAMAE(_ViTMixin, MAE):
     'LearningRateDecayOptimizerConstructor', force=True)
 class ELALearningRateDecayConstructor(KnowsAttention,
                                       LearningRateDecayOptimizerConstructor):
-    """mmseg's layer-wise learning rates, which know attention.
+    """mmseg's layer-wise learning rates, extended to attention.
 
-    Registered under the host's name: configs stay as they are, and so do
-    networks without attention.
+    Registered under the host's name, so that configs need no change. Networks
+    without attention are not affected.
     """
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module(
     'LayerDecayOptimizerConstructor', force=True)
 class ELALayerDecayConstructor(KnowsAttention, LayerDecayOptimizerConstructor):
-    """The same of the name that mmseg is about to give up."""
+    """The same, under the name that mmseg has deprecated."""

@@ -1,4 +1,4 @@
-"""The hosts that are installed, and whose a config or a model is."""
+"""Registers the installed hosts, and finds the host of a config or model."""
 import sys
 import warnings
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ from torch import nn
 from ..errors import UsageError
 from .host import Host
 
-# Modules to import for their registrations, by host; the first holds its HOST.
-# A host that others make use of comes before them.
+# Modules to import for each host, for their registrations; the first one has
+# the object HOST. A host that others use comes before them.
 HOSTS = dict(
     mmpretrain=('ela_mm.hosts.mmpretrain', 'ela_mm.hosts.mmpretrain_cifar',
                 'ela_mm.hosts.mmpretrain_families',
@@ -35,7 +35,7 @@ _failed: Dict[str, Exception] = {}
 def register() -> None:
     """Register backbones and datasets with every installed host.
 
-    One that cannot be imported is left out, with a warning that says why.
+    A host that cannot be imported is left out, with a warning that says why.
     """
     for name in HOSTS:
         if name in _installed or find_spec(name) is None:
@@ -52,19 +52,19 @@ def register() -> None:
 
 
 def register_host(name: str) -> None:
-    """Register backbones and datasets with a host; once is enough.
+    """Register backbones and datasets with a host.
 
-    Importing :mod:`ela_mm` does so. It is for a host that could not be
-    imported by then, or was installed later.
+    Importing :mod:`ela_mm` does this for all hosts. Call it for a host that
+    could not be imported then, or that was installed later. Families of
+    backbones that this version of the host lacks are left out, with a warning.
 
     Args:
-        name (str): ``'mmdet'``, ``'mmpretrain'``, ``'mmseg'`` or ``'mmpose'``.
+        name (str): Name of the host: ``'mmdet'``, ``'mmpretrain'``,
+            ``'mmseg'`` or ``'mmpose'``.
 
     Raises:
         UsageError: On another name.
-        Exception: What importing the host raises. Families of backbones that
-            this version of the host does not have are left out, with a
-            warning.
+        Exception: Whatever importing the host raises.
     """
     if name not in HOSTS:
         raise UsageError(f'no host is called {name!r}: expected one of '
@@ -79,7 +79,7 @@ def register_host(name: str) -> None:
 
 
 def _import_families(module: str) -> None:
-    """Import a module; one that asks a host for a class in vain is left out."""
+    """Import a module; warn if it needs a class that the host lacks."""
     try:
         import_module(module)
     except ImportError as error:  # of another version of the host
@@ -89,10 +89,10 @@ def _import_families(module: str) -> None:
 
 @contextmanager
 def _hidden(names: Iterable[str]) -> Iterator[None]:
-    """Let packages look as if they were not installed.
+    """Hide packages as if they were not installed.
 
-    mmdet makes use of mmpretrain where it is installed: one that fails in
-    another way than by an ImportError would take mmdet along.
+    mmdet imports mmpretrain if it is installed. If that fails other than by an
+    ImportError, mmdet would fail too.
     """
     names = set(names)
     hidden = {key: module for key, module in sys.modules.items()
@@ -119,15 +119,16 @@ def installed() -> Tuple[Host, ...]:
 
 
 def host_of(cfg: Config, kind: Any = None) -> Host:
-    """Find out whose a config is, or what one of its types names.
+    """Find the host of a config, or of a type in it.
 
     Args:
-        cfg (Config): Whose ``default_scope`` decides where a type does not.
-        kind (str | type, optional): ``'mmdet.FasterRCNN'`` is of mmdet in any
-            scope. Defaults to the type of the config's model.
+        cfg (Config): Config, whose ``default_scope`` decides if the type does
+            not.
+        kind (str | type, optional): Type, such as ``'mmdet.FasterRCNN'``.
+            Defaults to the type of the config's model.
 
     Returns:
-        Host: That of mmengine where no host is named.
+        Host: The host; the base class' object if no host is named.
 
     Raises:
         UsageError: If the host is not installed or cannot be imported.
@@ -151,19 +152,20 @@ def host_of(cfg: Config, kind: Any = None) -> Host:
 
 
 def host_of_model(model: nn.Module) -> Host:
-    """Find out whose model it is, by the classes that its own inherits from.
+    """Find the host of a model, by the base classes of its class.
 
     Args:
-        model (nn.Module): A detector or a classifier.
+        model (nn.Module): Model of any host.
 
     Returns:
-        Host: That of mmengine for a class of no host.
+        Host: The host; the base class' object if it belongs to no host.
     """
     return _installed.get(_scope_of_class(type(model)), _MMENGINE)
 
 
 def _scope_of_class(cls: type) -> Optional[str]:
-    # The oldest ancestor that a host has: mmdet's ReID is a classifier.
+    # The most basic class of a host counts: mmdet's ReID is a classifier of
+    # mmpretrain.
     for ancestor in reversed(cls.__mro__):
         package = ancestor.__module__.split('.')[0]
         if package in _installed:

@@ -1,9 +1,9 @@
-"""The ops that :mod:`ela_mm.compat.mmcv_ops` offers as ``mmcv._ext``.
+"""The ops that :mod:`ela_mm.compat.mmcv_ops` provides as ``mmcv._ext``.
 
-One file a kind, forward and backward, on CPUs and GPUs, by torchvision's
-kernels or plain torch. ``OPS`` lists them all. The argument names and the
-in-place outputs are those of mmcv 2.x's extension, because ``mmcv.ops`` calls
-it by keyword.
+Each kind has a file with forward and backward, for CPUs and GPUs, by
+torchvision's kernels or plain torch. ``OPS`` lists them all. Argument names and
+in-place outputs are those of mmcv 2.x's extension, since ``mmcv.ops`` calls it
+by keyword.
 """
 from .border_align import border_align_backward, border_align_forward
 from .boxes import bbox_overlaps, nms, nms_match, softnms
@@ -40,7 +40,7 @@ from .sync_bn import (
     sync_bn_forward_var,
 )
 
-# By what a user knows them as.
+# Ops by the name that users know them by.
 OPS = {
     'NMS': (nms, softnms, nms_match),
     'overlaps of boxes': (bbox_overlaps, ),

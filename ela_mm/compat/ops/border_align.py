@@ -1,8 +1,9 @@
 """Border align (Qiu et al., ECCV 2020), by torchvision's RoIAlign.
 
-A border is a region of no thickness: RoIAlign with one sample a bin takes its
-``pool_size + 1`` positions if half a step is added at either end. Borders that
-run backwards are regions of negative extent, which ``aligned=True`` allows.
+A border is a region without thickness. RoIAlign with one sample per bin samples
+its ``pool_size + 1`` positions if it is extended by half a step at either end.
+Borders that run backwards are regions of negative extent, which
+``aligned=True`` allows.
 """
 from typing import Iterator, Tuple
 
@@ -14,10 +15,11 @@ from .precision import computable
 
 def _borders(boxes: Tensor,
              pool_size: int) -> Iterator[Tuple[int, Tensor, int, int]]:
-    """Every border as (index, regions, bins vertically, bins horizontally).
+    """Yield each border as (index, regions, vertical bins, horizontal bins).
 
-    Regions are (B * N, 5), with the picture's index first. Top and left start
-    at the first corner, bottom and right at the second, and run backwards.
+    Regions are (B * N, 5), with the index of the image first. Top and left
+    start at the first corner; bottom and right start at the second corner and
+    run backwards.
     """
     b, n, _ = boxes.shape
     index = torch.arange(b, device=boxes.device, dtype=boxes.dtype)
@@ -29,7 +31,7 @@ def _borders(boxes: Tensor,
     for i, (x, y, dx, dy) in enumerate(
         ((x1, y1, across, still), (x1, y1, still, down),
          (x2, y2, -across, still), (x2, y2, still, -down))):
-        # RoIAlign takes half a pixel off, so half a pixel is added.
+        # Half a pixel is added, since RoIAlign subtracts it.
         start = x - dx / 2 + .5, y - dy / 2 + .5
         regions = torch.stack(
             [index, *start, start[0] + bins * dx, start[1] + bins * dy], 1)
@@ -46,8 +48,8 @@ def border_align_forward(input: Tensor, boxes: Tensor, output: Tensor,
         boxes (Tensor): (B, N, 4), x1 y1 x2 y2 in feature pixels.
         output (Tensor): (B, C, N, 4), written.
         argmax_idx (Tensor): Same shape, written: position of the maximum.
-        pool_size (int): Steps along a border, of which it has one position
-            more.
+        pool_size (int): Number of steps along a border, which has one more
+            position.
     """
     b, c, n, _ = output.shape
     features = computable(input)
@@ -64,7 +66,7 @@ def border_align_forward(input: Tensor, boxes: Tensor, output: Tensor,
 def border_align_backward(grad_output: Tensor, boxes: Tensor,
                           argmax_idx: Tensor, grad_input: Tensor,
                           pool_size: int) -> None:
-    """Gradient of :func:`border_align_forward`, into ``grad_input``.
+    """Compute the gradient of :func:`border_align_forward`.
 
     Args:
         grad_output (Tensor): (B, C, N, 4).

@@ -10,16 +10,17 @@ from .precision import computable
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float,
         offset: int) -> Tensor:
-    """Indices of the boxes that hard NMS keeps, by falling score.
+    """Find the boxes that hard NMS keeps, in order of decreasing score.
 
     Args:
         boxes (Tensor): (N, 4), x1 y1 x2 y2.
         scores (Tensor): (N, ).
-        iou_threshold (float): Boxes that overlap a better one by more go.
-        offset (int): 0, or 1 where a box's width is x2 - x1 + 1.
+        iou_threshold (float): Boxes that overlap a better one by more are
+            dropped.
+        offset (int): 0, or 1 if the width of a box is x2 - x1 + 1.
 
     Returns:
-        Tensor: (K, ) int64.
+        Tensor: (K, ) int64, indices of the boxes.
     """
     boxes = computable(boxes)
     if offset:
@@ -31,13 +32,13 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float,
 def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float,
             sigma: float, min_score: float, method: int,
             offset: int) -> Tensor:
-    """Soft-NMS (Bodla et al., ICCV 2017); torchvision has none.
+    """Run soft-NMS (Bodla et al., ICCV 2017), which torchvision lacks.
 
     Args:
         boxes (Tensor): (N, 4) on the CPU.
         scores (Tensor): (N, ) on the CPU.
-        dets (Tensor): (N, 5), output: box and decayed score of the kept.
-        iou_threshold (float): For methods 0 and 1.
+        dets (Tensor): (N, 5), written: box and decayed score of kept boxes.
+        iou_threshold (float): Overlap from which methods 0 and 1 decay scores.
         sigma (float): Width of the gaussian of method 2.
         min_score (float): Boxes whose score decays below it are dropped.
         method (int): 0 naive (hard), 1 linear, 2 gaussian.
@@ -77,7 +78,7 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float,
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> List[List[int]]:
-    """The boxes that hard NMS keeps, each with those that go for it.
+    """Find the boxes that hard NMS keeps, each with those it suppresses.
 
     Args:
         dets (Tensor): (N, 5) on the CPU, x1 y1 x2 y2 score.
@@ -85,7 +86,8 @@ def nms_match(dets: Tensor, iou_threshold: float) -> List[List[int]]:
             more join its group.
 
     Returns:
-        List[List[int]]: Groups and their boxes, both by falling score.
+        List[List[int]]: Indices of the boxes in each group; groups and boxes
+        are in order of decreasing score.
     """
     boxes, scores = computable(dets).split([4, 1], 1)
     remaining = scores.squeeze(1).argsort(descending=True)
@@ -94,7 +96,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> List[List[int]]:
         overlaps = torchvision.ops.box_iou(
             boxes[remaining[:1]], boxes[remaining])[0]
         joins = overlaps >= iou_threshold
-        joins[0] = True  # a box of no extent does not overlap itself
+        joins[0] = True  # a box without extent does not overlap itself
         groups.append(remaining[joins].tolist())
         remaining = remaining[~joins]
     return groups
@@ -102,17 +104,18 @@ def nms_match(dets: Tensor, iou_threshold: float) -> List[List[int]]:
 
 def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int,
                   aligned: bool, offset: int) -> None:
-    """Overlaps of boxes, by mmcv's own plain form.
+    """Compute the overlaps of boxes, by mmcv's own code in plain torch.
 
     Args:
         bboxes1 (Tensor): (M, 4), x1 y1 x2 y2.
         bboxes2 (Tensor): (N, 4).
         ious (Tensor): (M, N), or (M, ) if ``aligned``; written.
-        mode (int): 0 over the union, 1 over the first box.
-        aligned (bool): Pair by pair.
+        mode (int): 0 for intersection over union, 1 for intersection over the
+            first box.
+        aligned (bool): Whether to compare boxes pair by pair.
         offset (int): As in :func:`nms`.
     """
-    # Late: mmcv.ops asks for this package while it is imported itself.
+    # Imported here, since mmcv.ops imports this package.
     from mmcv.ops.bbox import _bbox_overlaps_cpu
 
     ious.copy_(

@@ -1,7 +1,7 @@
 """CARAFE (Wang et al., ICCV 2019): upsampling with predicted kernels.
 
-One kernel position after the other: all at once would hold kernel_size^2
-copies of the features.
+Kernel positions are handled one after the other; all at once would need
+kernel_size^2 copies of the features.
 """
 from typing import Iterator, Tuple
 
@@ -25,7 +25,7 @@ def _cells(fine: Tensor, group_size: int, scale: int) -> Tensor:
 
 def _positions(kernel_size: int, height: int,
                width: int) -> Iterator[Tuple[int, slice, slice]]:
-    """Every kernel position, and what it sees of the padded features."""
+    """Yield each kernel position and the padded features that it sees."""
     for i in range(kernel_size * kernel_size):
         y, x = divmod(i, kernel_size)
         yield i, slice(y, y + height), slice(x, x + width)
@@ -66,7 +66,7 @@ def _carafe_gradients(grad_output: Tensor, features: Tensor, masks: Tensor,
 def carafe_naive_forward(features: Tensor, masks: Tensor, output: Tensor,
                          kernel_size: int, group_size: int,
                          scale_factor: int) -> None:
-    """CARAFE into ``output``.
+    """Upsample by CARAFE, into ``output``.
 
     Args:
         features (Tensor): (B, C, h, w).
@@ -84,7 +84,7 @@ def carafe_naive_backward(top_grad: Tensor, features: Tensor, masks: Tensor,
                           bottom_grad: Tensor, mask_grad: Tensor,
                           kernel_size: int, group_size: int,
                           scale_factor: int) -> None:
-    """Gradients of :func:`carafe_naive_forward`.
+    """Compute the gradients of :func:`carafe_naive_forward`.
 
     Args:
         top_grad (Tensor): As the forward's output.
@@ -104,7 +104,7 @@ def carafe_forward(features: Tensor, masks: Tensor, rfeatures: Tensor,
                    routput: Tensor, rmasks: Tensor, output: Tensor,
                    kernel_size: int, group_size: int,
                    scale_factor: int) -> None:
-    """:func:`carafe_naive_forward` with mmcv's scratch tensors.
+    """Do as :func:`carafe_naive_forward`, with mmcv's scratch tensors.
 
     Args:
         features (Tensor): As there.
@@ -126,7 +126,7 @@ def carafe_backward(top_grad: Tensor, rfeatures: Tensor, masks: Tensor,
                     rbottom_grad: Tensor, rmask_grad: Tensor,
                     bottom_grad: Tensor, mask_grad: Tensor, kernel_size: int,
                     group_size: int, scale_factor: int) -> None:
-    """Gradients of :func:`carafe_forward`.
+    """Compute the gradients of :func:`carafe_forward`.
 
     Args:
         top_grad (Tensor): As the forward's output.

@@ -1,6 +1,6 @@
-"""Multi-scale deformable attention, by mmcv's own plain form.
+"""Multi-scale deformable attention, by mmcv's own code in plain torch.
 
-mmcv takes that form on CPUs by itself and asks the extension on a GPU.
+mmcv uses that code on CPUs itself, and calls the extension on a GPU.
 """
 import torch
 from torch import Tensor
@@ -8,12 +8,12 @@ from torch import Tensor
 
 def _plain(value: Tensor, shapes: Tensor, locations: Tensor,
            weights: Tensor) -> Tensor:
-    # Late: mmcv.ops asks for this package while it is imported itself.
+    # Imported here, since mmcv.ops imports this package.
     from mmcv.ops.multi_scale_deform_attn import (
         multi_scale_deformable_attn_pytorch,
     )
 
-    # As numbers at once: taken one by one, each would wait for the GPU.
+    # A list, since reading numbers one by one would synchronise each time.
     return multi_scale_deformable_attn_pytorch(value, shapes.tolist(),
                                                locations, weights)
 
@@ -23,11 +23,10 @@ def ms_deform_attn_forward(value: Tensor, value_spatial_shapes: Tensor,
                            sampling_locations: Tensor,
                            attention_weights: Tensor,
                            im2col_step: int) -> Tensor:
-    """Multi-scale deformable attention (Zhu et al., ICLR 2021).
+    """Compute multi-scale deformable attention (Zhu et al., ICLR 2021).
 
     Args:
-        value (Tensor): (B, keys, heads, head_dim), the levels one after the
-            other.
+        value (Tensor): (B, keys, heads, head_dim), levels concatenated.
         value_spatial_shapes (Tensor): (levels, 2), height and width.
         value_level_start_index (Tensor): Not used here, the shapes tell it.
         sampling_locations (Tensor): (B, queries, heads, levels, points, 2), x
@@ -49,7 +48,7 @@ def ms_deform_attn_backward(value: Tensor, value_spatial_shapes: Tensor,
                             grad_value: Tensor, grad_sampling_loc: Tensor,
                             grad_attn_weight: Tensor,
                             im2col_step: int) -> None:
-    """Gradients of :func:`ms_deform_attn_forward`, which is recomputed.
+    """Compute gradients of :func:`ms_deform_attn_forward`, by recomputing it.
 
     Args:
         value (Tensor): As in the forward.

@@ -1,6 +1,6 @@
 """Deformable convolution v1 and v2, by torchvision's kernels.
 
-Offsets are laid out alike in both libraries: vertical before horizontal, for
+Offsets have the same layout in both libraries: vertical before horizontal, for
 each kernel position, for each deformable group.
 """
 from typing import Tuple
@@ -11,36 +11,36 @@ from torch import Tensor
 
 from .precision import computable
 
-# Further from any sample than a picture is wide; float16 can hold it.
+# An offset larger than any image, which float16 can represent.
 _FAR = 1e4
 
 
 def _safe(offset: Tensor, dtype: torch.dtype) -> Tensor:
-    """Put samples of no place outside, where they are 0.
+    """Move samples at NaN or infinity outside of the image, as mmcv does.
 
-    mmcv does so. torchvision's kernels would read memory that is not theirs,
-    and end the process, where a network diverges.
+    There they are 0. If a network diverges, torchvision's kernels would read
+    invalid memory and crash the process.
     """
     return offset.to(dtype).nan_to_num(-_FAR, _FAR, -_FAR)
 
 
 def _as_read(x: Tensor, height: int, width: int) -> Tensor:
-    """Lay offsets or masks out as mmcv's v2 reads them.
+    """Return offsets or masks as mmcv's v2 reads them.
 
-    It takes them to be of the output's size, without a look. DyHead gives it
-    larger ones, and its trained weights rely on what is read then: the
-    beginning of each picture's memory.
+    mmcv assumes that they have the size of the output, without a check. DyHead
+    passes larger ones, and its trained weights rely on what is read then: the
+    beginning of each image's memory.
 
     Args:
-        x (Tensor): (B, C, H, W), contiguous.
-        height (int): Of the output.
-        width (int): Of the output.
+        x (Tensor): (B, C, H, W), contiguous offsets or masks.
+        height (int): Height of the output.
+        width (int): Width of the output.
 
     Returns:
-        Tensor: (B, C, height, width), a view where that is x.
+        Tensor: (B, C, height, width); x itself if it has this size.
 
     Raises:
-        ValueError: If x has less than is read; mmcv would read other memory.
+        ValueError: If x is smaller; mmcv would read memory beyond it.
     """
     batch, channels, *shape = x.shape
     if shape == [height, width]:
@@ -55,7 +55,10 @@ def _as_read(x: Tensor, height: int, width: int) -> Tensor:
 
 def _gradients(grad_output: Tensor, input: Tensor, weight: Tensor,
                offset: Tensor, mask: Tensor, *geometry: int) -> Tuple:
-    """Of the input, weight, offset, mask and bias; a mask may be empty."""
+    """Compute the gradients of input, weight, offset, mask and bias.
+
+    The mask may be empty.
+    """
     modulated = mask.numel() > 0
     input = computable(input)
     bias = input.new_zeros(weight.size(0))
@@ -73,7 +76,7 @@ def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor,
                         kH: int, dW: int, dH: int, padW: int, padH: int,
                         dilationW: int, dilationH: int, group: int,
                         deformable_group: int, im2col_step: int) -> None:
-    """Deformable convolution (Dai et al., ICCV 2017) into ``output``.
+    """Run deformable convolution (Dai et al., ICCV 2017), into ``output``.
 
     Args:
         input (Tensor): (B, C, H, W).
@@ -111,10 +114,11 @@ def deform_conv_backward_input(input: Tensor, offset: Tensor,
                                dilationH: int, group: int,
                                deformable_group: int,
                                im2col_step: int) -> None:
-    """Gradients of the input and the offsets, written into both.
+    """Compute the gradients of the input and the offsets.
 
-    torchvision gives the weight's at once. It is left in ``columns``, the
-    scratch tensor that mmcv hands to both parts of the backward pass.
+    torchvision computes that of the weight at the same time. It is kept in
+    ``columns``, the scratch tensor that mmcv passes to both parts of the
+    backward pass.
 
     Args:
         input (Tensor): As in :func:`deform_conv_forward`.
@@ -126,14 +130,14 @@ def deform_conv_backward_input(input: Tensor, offset: Tensor,
         columns (Tensor): Written, for :func:`deform_conv_backward_parameters`.
         kW (int): Not used.
         kH (int): Not used.
-        dW (int): As in the forward, and so are the others.
-        dH (int): See above.
-        padW (int): See above.
-        padH (int): See above.
-        dilationW (int): See above.
-        dilationH (int): See above.
-        group (int): See above.
-        deformable_group (int): See above.
+        dW (int): As in the forward.
+        dH (int): As in the forward.
+        padW (int): As in the forward.
+        padH (int): As in the forward.
+        dilationW (int): As in the forward.
+        dilationH (int): As in the forward.
+        group (int): As in the forward.
+        deformable_group (int): As in the forward.
         im2col_step (int): Not used.
     """
     of_input, of_weight, of_offset, _, _ = _gradients(
@@ -158,19 +162,19 @@ def deform_conv_backward_parameters(input: Tensor, offset: Tensor,
         offset (Tensor): As in the forward.
         grad_output (Tensor): (B, C_out, H_out, W_out).
         grad_weight (Tensor): As the weight, added to.
-        columns (Tensor): What :func:`deform_conv_backward_input` left; empty
-            if neither the input nor the offsets need a gradient. Emptied.
+        columns (Tensor): Gradient from :func:`deform_conv_backward_input`,
+            emptied; empty if neither input nor offsets need a gradient.
         ones (Tensor): Not used.
         kW (int): Not used.
         kH (int): Not used.
-        dW (int): As in the forward, and so are the others.
-        dH (int): See above.
-        padW (int): See above.
-        padH (int): See above.
-        dilationW (int): See above.
-        dilationH (int): See above.
-        group (int): See above.
-        deformable_group (int): See above.
+        dW (int): As in the forward.
+        dH (int): As in the forward.
+        padW (int): As in the forward.
+        padH (int): As in the forward.
+        dilationW (int): As in the forward.
+        dilationH (int): As in the forward.
+        group (int): As in the forward.
+        deformable_group (int): As in the forward.
         scale (float): Factor of the gradient.
         im2col_step (int): Not used.
     """
@@ -178,7 +182,7 @@ def deform_conv_backward_parameters(input: Tensor, offset: Tensor,
         of_weight = columns.clone()
         columns.resize_(0)
     else:
-        # The weight's own values do not enter its gradient.
+        # The gradient of the weight does not depend on its values.
         of_weight = _gradients(
             grad_output, input, grad_weight, offset, input.new_empty(0), dH,
             dW, padH, padW, dilationH, dilationW, group, deformable_group)[1]
@@ -193,7 +197,7 @@ def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor,
                                   dilation_h: int, dilation_w: int, group: int,
                                   deformable_group: int,
                                   with_bias: bool) -> None:
-    """Deformable convolution v2 (Zhu et al., CVPR 2019) into ``output``.
+    """Run deformable convolution v2 (Zhu et al., CVPR 2019), into ``output``.
 
     Args:
         input (Tensor): (B, C, H, W).
@@ -216,7 +220,7 @@ def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor,
         dilation_w (int): Horizontal dilation.
         group (int): Not used, shapes tell it.
         deformable_group (int): Not used.
-        with_bias (bool): Whether ``bias`` counts.
+        with_bias (bool): Whether to add ``bias``.
     """
     features = computable(input)
     weight, bias = weight.to(features.dtype), bias.to(features.dtype)
@@ -237,7 +241,7 @@ def modulated_deform_conv_backward(
         stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int,
         dilation_w: int, group: int, deformable_group: int,
         with_bias: bool) -> None:
-    """Gradients of :func:`modulated_deform_conv_forward`, written.
+    """Compute the gradients of :func:`modulated_deform_conv_forward`.
 
     Args:
         input (Tensor): As in the forward.
@@ -255,14 +259,14 @@ def modulated_deform_conv_backward(
         grad_output (Tensor): (B, C_out, H_out, W_out).
         kernel_h (int): Not used.
         kernel_w (int): Not used.
-        stride_h (int): As in the forward, and so are the others.
-        stride_w (int): See above.
-        pad_h (int): See above.
-        pad_w (int): See above.
-        dilation_h (int): See above.
-        dilation_w (int): See above.
-        group (int): See above.
-        deformable_group (int): See above.
+        stride_h (int): As in the forward.
+        stride_w (int): As in the forward.
+        pad_h (int): As in the forward.
+        pad_w (int): As in the forward.
+        dilation_h (int): As in the forward.
+        dilation_w (int): As in the forward.
+        group (int): As in the forward.
+        deformable_group (int): As in the forward.
         with_bias (bool): Whether there is a bias.
     """
     size = grad_output.shape[2:]
@@ -276,6 +280,6 @@ def modulated_deform_conv_backward(
     for output, gradient in zip(outputs, gradients):
         if output.shape == gradient.shape:
             output.copy_(gradient)
-        else:  # see _as_read: nothing has read the rest
+        else:  # see _as_read: the rest was not read
             gradient = gradient.flatten(1)
             output.zero_().flatten(1)[:, :gradient.size(1)] = gradient

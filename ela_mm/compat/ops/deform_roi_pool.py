@@ -1,7 +1,7 @@
 """Deformable RoIPool (Dai et al., ICCV 2017), by torchvision's RoIAlign.
 
-Every bin is a region of its own, shifted by its offset; as many bins as the
-region has samples, one sample each, give the samples.
+Every bin becomes a region of its own, shifted by its offset. RoIAlign is given
+a bin for each sample, with one sample per bin, and so returns the samples.
 """
 from typing import Iterator, NamedTuple, Tuple
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from .precision import computable
 from .roi_align import by_sample_count, sample_counts
 
-# Numbers that are gathered at once; some 64 MB in float32.
+# Number of elements that are gathered at once; about 64 MB in float32.
 _AT_ONCE = 1 << 24
 
 
 class _Bins(NamedTuple):
-    """Bins of some regions, which have one number of samples.
+    """Bins of those regions that have equally many samples.
 
     Attributes:
-        members (Tensor): (k, ) indices of the regions.
+        members (Tensor): (k, ), indices of the regions.
         boxes (Tensor): (k * bins, 5), batch index and x1 y1 x2 y2 in feature
-            pixels, half a pixel more than RoIAlign samples at.
-        rows (int): Samples per bin, vertically.
-        columns (int): Samples per bin, horizontally.
+            pixels, plus the half pixel that RoIAlign subtracts.
+        rows (int): Vertical samples per bin.
+        columns (int): Horizontal samples per bin.
     """
     members: Tensor
     boxes: Tensor
@@ -34,7 +34,7 @@ class _Bins(NamedTuple):
 def _bins(rois: Tensor, offset: Tensor, height: int, width: int,
           spatial_scale: float, sampling_ratio: int,
           gamma: float) -> Iterator[_Bins]:
-    """The bins of all regions, by their numbers of samples."""
+    """Yield the bins of all regions, grouped by number of samples."""
     corner = rois[:, 1:3] * spatial_scale  # (K, 2), x before y
     size = rois[:, 3:] * spatial_scale - corner
     bins = torch.tensor([width, height], dtype=rois.dtype, device=rois.device)
@@ -56,9 +56,9 @@ def _bins(rois: Tensor, offset: Tensor, height: int, width: int,
 
 def _samples(features: Tensor, batch: Tensor, x: Tensor,
              y: Tensor) -> Tensor:
-    """Bilinear samples (N, S, C) at x, y (N, S), as RoIAlign takes them.
+    """Sample bilinearly at x, y (N, S) as RoIAlign does, to (N, S, C).
 
-    Written with plain operations, which pass gradients to x and y.
+    Plain operations are used, so that x and y get gradients.
     """
     height, width = features.shape[2:]
     inside = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
@@ -79,8 +79,7 @@ def _samples(features: Tensor, batch: Tensor, x: Tensor,
 
 def _shift_gradients(grad: Tensor, features: Tensor,
                      group: _Bins) -> Tuple[Tensor, Tensor]:
-    """Derivatives (bins, ) of the pooled values, times ``grad`` (bins, C),
-    to a bin's shift in x and in y."""
+    """Compute the gradients (bins, ) of each bin's shift in x and in y."""
     at_once = max(1, _AT_ONCE // (
         4 * features.size(1) * group.rows * group.columns))
     found = []
@@ -118,7 +117,7 @@ def deform_roi_pool_forward(input: Tensor, rois: Tensor, offset: Tensor,
         gamma (float): Factor of the offsets.
     """
     features = computable(input)
-    output.zero_()  # which a region of no extent keeps
+    output.zero_()  # stays 0 for regions without extent
     for group in _bins(rois.to(features.dtype), offset.to(features.dtype),
                        pooled_height, pooled_width, spatial_scale,
                        sampling_ratio, gamma):
@@ -135,10 +134,10 @@ def deform_roi_pool_backward(grad_output: Tensor, input: Tensor, rois: Tensor,
                              grad_offset: Tensor, pooled_height: int,
                              pooled_width: int, spatial_scale: float,
                              sampling_ratio: int, gamma: float) -> None:
-    """Gradients of :func:`deform_roi_pool_forward`.
+    """Compute the gradients of :func:`deform_roi_pool_forward`.
 
-    Those of the offsets are the derivatives of the forward everywhere; mmcv's
-    kernel differs for samples outside the outermost pixels' centers.
+    Gradients of the offsets are exact derivatives of the forward; mmcv's kernel
+    differs from them at samples beyond the centers of the outermost pixels.
 
     Args:
         grad_output (Tensor): (K, C, pooled_height, pooled_width).

@@ -1,4 +1,4 @@
-"""Focal loss (Lin et al., ICCV 2017) of sigmoids and of a softmax."""
+"""Focal loss (Lin et al., ICCV 2017) with sigmoids or with a softmax."""
 import torch
 import torchvision
 from torch import Tensor
@@ -12,7 +12,7 @@ def _focal_loss(input: Tensor, target: Tensor, weight: Tensor, gamma: float,
     one_hot = (target[:, None] == classes).to(input.dtype)  # (N, C)
     loss = torchvision.ops.sigmoid_focal_loss(input, one_hot, alpha, gamma)
     if weight.numel():
-        # Background, class C, has no weight of its own and counts in full.
+        # Background, class C, has no weight in the list: its weight is 1.
         padded = torch.cat([weight, weight.new_ones(1)])
         loss = loss * padded[target.clamp(max=len(weight))][:, None]
     return loss
@@ -21,7 +21,7 @@ def _focal_loss(input: Tensor, target: Tensor, weight: Tensor, gamma: float,
 def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor,
                                output: Tensor, gamma: float,
                                alpha: float) -> None:
-    """Focal loss (Lin et al., ICCV 2017) of every class, into ``output``.
+    """Compute the sigmoid focal loss of every class, into ``output``.
 
     Args:
         input (Tensor): (N, C) logits.
@@ -29,7 +29,8 @@ def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor,
         weight (Tensor): (C, ) weights of the classes, or empty.
         output (Tensor): (N, C), written.
         gamma (float): Focusing exponent.
-        alpha (float): Share of the positive term, of 1.
+        alpha (float): Weight of the positive term; 1 - alpha is that of the
+            negative term.
     """
     output.copy_(
         _focal_loss(computable(input), target, weight, gamma, alpha))
@@ -38,7 +39,7 @@ def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor,
 def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor,
                                 grad_input: Tensor, gamma: float,
                                 alpha: float) -> None:
-    """Derivative of every loss to its logit, into ``grad_input``.
+    """Compute the derivative of every loss by its logit, into ``grad_input``.
 
     Args:
         input (Tensor): As in the forward.
@@ -57,8 +58,10 @@ def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor,
 
 def _of_target(softmax: Tensor, target: Tensor,
                weight: Tensor) -> tuple:
-    """Probability and weight of every sample's class, and which samples have
-    one: a negative class counts for nothing."""
+    """Return probability and weight of each sample's class.
+
+    The weight is 0 for a negative class.
+    """
     known = target >= 0
     classes = target.clamp(min=0)
     p = softmax.gather(1, classes[:, None]).squeeze(1)
@@ -69,7 +72,7 @@ def _of_target(softmax: Tensor, target: Tensor,
 def softmax_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor,
                                output: Tensor, gamma: float,
                                alpha: float) -> None:
-    """Focal loss of the target class of a softmax, into ``output``.
+    """Compute the softmax focal loss of the target classes, into ``output``.
 
     Args:
         input (Tensor): (N, C) probabilities.
@@ -87,7 +90,7 @@ def softmax_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor,
 def softmax_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor,
                                 buff: Tensor, grad_input: Tensor, gamma: float,
                                 alpha: float) -> None:
-    """Derivatives of every loss to its logits, into ``grad_input``.
+    """Compute the derivatives of every loss by its logits, into ``grad_input``.
 
     Args:
         input (Tensor): As in the forward.
@@ -100,7 +103,7 @@ def softmax_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor,
     """
     p, weights = _of_target(input, target, weight)
     log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log()
-    # Of the loss to p, times p: what the softmax's derivative multiplies.
+    # Derivative of the loss by p, times p, for the chain rule of softmax.
     slope = alpha * weights * (
         gamma * (1 - p)**(gamma - 1) * p * log_p - (1 - p)**gamma)
     one_hot = torch.zeros_like(input).scatter_(

@@ -1,7 +1,7 @@
-"""Masked convolution: the columns of an image at some pixels, and back.
+"""Masked convolution: im2col and col2im at some pixels only.
 
-mmcv multiplies them by the weight itself, and trains without a mask: its
-masked form has no gradient.
+mmcv multiplies the columns by the weight itself. It trains without a mask, so
+no gradient is needed.
 """
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 def masked_im2col_forward(im: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor,
                           col: Tensor, kernel_h: int, kernel_w: int,
                           pad_h: int, pad_w: int) -> None:
-    """Take what the kernel sees at the pixels of the mask, into ``col``.
+    """Copy what the kernel sees at the pixels of the mask, into ``col``.
 
     Args:
         im (Tensor): (1, C, H, W).
@@ -23,7 +23,7 @@ def masked_im2col_forward(im: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor,
         pad_w (int): Columns of zeros on both sides.
     """
     padded = F.pad(im[0], (pad_w, pad_w, pad_h, pad_h))
-    # (C, H_out, W_out, kernel_h, kernel_w): views, nothing is copied yet
+    # (C, H_out, W_out, kernel_h, kernel_w), a view
     windows = padded.unfold(1, kernel_h, 1).unfold(2, kernel_w, 1)
     seen = windows[:, mask_h_idx, mask_w_idx]  # (C, N, kernel_h, kernel_w)
     col.copy_(seen.permute(0, 2, 3, 1).reshape(col.shape))
@@ -32,7 +32,7 @@ def masked_im2col_forward(im: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor,
 def masked_col2im_forward(col: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor,
                           im: Tensor, height: int, width: int,
                           channels: int) -> None:
-    """Put columns at the pixels of the mask; the others stay.
+    """Write columns to the pixels of the mask; others do not change.
 
     Args:
         col (Tensor): (channels, N).

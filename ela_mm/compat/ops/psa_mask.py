@@ -1,7 +1,7 @@
-"""Point-wise spatial attention's masks (Zhao et al., ECCV 2018).
+"""Masks of point-wise spatial attention (Zhao et al., ECCV 2018).
 
-Every pixel has a mask, relative to itself; the result says, for every pair of
-pixels, what the mask of one holds of the other.
+Every pixel has a mask, relative to its position. The result has, for every pair
+of pixels, the value of one pixel's mask at the other.
 """
 from typing import Tuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 def _places(h_feature: int, w_feature: int, h_mask: int, w_mask: int,
             half_h_mask: int, half_w_mask: int,
             device: torch.device) -> Tuple[Tensor, Tensor]:
-    """Channel of the mask for (other pixel, own pixel), and whether it is in.
+    """Return for (other pixel, own pixel) the mask's channel and if it exists.
 
     Both are (H * W, H * W).
     """
@@ -33,15 +33,15 @@ def psamask_forward(input: Tensor, output: Tensor, psa_type: int, num_: int,
     Args:
         input (Tensor): (B, h_mask * w_mask, H, W).
         output (Tensor): (B, H * W, H, W), written.
-        psa_type (int): 0, the mask's pixel is the last axis (collect); 1, it
-            is the second (distribute).
+        psa_type (int): 0 if the pixel of the mask is on the last axis
+            (collect), 1 if it is on the second axis (distribute).
         num_ (int): Not used, B.
         h_feature (int): H.
         w_feature (int): W.
         h_mask (int): Height of a mask.
         w_mask (int): Width of a mask.
-        half_h_mask (int): Its middle row.
-        half_w_mask (int): Its middle column.
+        half_h_mask (int): Middle row of a mask.
+        half_w_mask (int): Middle column of a mask.
     """
     channel, inside = _places(h_feature, w_feature, h_mask, w_mask,
                               half_h_mask, half_w_mask, input.device)
@@ -55,7 +55,7 @@ def psamask_forward(input: Tensor, output: Tensor, psa_type: int, num_: int,
 def psamask_backward(grad_output: Tensor, grad_input: Tensor, psa_type: int,
                      num_: int, h_feature: int, w_feature: int, h_mask: int,
                      w_mask: int, half_h_mask: int, half_w_mask: int) -> None:
-    """Gradient of :func:`psamask_forward`, added to ``grad_input``.
+    """Add the gradient of :func:`psamask_forward` to ``grad_input``.
 
     Args:
         grad_output (Tensor): (B, H * W, H, W).

@@ -1,4 +1,4 @@
-"""RoIAlign, by torchvision's."""
+"""RoIAlign, by torchvision's kernels."""
 from typing import Iterator, Tuple
 
 import torch
@@ -10,7 +10,7 @@ from .precision import computable
 
 def sample_counts(rois: Tensor, spatial_scale: float, height: int, width: int,
                    sampling_ratio: int, aligned: bool) -> Tensor:
-    """Samples per bin and axis of every RoI, (K, 2) as (rows, columns)."""
+    """Return the samples per bin of every RoI, (K, 2): rows and columns."""
     if sampling_ratio > 0:
         return torch.full((len(rois), 2), sampling_ratio, device=rois.device)
     size = (rois[:, [4, 3]] - rois[:, [2, 1]]) * spatial_scale  # (K, 2) h, w
@@ -21,9 +21,9 @@ def sample_counts(rois: Tensor, spatial_scale: float, height: int, width: int,
 
 
 def by_sample_count(counts: Tensor) -> Iterator[Tuple[Tensor, int, int]]:
-    """Groups RoIs of equal sample counts: (indices, rows, columns).
+    """Yield groups of RoIs with equal sample counts: (indices, rows, columns).
 
-    A RoI of no extent has no samples and belongs to no group.
+    A RoI without extent has no samples and is in no group.
     """
     sampled = counts[(counts > 0).all(1)]
     for rows, columns in torch.unique(sampled, dim=0).tolist():
@@ -36,11 +36,11 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor,
                       aligned_width: int, spatial_scale: float,
                       sampling_ratio: int, pool_mode: int,
                       aligned: bool) -> None:
-    """RoIAlign (He et al., ICCV 2017) into ``output``.
+    """Run RoIAlign (He et al., ICCV 2017), into ``output``.
 
-    ``pool_mode`` 1 averages the samples of a bin, which is torchvision's
-    RoIAlign. 0 takes their maximum: a grid as fine as the samples, one sample
-    each, gives the samples themselves, and max-pooling does the rest.
+    ``pool_mode`` 1 averages the samples of a bin, as torchvision's RoIAlign.
+    0 takes their maximum: RoIAlign on a finer grid, with one sample per bin,
+    returns the samples, which are then max-pooled.
 
     Args:
         input (Tensor): (B, C, H, W).
@@ -53,8 +53,8 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor,
         aligned_width (int): Bins per RoI, horizontally.
         spatial_scale (float): Feature pixels per image pixel.
         sampling_ratio (int): Samples per bin and axis; 0 adapts to the RoI.
-        pool_mode (int): 0 max, 1 average.
-        aligned (bool): Shift by half a pixel, as Detectron2 does.
+        pool_mode (int): 0 for maximum, 1 for average.
+        aligned (bool): Whether to shift by half a pixel, as Detectron2 does.
     """
     features, boxes = computable(input), computable(rois).to(
         computable(input).dtype)
@@ -66,7 +66,7 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor,
         return
     counts = sample_counts(boxes, spatial_scale, aligned_height,
                             aligned_width, sampling_ratio, aligned)
-    output.fill_(-10000.)  # mmcv's value for the maximum of no sample
+    output.fill_(-10000.)  # mmcv's value for bins without samples
     for members, rows, columns in by_sample_count(counts):
         samples = torch.ops.torchvision.roi_align(
             features, boxes[members], spatial_scale, aligned_height * rows,
@@ -82,7 +82,7 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor,
                        aligned_height: int, aligned_width: int,
                        spatial_scale: float, sampling_ratio: int,
                        pool_mode: int, aligned: bool) -> None:
-    """Gradient of :func:`roi_align_forward`, into ``grad_input``.
+    """Compute the gradient of :func:`roi_align_forward`, into ``grad_input``.
 
     Args:
         grad_output (Tensor): (K, C, aligned_height, aligned_width).

@@ -1,8 +1,8 @@
 """RoIPool (Girshick, ICCV 2015) with mmcv's bins.
 
-torchvision's RoIPool rounds a region to whole pixels first; mmcv's does not,
-so that the two agree on whole pixels at scale 1 alone. Weights trained with
-one do not fit the other's bins.
+torchvision's RoIPool first rounds a region to whole pixels and mmcv's does not,
+so that the two agree only for whole pixels at scale 1. Weights trained with one
+do not fit the other.
 """
 from typing import Iterator, List, Tuple
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from .precision import computable
 
-# Numbers that are gathered at once; some 64 MB in float32.
+# Number of elements that are gathered at once; about 64 MB in float32.
 _AT_ONCE = 1 << 24
 
 
 def _edges(start: Tensor, end: Tensor, bins: int,
            limit: int) -> Tuple[Tensor, Tensor]:
-    """First pixel of every bin, and the one after its last: (K, bins)."""
+    """Return the first pixel of every bin, and one past the last: (K, bins)."""
     size = (end - start)[:, None] / bins
     place = torch.arange(bins, device=start.device)
     first = torch.floor(place * size + start[:, None])
@@ -26,18 +26,18 @@ def _edges(start: Tensor, end: Tensor, bins: int,
 
 
 def _pixels(first: Tensor, last: Tensor) -> Tensor:
-    """Pixels of every bin, (K, bins, n): a smaller one's last is repeated."""
+    """Return the pixels of every bin, (K, bins, n), the last one repeated."""
     n = int((last - first).max().clamp(min=1))
     pixels = first[..., None] + torch.arange(n, device=first.device)
     return torch.minimum(pixels, (last[..., None] - 1).clamp(min=0))
 
 
 def _alike(sizes: Tensor, channels: int) -> Iterator[Tensor]:
-    """Indices of regions of about one size, as many as memory allows.
+    """Yield groups of regions of similar size, as large as memory allows.
 
     Args:
-        sizes (Tensor): (K, ) pixels that a region's bins have, together.
-        channels (int): Numbers per pixel.
+        sizes (Tensor): (K, ), number of pixels in all bins of each region.
+        channels (int): Number of channels.
 
     Yields:
         Tensor: Indices, largest regions first.
@@ -101,7 +101,7 @@ def roi_pool_forward(input: Tensor, rois: Tensor, output: Tensor,
 def roi_pool_backward(grad_output: Tensor, rois: Tensor, argmax: Tensor,
                       grad_input: Tensor, pooled_height: int,
                       pooled_width: int, spatial_scale: float) -> None:
-    """Gradient of :func:`roi_pool_forward`, added to ``grad_input``.
+    """Add the gradient of :func:`roi_pool_forward` to ``grad_input``.
 
     Args:
         grad_output (Tensor): (K, C, pooled_height, pooled_width).

@@ -1,11 +1,11 @@
-"""mmcv's SyncBatchNorm: the parts of it that stand between its reductions."""
+"""The computations of mmcv's SyncBatchNorm between its reductions."""
 from typing import Optional
 
 from torch import Tensor
 
 
 def sync_bn_forward_mean(input: Tensor, mean: Tensor) -> None:
-    """Mean of every channel.
+    """Compute the mean of every channel.
 
     Args:
         input (Tensor): (B, C, N).
@@ -15,11 +15,11 @@ def sync_bn_forward_mean(input: Tensor, mean: Tensor) -> None:
 
 
 def sync_bn_forward_var(input: Tensor, mean: Tensor, var: Tensor) -> None:
-    """Mean square of what differs from a mean, which is of all processes.
+    """Compute the mean squared deviation from the mean of all processes.
 
     Args:
         input (Tensor): (B, C, N).
-        mean (Tensor): (C, ).
+        mean (Tensor): (C, ), mean of all processes.
         var (Tensor): (C, ), written.
     """
     var.copy_((input.to(mean.dtype) - mean[:, None]).square().mean((0, 2)))
@@ -35,8 +35,8 @@ def sync_bn_forward_output(input: Tensor, mean: Tensor, var: Tensor,
 
     Args:
         input (Tensor): (B, C, N).
-        mean (Tensor): (C, ), of all processes.
-        var (Tensor): (C, ), likewise.
+        mean (Tensor): (C, ), mean of all processes.
+        var (Tensor): (C, ), variance of all processes.
         weight (Tensor, optional): (C, ).
         bias (Tensor, optional): (C, ).
         running_mean (Tensor, optional): (C, ), updated.
@@ -64,7 +64,7 @@ def sync_bn_forward_output(input: Tensor, mean: Tensor, var: Tensor,
 
 def sync_bn_backward_param(grad_output: Tensor, norm: Tensor,
                            grad_weight: Tensor, grad_bias: Tensor) -> None:
-    """Gradients of weight and bias.
+    """Compute the gradients of weight and bias.
 
     Args:
         grad_output (Tensor): (B, C, N).
@@ -80,15 +80,15 @@ def sync_bn_backward_param(grad_output: Tensor, norm: Tensor,
 def sync_bn_backward_data(grad_output: Tensor, weight: Tensor,
                           grad_weight: Tensor, grad_bias: Tensor, norm: Tensor,
                           std: Tensor, grad_input: Tensor) -> None:
-    """Gradient of the input.
+    """Compute the gradient of the input.
 
     Args:
         grad_output (Tensor): (B, C, N).
         weight (Tensor): (C, ).
-        grad_weight (Tensor): (C, ), mean over the processes.
-        grad_bias (Tensor): (C, ), likewise.
+        grad_weight (Tensor): (C, ), mean over processes.
+        grad_bias (Tensor): (C, ), mean over processes.
         norm (Tensor): (B, C, N), as the forward wrote it.
-        std (Tensor): (C, ), likewise.
+        std (Tensor): (C, ), as the forward wrote it.
         grad_input (Tensor): (B, C, N), written.
     """
     through = (grad_weight[:, None] * norm + grad_bias[:, None]) / (
