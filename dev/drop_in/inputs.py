@@ -8,7 +8,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from dev.drop_in.configs import HOSTS
-from dev.drop_in.language import CLASSES
+from dev.drop_in.downloads import CLASSES
 
 # What a training step is tried with, in turn, until the plain network takes it.
 # Pixels, stride of the semantic map, and whether objects have masks.
@@ -130,7 +130,7 @@ def _classifier_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
     mask = _mask_of(model)
     inputs = [(size, ) * views for views, size in _CLASSIFIER_INPUTS]
     if mask is not None:  # of pictures of one size, and of their targets
-        side = model.backbone.patch_embed.init_input_size[0]
+        side = getattr(model.backbone.patch_embed, 'init_input_size', (224, ))[0]
         inputs = [(side, ), (side, side // 2), (side, side)]
     for sizes in inputs:
         number = 4 if sizes[0] == 64 else 2
@@ -149,10 +149,19 @@ def _classifier_inputs(model: nn.Module) -> Iterator[Tuple[str, Any]]:
 
 def _mask_of(model: nn.Module) -> Optional[torch.Tensor]:
     """(H, W), for networks whose data says which patches to mask."""
-    from mmpretrain.models.selfsup import CAE, BEiT, MaskFeat, SimMIM
-    if not isinstance(model, (BEiT, CAE, MaskFeat, SimMIM)):
+    from mmpretrain.models.selfsup import (
+        CAE,
+        BEiT,
+        MaskFeat,
+        SimMIM,
+        iTPN,
+    )
+    if isinstance(model, iTPN) and model.backbone.reconstruction_type == 'clip':
+        height = width = 14
+    elif isinstance(model, (BEiT, CAE, MaskFeat, SimMIM)):
+        height, width = model.backbone.patch_embed.init_out_size
+    else:
         return None
-    height, width = model.backbone.patch_embed.init_out_size
     order = torch.randperm(height * width,
                            generator=torch.Generator().manual_seed(0))
     # 75 of 196 patches, of which CAE wants this number.

@@ -9,7 +9,16 @@ import warnings
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    Iterator,
+    List,
+    Optional,
+    Tuple,
+)
 
 import numpy as np
 import torch
@@ -26,8 +35,8 @@ from dev.drop_in.configs import (
     reason,
     replace_backbones,
 )
+from dev.drop_in.downloads import small_bert, small_clip
 from dev.drop_in.inputs import inputs_for
-from dev.drop_in.language import small_bert
 from ela_mm.models.backbones.layer_attention_mixin import LayerAttentionMixin
 
 
@@ -57,6 +66,14 @@ def _process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def _small_downloads(model: dict) -> ContextManager:
+    if "'BertModel'" in str(model) and find_spec('transformers'):
+        return small_bert()
+    if "'CLIPGenerator'" in str(model):
+        return small_clip()
+    return nullcontext()
+
+
 def build(model: dict, host: str, weights: bool = True) -> nn.Module:
     """Build a model as the host does.
 
@@ -71,9 +88,8 @@ def build(model: dict, host: str, weights: bool = True) -> nn.Module:
     """
     initialization = nullcontext() if weights else _uninitialized()
     group = _process_group() if 'MMSyncBN' in str(model) else nullcontext()
-    bert = (small_bert() if find_spec('transformers') and "'BertModel'" in
-            str(model) else nullcontext())
-    with inside(host), warnings.catch_warnings(), initialization, group, bert:
+    with inside(host), warnings.catch_warnings(), initialization, group, \
+            _small_downloads(model):
         warnings.simplefilter('ignore')
         built = import_module(f'{host}.registry').MODELS.build(
             ConfigDict(copy.deepcopy(model)))
@@ -120,6 +136,8 @@ def _adapted(model: dict) -> dict:
                 node.get('type') == 'SegDataPreProcessor'
                 and not node.get('size_divisor')):
             node.update(size=None, size_divisor=1)
+    if model['type'] == 'MILAN':  # whose config leaves out a decoder's width
+        model['neck'].setdefault('embed_dim', 768)
     if (model.get('encoder') or {}).get('num_cp'):  # which takes fairscale
         model['encoder']['num_cp'] = 0
     head = model.get('head') or {}

@@ -1,9 +1,12 @@
-"""A small BERT for detectors that read text, in place of one to download."""
+"""Small networks in place of those that models download."""
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Dict, Iterator
 from unittest import mock
+
+import torch
+from torch import Tensor
 
 # What pictures may show, as the text of a batch says.
 CLASSES = ('cat', 'dog')
@@ -37,4 +40,32 @@ def small_bert() -> Iterator[None]:
             mock.patch.object(transformers.BertModel, 'from_pretrained', model), \
             mock.patch.object(transformers.AutoTokenizer, 'from_pretrained',
                               tokenizer):
+        yield
+
+
+@contextmanager
+def small_clip() -> Iterator[None]:
+    """Build models within it: CLIP, which gives their targets, has two layers.
+
+    Its width, patches and features are those of ViT-B/16, its weights random.
+    """
+    shapes = {
+        'visual.conv1.weight': (768, 3, 16, 16),
+        'visual.positional_embedding': (197, 768),
+        'visual.proj': (768, 512),
+        'text_projection': (512, 512),
+        'positional_embedding': (77, 512),
+        'token_embedding.weight': (8, 512),
+        'ln_final.weight': (512, ),
+        # Layers are counted by their names.
+        'transformer.resblocks.0': (),
+        'visual.0.attn.in_proj_weight': (),
+        'visual.1.attn.in_proj_weight': (),
+    }
+
+    def load(path: str) -> Dict[str, Tensor]:
+        return {name: .02 * torch.randn(shape)
+                for name, shape in shapes.items()}
+
+    with mock.patch('mmpretrain.models.selfsup.milan._load_checkpoint', load):
         yield
