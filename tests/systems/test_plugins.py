@@ -65,6 +65,17 @@ def test_a_class_is_a_type_as_its_name_is(monkeypatch):
     assert all(torch.equal(named[name], own[name]) for name in own)
 
 
+@pytest.mark.parametrize('host', BUILD)
+def test_the_papers_reduction_is_the_default(host):
+    """Of every system; mmcv's ContextBlock has none."""
+    option = [dict(cfg=dict(type='ContextBlock'), position='after_conv3')]
+    named = [dict(option[0], cfg=dict(type='ContextBlock', ratio=1 / 16))]
+    default, own = (BUILD[host](plugins=x).state_dict() for x in (option, named))
+    assert {n: x.shape for n, x in default.items()} == {
+        n: x.shape for n, x in own.items()}
+    assert option[0]['cfg'] == dict(type='ContextBlock')  # as it was given
+
+
 def test_mmdets_own_option_is_left_to_it():
     """The same names, numbers and order, as seeded runs have them."""
     option = [dict(cfg=dict(type='ContextBlock', ratio=1. / 4),

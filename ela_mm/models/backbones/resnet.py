@@ -12,6 +12,7 @@ from ..compared.plugins import (
     check_plugins,
     init_plugins,
     plugin_norms,
+    with_defaults,
 )
 from .fresh_norms import FreshNormsMixin
 from .stages import AttentionLayerInfo, Stage, StageSpec
@@ -41,7 +42,7 @@ class ResNetAttentionMixin(FreshNormsMixin):
                  plugins: Optional[Sequence[dict]] = None,
                  **kwargs) -> None:
         check_plugins(plugins or (), kwargs.get('num_stages', 4))
-        self._plugins = plugins or ()
+        self._plugins = with_defaults(plugins or ())
         super().__init__(*args, **self._leave_to_host(kwargs))
 
     def _leave_to_host(self, kwargs: dict) -> dict:

@@ -35,6 +35,8 @@ POSITIONS = ('conv2', 'after_conv1', 'after_conv2', 'after_conv3')
 SYSTEMS = ('SEAttention', 'ECAAttention', 'CBAMAttention', 'BAMAttention',
            'ContextBlock', 'NonLocal2d', 'DoubleAttention')
 CONVOLUTIONS = ('AugmentedConv2d', )
+# Of mmcv's modules that have none: the paper's reduction.
+DEFAULTS = dict(ContextBlock=dict(ratio=1 / 16))
 
 _KEYS = ('cfg', 'position', 'stages', 'blocks')
 
@@ -64,6 +66,21 @@ def check_plugins(plugins: Sequence[dict], num_stages: int) -> None:
             raise UsageError(f'plugin stages={stages}: expected {num_stages} '
                              'booleans, one per stage')
         _check_type(plugin.get('cfg') or {}, position)
+
+
+def with_defaults(plugins: Sequence[dict]) -> List[dict]:
+    """Complete plugins whose modules need an argument that the paper fixes.
+
+    Args:
+        plugins (Sequence[dict]): Plugins that :func:`check_plugins` accepts.
+
+    Returns:
+        List[dict]: Plugins with :data:`DEFAULTS` where they say nothing else.
+    """
+    return [
+        dict(plugin, cfg=dict(DEFAULTS.get(plugin['cfg']['type'], {}),
+                              **plugin['cfg'])) for plugin in plugins
+    ]
 
 
 def _check_type(cfg: dict, position: str) -> None:
