@@ -35,6 +35,11 @@ SAMPLE = [
     ('mmdet', 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py'),
     ('mmpretrain', 'eva02/eva02-tiny-p14_headless.py'),
     ('mmpretrain', 'levit/levit-128s_8xb256_in1k.py'),
+    # A classifier among detectors; targets of CLIP, which is small here.
+    ('mmdet', 'rtmdet/classification/cspnext-tiny_8xb256-rsb-a1-600e_in1k.py'),
+    ('mmpretrain', 'milan/milan_vit-base-p16_16xb256-amp-coslr-400e_in1k.py'),
+    # Pictures with text, which a small BERT reads.
+    ('mmdet', 'glip/glip_atss_swin-t_a_fpn_dyhead_16xb2_ms-2x_funtune_coco.py'),
     # No size to pad pictures to.
     ('mmseg', 'upernet/upernet_r18_4xb4-160k_ade20k-512x512.py'),
     # Patches left out, and masked.
@@ -43,7 +48,7 @@ SAMPLE = [
      'simmim/simmim_swin-base-w6_16xb128-amp-coslr-100e_in1k-192px.py'),
 ]
 SLOW = ('yolox', 'hrnet', 'segformer', 'mae', 'simmim', 'rtmdet', 'levit',
-        'upernet')
+        'upernet', 'milan', 'glip')
 
 
 def parameters():
@@ -57,6 +62,8 @@ def parameters():
 def test_builds_and_trains_a_step(host, config):
     """With the plain backbone, and with ELA's in its place."""
     pytest.importorskip(host)
+    if config.startswith('glip'):
+        pytest.importorskip('transformers')
     result = try_model(Entry(host, '', '', [config], []))
     assert {name: result.get(name) for name in (
         'plain_build', 'ela_build', 'plain_step', 'ela_step')} == dict.fromkeys(
