@@ -1,8 +1,8 @@
-"""Renames checkpoints of the published MRLA and DLA codes, and back.
+"""Converts checkpoints of the published MRLA and DLA code, and back.
 
-The network is the same: with these names ``ELAResNetV1c`` equals the published
-MRLA-base ResNet, whose stem has three convolutions, and ``ELAResNet_CIFAR`` with
-``attention='dla'`` the published DLA-base.
+Only names differ: ``ELAResNetV1c`` is the same network as the published
+MRLA-base ResNet, whose stem has three convolutions, and ``ELAResNet_CIFAR``
+with ``attention='dla'`` is the same as the published DLA-base.
 """
 import re
 from typing import Dict, List, Sequence, Tuple
@@ -19,13 +19,13 @@ _STEM = ('conv1.0', 'conv1.1', 'conv1.3', 'conv1.4', 'conv1.6', 'bn1')
 
 
 def recognise(names: List[str]) -> bool:
-    """Tell whether names are those of the published MRLA code.
+    """Return whether names are those of the published MRLA code.
 
     Args:
-        names (List[str]): Of a state dict.
+        names (List[str]): Keys of a state dict.
 
     Returns:
-        bool: True if any names attention as that code does.
+        bool: Whether any is a name of attention in that code.
     """
     return any(re.search(r'\.mrla\.mrla\.W[qkv]\.', name) for name in names)
 
@@ -35,10 +35,11 @@ def from_mrla(state: Dict[str, Tensor],
     """Rename a state dict of the published MRLA code.
 
     Args:
-        state (Dict[str, Tensor]): Of MRLA-base or MRLA-light on ResNet, from
-            the classification code (``stages.0.1.mrla.mrla.Wq.weight``) or
-            from its MMDetection 2 code (``backbone.layer1.1...``).
-        host (str): Whose stem of three convolutions it is to have:
+        state (Dict[str, Tensor]): State dict of MRLA-base or MRLA-light on
+            ResNet, from the classification code
+            (``stages.0.1.mrla.mrla.Wq.weight``) or from its MMDetection 2 code
+            (``backbone.layer1.1...``).
+        host (str): Host whose names the stem of three convolutions gets:
             ``'mmpretrain'``, ``'mmdet'`` or ``'mmseg'``. Defaults to
             ``'mmpretrain'``.
 
@@ -47,7 +48,7 @@ def from_mrla(state: Dict[str, Tensor],
         the prefix ``backbone.`` and the classifier as ``head.fc``.
 
     Raises:
-        UsageError: If the names are not those of that code, or the host is
+        UsageError: If the names are not those of that code, or if the host is
             not installed.
     """
     state = {re.sub(r'^module\.', '', name): x for name, x in state.items()}
@@ -79,19 +80,21 @@ def from_mrla(state: Dict[str, Tensor],
 
 def to_mrla(state: Dict[str, Tensor],
             host: str = 'mmpretrain') -> Dict[str, Tensor]:
-    """Rename a state dict of this package as the classification code does.
+    """Rename a state dict of this package to the names of MRLA's code.
 
     Args:
-        state (Dict[str, Tensor]): Of a classifier or a backbone with
-            ``attention='base'`` or ``'light'``; the buffers of masks, which
-            that code does not know, are left out.
-        host (str): As in :func:`from_mrla`.
+        state (Dict[str, Tensor]): State dict of a classifier or a backbone with
+            ``attention='base'`` or ``'light'``. Buffers of masks, which that
+            code does not have, are left out.
+        host (str): Host of the network, as in :func:`from_mrla`.
 
     Returns:
-        Dict[str, Tensor]: ``stages.0.1.mrla.mrla.Wq.weight`` and so on.
+        Dict[str, Tensor]: The same tensors under names of the classification
+        code, such as ``stages.0.1.mrla.mrla.Wq.weight``.
 
     Raises:
-        UsageError: If a layer is skipped or scaled, which that code cannot.
+        UsageError: If a layer is skipped or scaled, which that code does not
+            support.
     """
     published = {}
     for name, value in _plain(state).items():
@@ -124,18 +127,18 @@ def _nameless(name: str, part: str, kinds: str) -> UsageError:
 
 # --- DLA ---------------------------------------------------------------------
 
-_CELL = dict(input='w_ih', hidden='w_hh')  # parts of the cell, which it calls lstm
+_CELL = dict(input='w_ih', hidden='w_hh')  # parts of the cell, there "lstm"
 _OF_STAGE = re.compile(r'stages\.(\d+)\.(layers|attention|lstm)\.(.+)')
 
 
 def recognise_dla(names: List[str]) -> bool:
-    """Tell whether names are those of the published DLA code.
+    """Return whether names are those of the published DLA code.
 
     Args:
-        names (List[str]): Of a state dict.
+        names (List[str]): Keys of a state dict.
 
     Returns:
-        bool: True if any names attention as that code does.
+        bool: Whether any is a name of attention in that code.
     """
     return any('.bn_layer_attention.' in name for name in names)
 
@@ -145,9 +148,10 @@ def from_dla(state: Dict[str, Tensor],
     """Rename a state dict of the published DLA code: DLA-base for CIFAR.
 
     Args:
-        state (Dict[str, Tensor]): ``stages.0.lstm.w_ih.0.seq.0.weight``,
-            ``stages.0.attention.1.bn_layer_attention.weight`` and so on.
-        host (str): As in :func:`from_mrla`; its stem is the same everywhere.
+        state (Dict[str, Tensor]): State dict with names such as
+            ``stages.0.lstm.w_ih.0.seq.0.weight`` and
+            ``stages.0.attention.1.bn_layer_attention.weight``.
+        host (str): Not used, since the stem has the same names in all hosts.
 
     Returns:
         Dict[str, Tensor]: The same tensors under this package's names, for
@@ -155,8 +159,8 @@ def from_dla(state: Dict[str, Tensor],
         ``head.fc``.
 
     Raises:
-        UsageError: If the names are not those of that code, or those of its
-            DLA-light.
+        UsageError: If the names are not those of that code, or if they are
+            those of its DLA-light.
     """
     state = {re.sub(r'^module\.', '', name): x for name, x in state.items()}
     if not recognise_dla(list(state)):
@@ -202,18 +206,19 @@ def _dla_part(name: str, stage: str, kind: str, part: str) -> str:
 
 def to_dla(state: Dict[str, Tensor],
            host: str = 'mmpretrain') -> Dict[str, Tensor]:
-    """Rename a state dict of this package as the published DLA code does.
+    """Rename a state dict of this package to the names of DLA's code.
 
     Args:
-        state (Dict[str, Tensor]): Of a classifier or a backbone with
-            ``attention='dla'``; the buffers of masks are left out.
-        host (str): As in :func:`from_dla`.
+        state (Dict[str, Tensor]): State dict of a classifier or a backbone with
+            ``attention='dla'``. Buffers of masks are left out.
+        host (str): Not used, as in :func:`from_dla`.
 
     Returns:
-        Dict[str, Tensor]: ``stages.0.lstm.w_ih.0.seq.0.weight`` and so on.
+        Dict[str, Tensor]: The same tensors under names of that code, such as
+        ``stages.0.lstm.w_ih.0.seq.0.weight``.
 
     Raises:
-        UsageError: If a layer is skipped or scaled, or the attention is not
+        UsageError: If a layer is skipped or scaled, or if the attention is not
             DLA-base.
     """
     state = _plain(state)
@@ -246,12 +251,12 @@ def to_dla(state: Dict[str, Tensor],
     return published
 
 
-#: By the name of a published code, how to come from its names and back.
+#: For each published code, the functions from its names and to them.
 SOURCES = dict(mrla=(from_mrla, to_mrla), dla=(from_dla, to_dla))
 
 
 def _plain(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """The backbone's and the head's own names, without masks."""
+    """Strip prefixes from names, and leave out masks."""
     state = {re.sub(r'^(backbone|head)\.', '', name): x
              for name, x in state.items()}
     if 'active' in state and not state['active'].all():
@@ -262,7 +267,7 @@ def _plain(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
 
 
 def _block(name: str, value: Tensor) -> Tuple[str, Tensor]:
-    """A name within a stage, and the tensor in the shape it has here."""
+    """Convert a name within a stage, and the shape of its tensor."""
     match = re.fullmatch(r'(?:stages\.(\d+)|layer(\d+))\.(\d+)\.(.+)', name)
     if match is None:
         return name, value
@@ -284,7 +289,7 @@ def _deep_stem(host: str) -> Tuple[str, ...]:
 
 
 def _moved(name: str, before: Sequence[str], after: Sequence[str]) -> str:
-    """A parameter's name with its module renamed, if it is one of some."""
+    """Rename the module in a parameter's name, if it is in ``before``."""
     module, _, parameter = name.rpartition('.')
     moved = dict(zip(before, after)).get(module, module)
     return f'{moved}.{parameter}' if module else name

@@ -1,4 +1,4 @@
-"""Batches of pictures, as a config prepares them."""
+"""Loads batches of images, prepared as a config says."""
 import itertools
 import os.path as osp
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from ..config_types import class_of, enter_scope, type_name
 from ..errors import UsageError
 from ..hosts.registration import host_of, host_of_model
-from .data_config import (  # noqa: F401  some have their earlier place here
+from .data_config import (  # noqa: F401  some used to be in this module
     LOADERS,
     check_data,
     datasets_of,
@@ -35,20 +35,20 @@ from .data_config import (  # noqa: F401  some have their earlier place here
     without_labels,
 )
 
-# What a DataLoader takes of workers alone; here there are none.
+# Options of a DataLoader that only matter with workers, which are not used.
 _OF_WORKERS = ('persistent_workers', 'prefetch_factor', 'timeout',
                'multiprocessing_context', 'num_batch_per_epoch')
 
 
 def loader_of(cfg: Config) -> str:
-    """Name the loader whose pictures an analysis looks at.
+    """Choose the data loader whose images an analysis uses.
 
     Args:
-        cfg (Config): With one of ``LOADERS``.
+        cfg (Config): Config with at least one of ``LOADERS``.
 
     Returns:
-        str: The validation set's, else the test set's, else, as for what
-        trains without labels, the training set's.
+        str: Name of the loader: that for validation, or else for testing, or
+        else (as in self-supervised training) for training.
 
     Raises:
         UsageError: If there is none.
@@ -61,7 +61,7 @@ def loader_of(cfg: Config) -> str:
 
 
 def set_of(cfg: Config) -> str:
-    """Name the set that :func:`dataset_batches` takes, for a caption."""
+    """Return the name of the set that :func:`dataset_batches` reads."""
     name = loader_of(cfg).replace('_dataloader', '')
     words = dict(val='validation', train='training')
     return f'the {words.get(name, name)} set'
@@ -70,20 +70,20 @@ def set_of(cfg: Config) -> str:
 def dataset_batches(cfg: Config,
                     images: int,
                     batch_size: Optional[int] = None) -> Iterator[dict]:
-    """Batches of the config's validation set, in its order.
+    """Load batches of the validation set, in its order.
 
     Args:
-        cfg (Config): See :func:`loader_of`.
-        images (int): So many, rounded up to whole batches, unless the set
-            has fewer.
-        batch_size (int, optional): Pictures a batch. Defaults to None: the
-            loader's, or ``images`` if these are fewer.
+        cfg (Config): Config, see :func:`loader_of` for the set.
+        images (int): Number of images, rounded up to whole batches; all if the
+            set has fewer.
+        batch_size (int, optional): Number of images in a batch. Defaults to
+            None: that of the loader, or ``images`` if that is smaller.
 
     Yields:
-        dict: What the model's data_preprocessor takes.
+        dict: A batch, as the model's data_preprocessor takes it.
 
     Raises:
-        UsageError: If there is no such loader, or its data is missing.
+        UsageError: If there is no loader, or if its data is missing.
     """
     name = loader_of(cfg)
     prepare_config(cfg)
@@ -102,9 +102,9 @@ def dataset_batches(cfg: Config,
 
 
 def _not_augmented(cfg: Config) -> dict:
-    """The training loader with its pictures as they are, but for their size.
+    """Return the training loader with its images resized, but not augmented.
 
-    Where wrappers mix pictures or nothing says a size, it is as it was.
+    If wrappers mix images, or the size is unknown, the loader is not changed.
     """
     cfg = deepcopy(cfg)
     shape = shape_of_steps(cfg)
@@ -117,15 +117,15 @@ def _not_augmented(cfg: Config) -> dict:
 
 
 def _without_workers(options: dict, batch_size: Optional[int]) -> dict:
-    """Read here: starting workers takes longer than a few batches."""
+    """Return a loader without workers, which take long to start."""
     options = {key: value for key, value in deepcopy(options).items()
                if key not in _OF_WORKERS}
-    # A small set may have no whole batch.
+    # A small set may have no complete batch.
     options.update(num_workers=0, drop_last=False)
     if batch_size or options.get('batch_sampler') is not None:
         options.pop('drop_last')
     if batch_size:
-        options.pop('batch_sampler', None)  # which brings a size of its own
+        options.pop('batch_sampler', None)  # it has a batch size of its own
         options['batch_size'] = batch_size
     collate = options.get('collate_fn')
     if collate is not None and type_name(collate) == 'default_collate':
@@ -134,7 +134,7 @@ def _without_workers(options: dict, batch_size: Optional[int]) -> dict:
 
 
 def _stack_or_list(samples: Sequence[dict]) -> dict:
-    """Collate, as lists where pictures of several sizes cannot be stacked."""
+    """Stack images, or return lists if they have different sizes."""
     pictures = [sample.get('inputs') for sample in samples]
     if len({getattr(picture, 'shape', None) for picture in pictures}) > 1:
         return pseudo_collate(samples)
@@ -144,22 +144,23 @@ def _stack_or_list(samples: Sequence[dict]) -> dict:
 def annotated_batches(cfg: Config,
                       images: int,
                       batch_size: Optional[int] = None) -> Iterator[dict]:
-    """Batches of the validation set whose labels fit the pictures.
+    """Load batches of the validation set, with labels that fit the images.
 
-    MMDetection's test pipelines load annotations after they have resized the
-    picture, in its original coordinates, for evaluation. Here they are loaded
-    right after the picture, so that a loss can be computed on them.
+    For evaluation, MMDetection's test pipelines load annotations after they
+    have resized the image, in original coordinates. Here they are loaded right
+    after the image, so that a loss can be computed.
 
     Args:
-        cfg (Config): As for :func:`dataset_batches`, as are the others.
-        images (int): So many at least, unless the set has fewer.
-        batch_size (int, optional): Pictures a batch.
+        cfg (Config): Config, as in :func:`dataset_batches`.
+        images (int): Number of images, as in :func:`dataset_batches`.
+        batch_size (int, optional): Number of images in a batch, as in
+            :func:`dataset_batches`.
 
     Yields:
-        dict: What the model's data_preprocessor takes.
+        dict: A batch, as the model's data_preprocessor takes it.
 
     Raises:
-        UsageError: As :func:`dataset_batches`.
+        UsageError: As in :func:`dataset_batches`.
     """
     cfg = deepcopy(cfg)
     for steps in pipelines_of(cfg, loader_of(cfg)):
@@ -168,7 +169,7 @@ def annotated_batches(cfg: Config,
 
 
 def _labels_first(steps: list) -> None:
-    """Move, in place, loading of annotations behind that of pictures."""
+    """Move the loading of annotations behind that of images, in place."""
     for step in steps:
         if isinstance(step, Mapping) and isinstance(
                 step.get('transforms'), list):
@@ -181,25 +182,25 @@ def _labels_first(steps: list) -> None:
 
 
 def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
-    """Batches of one picture each, prepared as the config's test pictures.
+    """Load image files as batches of one, prepared like images of the test set.
 
     Args:
-        cfg (Config): With a pipeline in ``test_dataloader``,
+        cfg (Config): Config with a pipeline in ``test_dataloader``,
             ``val_dataloader`` or, as a last resort, ``train_dataloader``.
-        paths (Sequence[str]): Files that the pipeline can read; where it reads
-            none, as CIFAR's, that OpenCV can.
+        paths (Sequence[str]): Files that the pipeline can read; if it reads no
+            files, as that of CIFAR, files that OpenCV can read.
 
     Yields:
-        dict: What the model's data_preprocessor takes.
+        dict: A batch, as the model's data_preprocessor takes it.
 
     Raises:
-        UsageError: If a file is missing or no picture, or the config has no
+        UsageError: If a file is missing or is no image, or if the config has no
             pipeline.
     """
     steps, collate = _preparation(cfg)
     prepare = Compose(steps)
     loads = any(map(loads_pictures, walk(steps)))
-    # Frames of a video come as lists.
+    # Pipelines of videos take lists of frames.
     frames = any(type_name(x) == 'TransformBroadcaster' for x in walk(steps))
     for number, path in enumerate(paths):
         path = osp.expanduser(path)
@@ -209,7 +210,7 @@ def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
         if not loads:
             sample.update(_as_array(cfg, path))
         for step in walk(steps):
-            if type_name(step) == 'LoadProposals':  # the whole picture is one
+            if type_name(step) == 'LoadProposals':  # propose the whole image
                 height, width = _read(path).shape[:2]
                 sample['proposals'] = dict(
                     bboxes=np.array([[0, 0, width, height]], np.float32),
@@ -217,7 +218,7 @@ def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
             elif type_name(step) == 'ApplyToList':
                 key = step['scatter_key']
                 sample[key] = [sample[key]]
-            elif type_name(step) == 'PackReIDInputs':  # which asks for one
+            elif type_name(step) == 'PackReIDInputs':  # requires a label
                 sample['gt_label'] = 0
         if frames:
             sample.update(frame_id=0, video_length=1)
@@ -225,7 +226,7 @@ def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
         try:
             batch = collate([prepare(sample)])
         except Exception as error:
-            _read(path)  # says so if it is no picture
+            _read(path)  # raises a clearer error if it is no image
             raise UsageError(
                 f"{path!r} does not pass the config's pipeline "
                 f'({", ".join(map(type_name, steps))}): '
@@ -234,7 +235,7 @@ def file_batches(cfg: Config, paths: Sequence[str]) -> Iterator[dict]:
 
 
 def _as_array(cfg: Config, path: str) -> dict:
-    """A picture as datasets have it that hold arrays: RGB and of one size."""
+    """Read an image in the form of datasets of arrays: RGB and of one size."""
     channels = (cfg.model.get('backbone') or {}).get('in_channels', 3)
     if channels not in (1, 3):
         raise UsageError(
@@ -248,7 +249,7 @@ def _as_array(cfg: Config, path: str) -> dict:
 
 
 def _read(path: str) -> np.ndarray:
-    """(H, W, 3) uint8, BGR."""
+    """Read an image as (H, W, 3) uint8, BGR."""
     try:
         picture = mmcv.imread(path)
     except cv2.error:  # an empty file
@@ -259,15 +260,17 @@ def _read(path: str) -> np.ndarray:
 
 
 def picture_shape(cfg: Config) -> Tuple[int, int]:
-    """Height and width of the pictures that a network works on.
+    """Find the height and width of the images that a network works on.
+
+    They are those of resizing or cropping in the pipelines, or else of the
+    first validation image, if it is there.
 
     Args:
-        cfg (Config): What resizes or crops in its pipelines decides; where
-            nothing does, the first validation picture, if its data is there.
+        cfg (Config): Config of the network.
 
     Returns:
-        tuple: In pixels; where nothing is found (224, 224), and (32, 32) for
-        networks of CIFAR's kind.
+        tuple: Height and width in pixels; if unknown, the usual size for the
+        host, (224, 224) for example, or (32, 32) for networks for CIFAR.
     """
     shape = shape_of_steps(cfg)
     if shape is not None:
@@ -276,7 +279,7 @@ def picture_shape(cfg: Config) -> Tuple[int, int]:
         if not downloads(cfg, loader_of(cfg)):
             batch = next(dataset_batches(cfg, 1))
             return tuple(_first_tensor(batch['inputs']).shape[-2:])
-    except Exception:  # what is wrong is said where the data is wanted
+    except Exception:  # an error is reported when the data is needed
         pass
     backbone = cfg.model.get('backbone', {})
     return host_of(cfg, backbone.get('type')).picture_shape(backbone)
@@ -290,7 +293,7 @@ def _first_tensor(inputs: Any) -> Tensor:
 
 
 def _preparation(cfg: Config) -> Tuple[list, Callable]:
-    """Steps for one picture, and what makes a batch of it."""
+    """Return the pipeline for one image, and the function that batches it."""
     name = next((name for name in (
         'test_dataloader', 'val_dataloader', 'train_dataloader')
         if pipeline_of(cfg, name)), None)
@@ -298,7 +301,7 @@ def _preparation(cfg: Config) -> Tuple[list, Callable]:
         raise UsageError('the config has no test_dataloader with a pipeline, '
                          'which says how pictures are prepared')
     enter_scope(cfg)
-    # Nothing is known of a picture but itself.
+    # Files given on a command line have no labels.
     steps = without_labels(deepcopy(pipeline_of(cfg, name)))
     if name == 'train_dataloader' and any(map(loads_pictures, steps)):
         steps = plain_steps(steps, picture_shape(cfg))
@@ -306,7 +309,7 @@ def _preparation(cfg: Config) -> Tuple[list, Callable]:
 
 
 def _collation(config: Any) -> Callable:
-    """What a loader's ``collate_fn`` calls, as Runner builds it."""
+    """Return the function of a loader's ``collate_fn``, as Runner does."""
     if config is None:
         return pseudo_collate
     if not isinstance(config, Mapping):
@@ -321,39 +324,40 @@ def _collation(config: Any) -> Callable:
 
 @torch.no_grad()
 def network_inputs(model: nn.Module, batch: dict) -> Tensor:
-    """What a batch looks like to the backbone.
+    """Preprocess a batch as input for the backbone.
 
     Args:
-        model (nn.Module): A detector, a classifier or a segmentor.
-        batch (dict): From :func:`dataset_batches` or :func:`file_batches`.
+        model (nn.Module): Model of any host.
+        batch (dict): Batch from :func:`dataset_batches` or
+            :func:`file_batches`.
 
     Returns:
-        Tensor: (B, C, H, W), normalised, on the model's device; views of a
-        picture and frames of a video are pictures of their own.
+        Tensor: (B, C, H, W), normalised images on the model's device. Views of
+        an image and frames of a video count as images.
 
     Raises:
-        UsageError: If pictures of several shapes are not brought to one.
+        UsageError: If images have different shapes after preprocessing.
     """
     host = host_of_model(model)
     return as_pictures(pictures_in(host.preprocess(model, batch)))
 
 
 def pictures_in(data: dict) -> Any:
-    """What a data_preprocessor returns as inputs; with text, as images."""
+    """Return the images in a data_preprocessor's output, also next to text."""
     return data['inputs' if 'inputs' in data else 'images']
 
 
 def as_pictures(inputs: Any) -> Tensor:
-    """Bring what a data_preprocessor returns into one tensor.
+    """Join the inputs that a data_preprocessor returns into one tensor.
 
     Args:
-        inputs (Any): A tensor, several of them, or either by its only name.
+        inputs (Any): A tensor, several tensors, or a dict with one such entry.
 
     Returns:
-        Tensor: (B, C, H, W); see :func:`network_inputs`.
+        Tensor: (B, C, H, W), see :func:`network_inputs`.
 
     Raises:
-        UsageError: If pictures of several shapes are not brought to one.
+        UsageError: If images have different shapes.
     """
     if isinstance(inputs, Mapping):
         (inputs, ) = inputs.values()

@@ -1,7 +1,7 @@
-"""What a config says of its data: datasets, pipelines, files, sizes.
+"""Reads from a config what it says of data: datasets, pipelines, files, sizes.
 
-Datasets stand within wrappers (repeated, balanced, concatenated, mixed, split
-into folds), steps of a pipeline within steps. Nothing is built here.
+Datasets may be within wrappers (repeated, balanced, concatenated, mixed, split
+into folds), and steps of a pipeline within other steps. Nothing is built here.
 """
 import inspect
 import math
@@ -19,7 +19,7 @@ from ..errors import UsageError
 from ..hosts.registration import host_of
 from .data_folders import folders_of, is_remote, prefixes_of
 
-# Loaders in the order in which an analysis looks for its pictures.
+# Loaders in the order in which analyses look for images.
 LOADERS = ('val_dataloader', 'test_dataloader', 'train_dataloader')
 
 
@@ -27,15 +27,15 @@ LOADERS = ('val_dataloader', 'test_dataloader', 'train_dataloader')
 
 
 def datasets_of(cfg: Config, loader: str) -> Iterator[Tuple[str, dict]]:
-    """The datasets of a loader, without their wrappers.
+    """Find the datasets of a loader, without their wrappers.
 
     Args:
         cfg (Config): The whole config.
-        loader (str): Such as ``'test_dataloader'``.
+        loader (str): Name of the loader, such as ``'test_dataloader'``.
 
     Yields:
-        Tuple[str, dict]: Place in the config, and config; nothing of a loader
-        or a dataset that is built already.
+        Tuple[str, dict]: Path in the config and config of each dataset. Loaders
+        and datasets that are built already are left out.
     """
     options = cfg.get(loader)
     if isinstance(options, Mapping):
@@ -43,14 +43,14 @@ def datasets_of(cfg: Config, loader: str) -> Iterator[Tuple[str, dict]]:
 
 
 def pipelines_of(cfg: Config, loader: str) -> Iterator[list]:
-    """The pipelines of a loader, the datasets' before the wrappers'.
+    """Find the pipelines of a loader, those of datasets before wrappers.
 
     Args:
         cfg (Config): The whole config.
-        loader (str): Such as ``'test_dataloader'``.
+        loader (str): Name of the loader, such as ``'test_dataloader'``.
 
     Yields:
-        list: The config's own, which may be changed in place.
+        list: A pipeline in the config, which may be changed in place.
     """
     for _, dataset in datasets_of(cfg, loader):
         if isinstance(dataset.get('pipeline'), list):
@@ -67,15 +67,15 @@ def pipelines_of(cfg: Config, loader: str) -> Iterator[list]:
 
 
 def pipeline_of(cfg: Config, loader: str) -> List[dict]:
-    """The steps that prepare a loader's pictures.
+    """Find the steps that prepare the images of a loader.
 
     Args:
-        cfg (Config): Of a detector, a classifier or a segmentor.
-        loader (str): Such as ``'test_dataloader'``.
+        cfg (Config): The whole config.
+        loader (str): Name of the loader, such as ``'test_dataloader'``.
 
     Returns:
-        List[dict]: Those of the first dataset that has any, as the config has
-        them; empty without such a loader.
+        List[dict]: Pipeline of the first dataset that has one, as in the
+        config; empty without such a loader.
     """
     return next((steps for steps in pipelines_of(cfg, loader) if steps), [])
 
@@ -84,7 +84,7 @@ def pipeline_of(cfg: Config, loader: str) -> List[dict]:
 
 
 def walk(steps: Any) -> Iterator[dict]:
-    """Every step and those within it, in order."""
+    """Yield every step and the steps within it, in order."""
     if isinstance(steps, Mapping):
         if 'type' in steps:
             yield steps
@@ -95,19 +95,19 @@ def walk(steps: Any) -> Iterator[dict]:
 
 
 def loads_pictures(step: Any) -> bool:
-    """Tell whether a step reads a picture's file."""
+    """Return whether a step reads an image file."""
     return re.match(r'Load(?!.*(Annotation|Proposal))',
                     type_name(step)) is not None
 
 
 def without_labels(steps: Any) -> Any:
-    """Leave out, at any depth, what reads more than the picture.
+    """Remove the loading of annotations from a pipeline, at any depth.
 
     Args:
-        steps (Any): A pipeline; not changed.
+        steps (Any): Pipeline; not changed.
 
     Returns:
-        Any: The same without loading of annotations.
+        Any: The pipeline without these steps.
     """
     if isinstance(steps, Mapping):
         return type(steps)(
@@ -120,15 +120,15 @@ def without_labels(steps: Any) -> Any:
 
 
 def plain_steps(steps: list, shape: Tuple[int, int]) -> list:
-    """Leave out of a training pipeline what changes pictures by chance.
+    """Remove augmentation from a training pipeline.
 
     Args:
-        steps (list): A pipeline; not changed.
-        shape (Tuple[int, int]): Height and width that its pictures get.
+        steps (list): Pipeline; not changed.
+        shape (Tuple[int, int]): Height and width to resize images to.
 
     Returns:
-        list: Loading, resizing and packing; the pipeline itself, if it does
-        not begin with one and end with the other.
+        list: A pipeline that loads, resizes and packs; the pipeline itself if
+        it does not begin by loading and end by packing.
     """
     loading = [x for x in steps if type_name(x).startswith('Load')]
     if not loading or not type_name(steps[-1]).startswith('Pack'):
@@ -138,14 +138,15 @@ def plain_steps(steps: list, shape: Tuple[int, int]) -> list:
 
 
 def shape_of_steps(cfg: Config) -> Optional[Tuple[int, int]]:
-    """Height and width that the pipelines of a config end with.
+    """Find the height and width that the pipelines of a config produce.
 
     Args:
-        cfg (Config): Whose training pictures come before others.
+        cfg (Config): The whole config, in which the pipeline for training comes
+            first.
 
     Returns:
-        tuple | None: What the last crop or resize says that says a size in
-        pixels, of several sizes the last; None where nothing does.
+        tuple | None: Size in pixels of the last crop or resize that has one,
+        the last of several sizes; None if there is none.
     """
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         steps = [x for steps in pipelines_of(cfg, loader) for x in walk(steps)]
@@ -166,17 +167,17 @@ def _shape_of_step(step: dict) -> Optional[Tuple[int, int]]:
         for key in ('scale', 'scales', 'size'):
             pair = _pair(step.get(key))
             if pair is not None:
-                # Crops say (height, width), Resize says (width, height); what
-                # torchvision calls size is (height, width).
+                # Crops have (height, width), as has ``size`` of torchvision;
+                # Resize has (width, height).
                 return pair if key == 'size' else pair[::-1]
     return None
 
 
 def _pair(size: Any) -> Optional[Tuple[int, int]]:
-    """Two numbers of pixels; None if they are none."""
+    """Return a size as two numbers of pixels; None if it is not one."""
     if isinstance(size, (list, tuple)) and size and isinstance(
             size[0], (list, tuple)):
-        size = size[-1]  # of several, the last
+        size = size[-1]  # the last of several sizes
     if isinstance(size, (int, float)):
         size = size, size
     if not isinstance(size, (list, tuple)) or not size:
@@ -192,18 +193,18 @@ def _pair(size: Any) -> Optional[Tuple[int, int]]:
 
 
 def prepare_config(cfg: Config) -> Config:
-    """Set the defaults that the host's configs expect of its own tools.
+    """Set defaults that the host's own tools would set.
 
-    Call it last: what the config or the user has set stays. ``~`` at the
-    beginning of a path of a loader or an evaluator becomes the home folder,
-    which hosts leave as it is.
+    It has to be called last, since it keeps what the config or the user has
+    set. ``~`` at the beginning of paths of loaders and evaluators is replaced
+    by the home folder, which hosts do not do.
 
     Args:
-        cfg (Config): Changed in place, if its host has such defaults:
-            mmpretrain's dataloaders have.
+        cfg (Config): Config, changed in place. Of the hosts, mmpretrain has
+            such defaults, for data loaders.
 
     Returns:
-        Config: The same.
+        Config: The same config.
     """
     for name in list(cfg):
         if name.endswith(('_dataloader', '_evaluator')):
@@ -213,7 +214,7 @@ def prepare_config(cfg: Config) -> Config:
 
 
 def _expand_home(node: Any) -> None:
-    """Expand, in place, every text that starts as a path in a home folder."""
+    """Expand every text that begins as a path in a home folder, in place."""
     if isinstance(node, Mapping):
         places = list(node.items())
     elif isinstance(node, list):
@@ -232,7 +233,7 @@ def _expand_home(node: Any) -> None:
 
 
 def downloads(cfg: Config, loader: str) -> bool:
-    """Tell whether building a loader's datasets might download something."""
+    """Return whether building a loader's datasets may download something."""
     enter_scope(cfg)
     return any('download' in _arguments(class_of(dataset, DATASETS))
                for _, dataset in datasets_of(cfg, loader))
@@ -246,32 +247,33 @@ def _arguments(cls: Any) -> List[str]:
 
 
 def _brings_its_data(dataset: dict) -> bool:
-    """Whether a dataset makes, downloads or fetches what it does not find."""
+    """Return whether a dataset makes or downloads data that is missing."""
     if is_remote(dataset):
         return True
     cls = class_of(dataset, DATASETS)
-    if cls is None:  # building it will say so
+    if cls is None:  # building it will raise an error
         return True
     return getattr(cls, 'MAKES_ITS_DATA', False) or (
         'download' in _arguments(cls) and dataset.get('download', True))
 
 
 def check_data(cfg: Config, *loaders: str, evaluators: bool = True) -> None:
-    """Check that the data of some loaders is there, before models are built.
+    """Check that the data of some loaders exists, before models are built.
 
     Args:
         cfg (Config): The whole config.
-        loaders (str): Names such as ``train_dataloader``.
-        evaluators (bool): Whether their evaluators' files are needed too.
+        loaders (str): Names of loaders, such as ``train_dataloader``.
+        evaluators (bool): Whether to check the files of their evaluators too.
             Defaults to True.
 
     Raises:
-        UsageError: Naming the first missing file or folder and its option.
+        UsageError: If something is missing; it names the first missing file or
+            folder, and its option.
     """
     enter_scope(cfg)
     for loader in loaders:
         if cfg.get(loader) is None:
-            continue  # nothing is evaluated either
+            continue  # then nothing is evaluated either
         local = True
         for path, dataset in datasets_of(cfg, loader):
             if _brings_its_data(dataset):
@@ -283,11 +285,11 @@ def check_data(cfg: Config, *loaders: str, evaluators: bool = True) -> None:
 
 
 def _check_dataset(dataset: dict, path: str) -> None:
-    """Check the root, the annotations, the folders of one dataset."""
+    """Check root, annotations and folders of one dataset."""
     root = dataset.get('data_root') or ''
     annotations = _texts(dataset.get('ann_file'))
     prefixes = list(prefixes_of(dataset).values())
-    # Nothing is looked for in the root where all else is said in full.
+    # The root is not needed if all other paths are absolute.
     if not (annotations and prefixes and all(
             osp.isabs(osp.expanduser(x)) or '://' in x
             for x in (*annotations, *prefixes))):
@@ -304,7 +306,14 @@ def _check_dataset(dataset: dict, path: str) -> None:
 
 
 def _check_place(place: str, option: str, other: str, path: str) -> None:
-    """Raise a UsageError with the option that points to another place."""
+    """Raise a UsageError if a path does not exist.
+
+    Args:
+        place (str): Path to check.
+        option (str): Option of the dataset that has the path.
+        other (str): Option by which the user can change it.
+        path (str): Path of the dataset in the config.
+    """
     if _missing(place):
         raise UsageError(
             f'{place!r} does not exist ({path}.{option}): put the data there, '
@@ -312,7 +321,7 @@ def _check_place(place: str, option: str, other: str, path: str) -> None:
 
 
 def _texts(value: Any) -> List[str]:
-    """The paths of an option that takes one or several."""
+    """Return the paths in an option that takes one or several."""
     several = value if isinstance(value, (list, tuple)) else [value]
     return [str(x) for x in several if isinstance(x, (str, os.PathLike))
             and str(x)]
@@ -323,16 +332,16 @@ def _missing(place: str) -> bool:
 
 
 def _check_evaluator(cfg: Config, name: str) -> None:
-    """MMDetection's metrics have annotations of their own."""
+    """Check the annotations of metrics, which MMDetection's have."""
     evaluators = cfg.get(name) or []
-    if isinstance(evaluators, Mapping):  # of several datasets, or a metric
+    if isinstance(evaluators, Mapping):  # for several datasets, or one metric
         metrics = evaluators.get('metrics')
         evaluators = metrics or [evaluators]
     for evaluator in (
             evaluators if isinstance(evaluators, (list, tuple)) else []):
         if not isinstance(evaluator, Mapping):
-            continue  # built already
-        for option in ('ann_file', 'seg_prefix'):  # the latter of panoptic maps
+            continue  # a metric that is built already
+        for option in ('ann_file', 'seg_prefix'):  # the latter: panoptic maps
             for place in _texts(evaluator.get(option)):
                 if _missing(place):
                     raise UsageError(

@@ -1,4 +1,4 @@
-"""Folders in which a dataset's config says that its pictures are."""
+"""Finds the folders of images that a dataset's config names."""
 import json
 import os.path as osp
 import re
@@ -10,41 +10,42 @@ from mmengine.registry import DATASETS, TRANSFORMS
 from ..config_types import class_of, type_name
 from ..hosts.registration import HOSTS
 
-# What the hosts' datasets call folders of pictures, and of maps of labels.
+# Names of folders of images, and of label maps, in the hosts' datasets.
 _PICTURES = ('img', 'img_path', 'img_path2', 'sub_data_root')
 _MAPS = ('seg', 'seg_map_path', 'depth_map_path')
 _OF_HOSTS = ('mmengine', 'mmcv', 'ela_mm', *HOSTS)
-# So much of a file of annotations is read for the first names in it.
+# Number of characters of an annotation file that are searched for a name.
 _BEGINNING = 1 << 16
 _NAME = re.compile(
     r'"(?:file_name|filename|img_path|image)"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 def is_remote(options: Mapping) -> bool:
-    """Tell whether a dataset or a step reads from other storage than disks.
+    """Return whether a dataset or step reads from remote storage.
 
     Args:
-        options (Mapping): Its config.
+        options (Mapping): Config of the dataset or step.
 
     Returns:
-        bool: By ``backend_args``, or ``file_client_args`` of earlier versions.
+        bool: Whether ``backend_args``, or ``file_client_args`` of earlier
+        versions, name another backend than disks.
     """
     return any((options.get(name) or {}).get('backend', 'local') not in (
         'local', 'disk') for name in ('backend_args', 'file_client_args'))
 
 
 def prefixes_of(dataset: Mapping) -> Dict[str, str]:
-    """The folders that a dataset's config names, by option.
+    """Return the folders that a dataset's config names.
 
     Args:
-        dataset (Mapping): Its config.
+        dataset (Mapping): Config of the dataset.
 
     Returns:
-        Dict[str, str]: Such as ``{'data_prefix.img': 'train2017/'}``; not yet
-        joined with its ``data_root``.
+        Dict[str, str]: Folders by option, such as
+        ``{'data_prefix.img': 'train2017/'}``, not joined with ``data_root``.
     """
     prefix = dataset.get('data_prefix')
-    if isinstance(prefix, str):  # as MMPretrain takes it
+    if isinstance(prefix, str):  # MMPretrain's form
         return {'data_prefix': prefix} if prefix else {}
     return {f'data_prefix.{key}': value
             for key, value in (prefix or {}).items() if isinstance(value, str)}
@@ -52,20 +53,19 @@ def prefixes_of(dataset: Mapping) -> Dict[str, str]:
 
 def folders_of(dataset: Mapping, annotations: Sequence[str],
                steps: Sequence[dict]) -> List[Tuple[str, str]]:
-    """The folders that have to be there for a dataset's pictures to be read.
+    """Return the folders that have to exist for a dataset to be read.
 
-    A folder may be missing where the host would not look into it: a class or a
-    step of the user's own may read anything, and pictures that annotations name
-    by whole paths need none. Such a dataset has no folder here.
+    Folders that may be missing are left out: a class or step of the user's own
+    may read anything, and images with absolute paths in the annotations need no
+    folder.
 
     Args:
-        dataset (Mapping): Its config.
-        annotations (Sequence[str]): Paths of its files of annotations, which
-            exist.
-        steps (Sequence[dict]): Of its pipeline, nested ones included.
+        dataset (Mapping): Config of the dataset.
+        annotations (Sequence[str]): Paths of its annotation files, which exist.
+        steps (Sequence[dict]): Steps of its pipeline, nested ones included.
 
     Returns:
-        List[Tuple[str, str]]: Option and path.
+        List[Tuple[str, str]]: Option and path of each folder.
     """
     cls = class_of(dataset, DATASETS)
     if not _is_of_hosts(getattr(cls, 'load_data_list', None)) or not all(
@@ -74,12 +74,12 @@ def folders_of(dataset: Mapping, annotations: Sequence[str],
     root = dataset.get('data_root') or ''
     return [(option, osp.join(root, osp.expanduser(prefix)))
             for option, prefix in prefixes_of(dataset).items()
-            if (root or prefix)  # else pictures lie where the run starts
+            if (root or prefix)  # else images are in the current folder
             and _is_read(option.rpartition('.')[2], steps)]
 
 
 def _is_read(key: str, steps: Sequence[dict]) -> bool:
-    """Whether a step of a host reads files of this kind from a disk."""
+    """Return whether a step of a host reads files of this kind from disk."""
     if key in _MAPS:
         reading = [x for x in steps if _loads_maps(x, key)]
     elif key in (*_PICTURES, 'data_prefix'):
@@ -94,7 +94,7 @@ def _is_read(key: str, steps: Sequence[dict]) -> bool:
 
 def _loads_maps(step: dict, key: str) -> bool:
     name = type_name(step)
-    # MMDetection's LoadAnnotations loads boxes, unless it is told more.
+    # By default, MMDetection's LoadAnnotations loads no maps.
     return 'Annotation' in name and bool(
         step.get('with_seg', key != 'seg' or 'Panoptic' in name))
 
@@ -104,7 +104,7 @@ def _is_of_hosts(thing: Any) -> bool:
 
 
 def _names_within_folders(annotations: str) -> bool:
-    """Whether a file of annotations is known to name no whole paths."""
+    """Return whether an annotation file is known to have relative paths."""
     if osp.isdir(annotations):
         return True
     name = _first_name(annotations)
@@ -112,14 +112,14 @@ def _names_within_folders(annotations: str) -> bool:
 
 
 def _first_name(path: str) -> Optional[str]:
-    """The first picture that is named; None where none is found."""
+    """Return the first image name in an annotation file; None if unknown."""
     ending = osp.splitext(path)[1]
     if ending not in ('.json', '.jsonl', '.odgt', '.txt', '.csv'):
         return None
     try:
         with open(osp.expanduser(path), encoding='utf-8') as file:
             beginning = file.read(_BEGINNING)
-    except (OSError, UnicodeDecodeError):  # whoever reads it will say so
+    except (OSError, UnicodeDecodeError):  # reading it will raise an error
         return None
     if ending in ('.txt', '.csv', '.odgt'):
         return beginning.lstrip().partition('\n')[0]

@@ -1,8 +1,8 @@
-"""What goes to production: a checkpoint and a graph without skipped layers.
+"""Writes deploy checkpoints, without skipped layers.
 
-A training checkpoint keeps the parameters of skipped layers, so that it loads
-everywhere, and what training needs to go on. A deploy checkpoint has neither;
-the config that trained it loads it.
+A training checkpoint has the parameters of skipped layers, so that it loads
+everywhere, and the state that resuming needs. A deploy checkpoint has neither.
+It loads with the config of the training.
 """
 import os
 import tempfile
@@ -21,14 +21,14 @@ class Deployed(NamedTuple):
     """What :func:`write_deploy_checkpoint` did.
 
     Attributes:
-        has_mask (bool): Whether the checkpoint says what is pruned; without,
-            all layers are active.
-        layers (int): Prunable attention layers of the model.
-        active (int): Those that are not skipped.
-        left_out (List[str]): Names in the state dict that are not written.
-        parameters (int): Numbers that these hold, norm statistics included.
-        bytes_before (int): Size of the checkpoint.
-        bytes_after (int): Size of the deploy checkpoint.
+        has_mask (bool): Whether the checkpoint has a mask; without one, all
+            layers are active.
+        layers (int): Number of prunable attention layers.
+        active (int): Number of active ones.
+        left_out (List[str]): Keys of the state dict that were left out.
+        parameters (int): Number of elements of these, norm statistics included.
+        bytes_before (int): Size of the checkpoint in bytes.
+        bytes_after (int): Size of the deploy checkpoint in bytes.
     """
     has_mask: bool
     layers: int
@@ -41,21 +41,20 @@ class Deployed(NamedTuple):
 
 def write_deploy_checkpoint(model: nn.Module, checkpoint: dict, source: str,
                             target: str) -> Deployed:
-    """Write a checkpoint without skipped layers and training's state.
+    """Write a checkpoint without skipped layers and state of training.
 
-    It loads like any other, also strictly and with ``weights_only=True``, into
-    the same config. Fine-tuning from it goes on with the pruned network: the
-    skipped layers stay skipped, their parameters are fresh.
+    With the same config it loads like any other checkpoint, also strictly and
+    with ``weights_only=True``. Fine-tuning from it trains the pruned network:
+    skipped layers stay skipped, with fresh parameters.
 
     Args:
-        model (nn.Module): From
-            :func:`~ela_mm.apis.loading.load_model`.
-        checkpoint (dict): The same; not changed.
-        source (str): Its file.
-        target (str): Written whole or not at all.
+        model (nn.Module): Model from :func:`~ela_mm.apis.loading.load_model`.
+        checkpoint (dict): Checkpoint from the same function; not changed.
+        source (str): Path of that checkpoint.
+        target (str): Path to write to, atomically.
 
     Returns:
-        Deployed: What was left out.
+        Deployed: What was done.
 
     Raises:
         UsageError: If ``target`` is ``source``.
@@ -88,15 +87,10 @@ def write_deploy_checkpoint(model: nn.Module, checkpoint: dict, source: str,
 
 @contextmanager
 def whole_file(path: str) -> Iterator[str]:
-    """A name to write to, in the same folder; takes its place at the end."""
+    """Yield a temporary path in the same folder, which replaces ``path``."""
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.export_', dir=folder) as place:
         name = os.path.join(place, os.path.basename(path))
         yield name
         os.replace(name, path)
-
-
-# --- ONNX --------------------------------------------------------------------
-
-

@@ -1,4 +1,4 @@
-"""What a config has downloaded, and what to do without a network."""
+"""Finds out what a config downloads, and explains failed downloads."""
 import os.path as osp
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -18,19 +18,19 @@ from mmengine.runner.checkpoint import (
 
 from ..errors import UsageError
 
-# What downloads raise: no name server, a proxy, a line that breaks.
+# Errors of downloads: no name server, a proxy, a broken connection.
 _ERRORS = (URLError, HTTPException, ConnectionError, TimeoutError)
 
 
 def url_of(name: str) -> Optional[str]:
-    """Find where MMEngine downloads weights from.
+    """Find the URL that MMEngine downloads weights from.
 
     Args:
-        name (str): Such as ``torchvision://resnet50``, ``open-mmlab://...``,
-            ``mmcls://...``, or the address itself.
+        name (str): Name of the weights, such as ``torchvision://resnet50``,
+            ``open-mmlab://...`` or ``mmcls://...``, or the URL itself.
 
     Returns:
-        str | None: None of an unknown name, of a file, and of what comes by a
+        str | None: The URL; None for an unknown name, a file, or what needs a
         client of its own, such as ``s3://``.
     """
     scheme, _, rest = name.partition('://')
@@ -46,20 +46,20 @@ def url_of(name: str) -> Optional[str]:
 
 
 def cached_file(url: str) -> str:
-    """Find where a download is kept: torch's folder, by its own name."""
+    """Return the path at which torch keeps a download."""
     return osp.join(torch.hub.get_dir(), 'checkpoints',
                     osp.basename(urlparse(url).path))
 
 
 def remote_weights(cfg: Config) -> Dict[str, str]:
-    """List what a training of a config may download.
+    """List the weights that a training may download.
 
     Args:
-        cfg (Config): Any.
+        cfg (Config): Config of the training.
 
     Returns:
-        Dict[str, str]: Place in the config, such as
-        ``model.backbone.init_cfg.checkpoint``, to name.
+        Dict[str, str]: Names by path in the config, such as
+        ``model.backbone.init_cfg.checkpoint``.
     """
     found = dict(_remote(cfg.get('model') or {}, 'model'))
     found.update(_remote(cfg.get('load_from'), 'load_from'))
@@ -78,13 +78,13 @@ def _remote(node: Any, place: str) -> Iterator[Tuple[str, str]]:
 
 
 def remote_data(cfg: Config) -> Dict[str, Tuple[str, str]]:
-    """List datasets that download themselves, as CIFAR's do.
+    """List the datasets that can download themselves, such as CIFAR's.
 
     Args:
-        cfg (Config): Any.
+        cfg (Config): Config of the training.
 
     Returns:
-        Dict[str, Tuple[str, str]]: Place in the config to address and folder.
+        Dict[str, Tuple[str, str]]: URL and folder by path in the config.
     """
     found = {}
     with DATASETS.switch_scope_and_registry(
@@ -101,13 +101,13 @@ def remote_data(cfg: Config) -> Dict[str, Tuple[str, str]]:
 
 
 def weights_to_fetch(cfg: Config) -> List[str]:
-    """Say what a training is going to download before its first step.
+    """Say what a training will download before its first step.
 
     Args:
         cfg (Config): Config of the training.
 
     Returns:
-        List[str]: A clause for each name that is not on this machine yet.
+        List[str]: A clause for each name that is not downloaded yet.
     """
     return [f'{name} of {place} is not on this machine: the training downloads '
             'it, and ends where there is no network'
@@ -117,16 +117,16 @@ def weights_to_fetch(cfg: Config) -> List[str]:
 
 @contextmanager
 def downloads_explained(cfg: Config, weights: bool = True) -> Iterator[None]:
-    """Turn a failed download of a config's weights or data into a sentence.
+    """Explain a failed download of weights or data within this context.
 
     Args:
-        cfg (Config): Of the training.
-        weights (bool): Whether the model starts from those that the config
-            names. Defaults to True.
+        cfg (Config): Config of the training.
+        weights (bool): Whether weights in the config are loaded. Defaults to
+            True.
 
     Raises:
-        UsageError: That names what is missing, its place in the config, and
-            the ways out.
+        UsageError: If a download fails; it names what is missing, its path in
+            the config, and ways out.
     """
     try:
         yield
@@ -139,10 +139,10 @@ def downloads_explained(cfg: Config, weights: bool = True) -> Iterator[None]:
             what = 'data'
             places: Dict[Tuple[str, str], str] = {}
             for place, source in remote_data(cfg).items():
-                places.setdefault(source, place)  # once, whoever wants it
+                places.setdefault(source, place)  # name each download once
             ways = [f'{place}: download {url} elsewhere and unpack it in '
                     f'{folder}' for (url, folder), place in places.items()]
-        if not ways:  # another connection has failed
+        if not ways:  # something else has failed
             raise
         raise UsageError(f'{what} cannot be downloaded ({_said(error)}); '
                          f'{"; ".join(ways)}') from error
@@ -150,13 +150,13 @@ def downloads_explained(cfg: Config, weights: bool = True) -> Iterator[None]:
 
 @contextmanager
 def download_explained(name: str) -> Iterator[None]:
-    """Turn a failed download of a checkpoint into a sentence.
+    """Explain a failed download of a checkpoint within this context.
 
     Args:
-        name (str): Of the checkpoint that is loaded.
+        name (str): Name of the checkpoint that is loaded.
 
     Raises:
-        UsageError: That names it, and the ways out.
+        UsageError: If the download fails; it names the checkpoint and ways out.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Restore or skip attention layers in a checkpoint, without its config."""
+"""Restores or skips attention layers in a checkpoint, without its config."""
 import re
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -12,7 +12,7 @@ from ..models.backbones.layer_attention_mixin import SKIP_MODES
 from ..pruning.decision import Decision
 from ..pruning.edit import MaskEdit
 
-# Of a tensor of attention in a backbone: its stage and index.
+# Stage and index in the name of a tensor of attention.
 _LAYER = re.compile(r'(.+)\.attention\.(\d+)\.')
 
 
@@ -20,15 +20,15 @@ class Edited(NamedTuple):
     """What :func:`edit_mask` did.
 
     Attributes:
-        checkpoint (dict): To be saved; the given one is as it was.
+        checkpoint (dict): The new checkpoint.
         edit (MaskEdit): What changed.
         layers (List[str]): Names of all prunable layers.
-        before (int): Active layers in the given checkpoint.
-        after (int): In the new one.
+        before (int): Number of active layers in the given checkpoint.
+        after (int): Number of active layers in the new one.
         places (List[str]): Keys of the checkpoint whose masks were changed:
             ``state_dict``, and with EMA ``ema_state_dict``.
-        left_out (Tuple[int, int] | None): The window that was being measured,
-            whose statistics so far are left out.
+        left_out (Tuple[int, int] | None): Window that was being measured, whose
+            statistics were dropped, if any.
     """
     checkpoint: Dict[str, Any]
     edit: MaskEdit
@@ -46,29 +46,30 @@ def edit_mask(checkpoint: Dict[str, Any],
               skip_mode: str = 'layer') -> Edited:
     """Change which attention layers of a checkpoint are active.
 
-    Restored layers have the weights that they had when they were skipped. The
-    masks of averaged models change as well, and the state of ELAPruneHook
-    takes the change down, so that a resumed run goes on with it and its
-    record tells of it. What it has measured in a window that has not ended is
-    left out: it was measured between other neighbours.
+    Restored layers have the weights that they had when they were skipped. Masks
+    of averaged models are changed as well. The change is noted in the state of
+    ELAPruneHook, so that the record of a resumed run contains it. Statistics of
+    a window that has not ended are dropped, since they were measured between
+    other neighbours.
 
     Args:
-        checkpoint (Dict[str, Any]): As mmengine saves it, loaded.
-        restore (Sequence[str]): Names of skipped layers, such as
+        checkpoint (Dict[str, Any]): Checkpoint of mmengine, loaded; not
+            changed.
+        restore (Sequence[str]): Names of skipped layers to restore, such as
             ``'layer3.5'``.
-        skip (Sequence[str]): Names of active layers.
-        undo_window (int, optional): Restore what this window has skipped;
-            windows are counted from 1.
-        skip_mode (str): ``'layer'`` or ``'retrieval'``, as for
+        skip (Sequence[str]): Names of active layers to skip.
+        undo_window (int, optional): Number of a window, from 1, whose skipped
+            layers are restored.
+        skip_mode (str): How to skip, ``'layer'`` or ``'retrieval'``, see
             ``skip_layers`` of the backbone. Defaults to ``'layer'``.
 
     Returns:
         Edited: The new checkpoint, and what was done.
 
     Raises:
-        UsageError: On a checkpoint without a mask or one for deployment, on
-            unknown names, on layers that are as wanted already, on a window
-            that decided nothing, and if nothing is asked for.
+        UsageError: On a checkpoint without a mask or for deployment, unknown
+            names, layers that are as wanted already, a window that decided
+            nothing, or if nothing is to be done.
     """
     if skip_mode not in SKIP_MODES:
         raise UsageError(f'skip={skip_mode!r}: expected one of {SKIP_MODES}')
@@ -119,10 +120,10 @@ def describe(checkpoint: Dict[str, Any]) -> str:
     """Say which layers of a checkpoint are active, and what was decided.
 
     Args:
-        checkpoint (Dict[str, Any]): As mmengine saves it, loaded.
+        checkpoint (Dict[str, Any]): Checkpoint of mmengine, loaded.
 
     Returns:
-        str: A line a stage, and one a window that has decided.
+        str: A line for each stage, and for each window that has decided.
 
     Raises:
         UsageError: On a checkpoint without a mask.
@@ -151,7 +152,7 @@ def _decisions(checkpoint: Dict[str, Any]) -> List[Decision]:
 
 
 def _masks(checkpoint: Dict[str, Any]) -> List[Tuple[str, str]]:
-    """Where masks are: keys of state dicts, and prefixes within them."""
+    """Find all masks: keys of state dicts, and prefixes within them."""
     found = [(key, prefix) for key, state in checkpoint.items()
              if isinstance(state, dict) for prefix in _prefixes(state)]
     if not any(key == 'state_dict' for key, _ in found):
@@ -179,14 +180,14 @@ def _prefixes(state: Dict[str, Any]) -> Iterator[str]:
 
 def _layers(state: Dict[str, Tensor], prefix: str,
             decisions: Sequence[Decision]) -> List[str]:
-    """Names in the order of the mask."""
+    """Return the names of layers, in the order of the mask."""
     found = {}
     for name in state:
         match = _LAYER.match(name[len(prefix):])
         if match and name.startswith(prefix):
             found[f'{match[1]}.{match[2]}'] = None
     names = list(found)
-    if decisions:  # which say it themselves
+    if decisions:  # they have the order
         names = [layer.name for layer in decisions[-1].layers]
     if set(names) != set(found) or len(names) != len(
             state[f'{prefix}active']):

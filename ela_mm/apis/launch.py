@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py share: from arguments to a Runner."""
+"""Code that tools/train.py and tools/test.py share: arguments to Runner."""
 import argparse
 import datetime
 import logging
@@ -26,15 +26,16 @@ def load_config(args: argparse.Namespace) -> Config:
     """Load the config and apply the common options.
 
     Args:
-        args (argparse.Namespace): ``config``, ``work_dir``, ``launcher``,
-            ``local_rank`` and, as words or read, ``cfg_options``.
+        args (argparse.Namespace): Arguments ``config``, ``work_dir``,
+            ``launcher``, ``local_rank`` and ``cfg_options`` (see
+            :func:`~ela_mm.apis.loading.settings`).
 
     Returns:
-        Config: With launcher, work dir and dataloader defaults set.
+        Config: Config with launcher, work dir and defaults of data loaders set.
 
     Raises:
-        UsageError: If the file does not exist or is no config, or an option
-            is none.
+        UsageError: If the file does not exist or is no config, or if an option
+            is malformed.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = config_from_file(args.config)
@@ -62,15 +63,17 @@ def check_checkpoint(path: Optional[str]) -> None:
 
 
 def set_up_distributed(cfg: Config) -> None:
-    """Make a launcher work without a GPU, where mmengine would ask for one.
+    """Make a launcher work without a GPU, which mmengine would require.
+
+    Without a launcher, or with a GPU, nothing happens.
 
     Args:
-        cfg (Config): Changed in place; nothing happens without a launcher or
-            with a GPU. ``env_cfg.dist_cfg.timeout`` holds as in mmengine.
+        cfg (Config): Config, changed in place. ``env_cfg.dist_cfg.timeout`` is
+            used as in mmengine.
 
     Raises:
-        UsageError: On a launcher or an option that needs GPUs, or where
-            torchrun has not started this process.
+        UsageError: On a launcher or option that needs GPUs, or if this process
+            was not started by torchrun.
     """
     if cfg.launcher == 'none' or torch.cuda.is_available():
         return
@@ -91,12 +94,12 @@ def set_up_distributed(cfg: Config) -> None:
                 f'{place}.type=BN' for place in synchronised))
     options = {}
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
-    if timeout is not None:  # in seconds, as mmengine takes it
+    if timeout is not None:  # in seconds, as in mmengine
         options['timeout'] = datetime.timedelta(seconds=timeout)
     dist.init_process_group('gloo', **options)
     wrapper = cfg.get('model_wrapper_cfg') or ConfigDict()
     wrapper.setdefault('type', 'MMDistributedDataParallel')
-    # What mmengine sets itself where it is not given a wrapper.
+    # mmengine's defaults if no wrapper is given.
     wrapper.setdefault('broadcast_buffers', False)
     wrapper.setdefault('find_unused_parameters',
                        cfg.get('find_unused_parameters', False))
@@ -105,7 +108,7 @@ def set_up_distributed(cfg: Config) -> None:
 
 
 def _synchronised(node: Any, place: str) -> Iterator[str]:
-    """Where a model's config asks for a synchronised norm."""
+    """Find the synchronised norms in a model's config."""
     if isinstance(node, dict):
         if node.get('type') == 'SyncBN':
             yield place
@@ -123,12 +126,12 @@ def build_runner(cfg: Config, trains: bool = True) -> Runner:
 
     Args:
         cfg (Config): The whole config.
-        trains (bool): Whether it is going to train. If not, its config goes
-            to the folder of its log: the one in the work dir says how what
-            lies there was trained. Defaults to True.
+        trains (bool): Whether it will train. If not, its config is written to
+            the folder of its log, so as not to replace that of the training in
+            the work dir. Defaults to True.
 
     Returns:
-        Runner: Of the config's ``runner_type``.
+        Runner: Runner of the config's ``runner_type``.
 
     Raises:
         UsageError: If nothing can be written to the work dir.
@@ -138,7 +141,7 @@ def build_runner(cfg: Config, trains: bool = True) -> Runner:
     if not trains:
         kind = cfg.get('runner_type', Runner)
         kind = RUNNERS.get(kind) if isinstance(kind, str) else kind
-        if kind is not None:  # else building it says so
+        if kind is not None:  # else building it raises an error
             build = type(kind.__name__, (kind, ),
                          dict(dump_config=_dump_beside_log)).from_cfg
     runner = build(cfg)
@@ -166,13 +169,13 @@ def _dump_beside_log(runner: Runner) -> None:
 
 
 def _escape(stream: TextIO) -> None:
-    """Let a stream write what its encoding lacks as escapes, not fail."""
-    if hasattr(stream, 'reconfigure'):  # not what notebooks put there
+    """Make a stream escape what it cannot encode, instead of failing."""
+    if hasattr(stream, 'reconfigure'):  # streams of notebooks have none
         stream.reconfigure(errors='backslashreplace')
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a tool's main function; what users can mend ends it with a line."""
+    """Run a tool's main function; end with one line on errors of users."""
     _escape(sys.stdout)
     try:
         with while_read():

@@ -1,4 +1,4 @@
-"""From a config and a checkpoint to a model."""
+"""Loads configs, and models with their checkpoints."""
 import argparse
 import os.path as osp
 import re
@@ -20,15 +20,15 @@ from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import ela_backbones
 from .downloads import download_explained
 
-# What mmengine raises on an option for a place that is not there, or of another
-# kind.
+# Errors that mmengine raises on an option that does not fit the config.
 _MISFITS = (AttributeError, KeyError, TypeError)
 
 
 class _SafeLoader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
-    """With tuples, which mmengine writes.
+    """A safe YAML loader that reads tuples, which mmengine writes.
 
-    In C where it is there: `mmdet::` in a `_base_` reads some eighty files.
+    It uses the C implementation if there is one, since a `_base_` with
+    `mmdet::` reads some eighty files.
     """
 
 
@@ -44,28 +44,29 @@ class _SafeYaml(YamlHandler):
 
 
 def check_is_config(path: str) -> None:
-    """Raise a UsageError unless a file is one by its name."""
+    """Raise a UsageError unless a path has the extension of a config."""
     if osp.splitext(path)[1] not in ('.py', '.json', '.yaml', '.yml'):
         raise UsageError(f'{path!r} is no config: expected a .py, .json or '
                          '.yaml file (the config comes before the checkpoint)')
 
 
 def config_from_file(path: str) -> Config:
-    """Read a config file; one in YAML makes no objects while it is read.
+    """Read a config file and import its ``custom_imports``.
 
-    mmengine would make those that the file asks for. A config is trusted all
-    the same: what it names is imported, built and called.
+    YAML is read by a safe loader, whereas mmengine's would create any object
+    that the file names. A config is trusted all the same: what it names is
+    imported, built and called.
 
     Args:
-        path (str): Of a Python, JSON or YAML file.
+        path (str): Path of a Python, JSON or YAML file.
 
     Returns:
-        Config: What it imports is imported. A pure Python config that a run
-        has dumped names its classes by their modules; it has classes again,
-        since some of the hosts' modules do not take such names.
+        Config: The config. If a run has dumped it from a pure Python config,
+        classes that are named by their modules become classes again, since some
+        modules of hosts do not take such names.
 
     Raises:
-        UsageError: If it does not exist or is no config.
+        UsageError: If the file does not exist or is no config.
     """
     if not osp.isfile(path):
         raise UsageError(f'config {path!r} does not exist: expected the path '
@@ -88,7 +89,7 @@ def config_from_file(path: str) -> Config:
 def _restore_classes(node: Any) -> None:
     """Make types such as ``'mmcv.ops.RoIAlign'`` the classes they name."""
     if isinstance(node, dict):
-        for key, value in dict.items(node):  # ConfigDict's would import all
+        for key, value in dict.items(node):  # ConfigDict.items imports all
             if key == 'type' and isinstance(value, str):
                 module, _, name = value.rpartition('.')
                 # 'mmdet.ResNet' is a scope and a registered name.
@@ -104,23 +105,23 @@ def _restore_classes(node: Any) -> None:
 def _is_module(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except Exception:  # whatever importing its package raises
+    except Exception:  # importing its package may raise anything
         return False
 
 
 def settings(words: Union[Sequence[str], Dict[str, Any], None]
              ) -> Dict[str, Any]:
-    """Read what ``--cfg-options`` was given, as mmengine does.
+    """Parse the values of ``--cfg-options``, as mmengine does.
 
-    It does not do so while a command line is parsed, which would take the
-    import of torch before ``--help`` is answered.
+    mmengine parses them with the command line. That would import torch before
+    ``--help`` is answered, so tools call this later.
 
     Args:
-        words (Sequence[str] | dict | None): Such as ``['a.b=1', 'c=[x,y]']``;
-            read already; or nothing.
+        words (Sequence[str] | dict | None): Words such as
+            ``['a.b=1', 'c=[x,y]']``; or options that are parsed already.
 
     Returns:
-        Dict[str, Any]: By key.
+        Dict[str, Any]: Options by key.
 
     Raises:
         UsageError: On a word without a key or a value.
@@ -139,12 +140,12 @@ def override(cfg: Config, options: Optional[Dict[str, Any]]) -> None:
     """Override settings of a config, all at once.
 
     Args:
-        cfg (Config): Changed in place.
-        options (Dict[str, Any], optional): Nested keys by dots; numbers index
-            lists.
+        cfg (Config): Config, changed in place.
+        options (Dict[str, Any], optional): Values by dotted keys; numbers are
+            indices of lists.
 
     Raises:
-        UsageError: On one that does not fit the config, which it names.
+        UsageError: If an option does not fit the config; it names the option.
     """
     try:
         cfg.merge_from_dict(options or {})
@@ -170,15 +171,15 @@ def read_config(path: str, options: Optional[dict] = None) -> Config:
     """Read the config file of a model.
 
     Args:
-        path (str): Of a Python, JSON or YAML file.
-        options (dict, optional): Settings to override, nested keys by dots.
+        path (str): Path of a Python, JSON or YAML file.
+        options (dict, optional): Values to override, by dotted keys.
 
     Returns:
-        Config: What it imports is imported.
+        Config: The config; its ``custom_imports`` are imported.
 
     Raises:
-        UsageError: If it does not exist or is no config of a model, or an
-            option does not fit.
+        UsageError: If the file does not exist or is no config of a model, or if
+            an option does not fit.
     """
     cfg = config_from_file(path)
     override(cfg, options)
@@ -191,10 +192,10 @@ def build_model(cfg: Config) -> nn.Module:
     """Build a config's model, with random weights and all layers active.
 
     Args:
-        cfg (Config): Of a detector, a classifier or a segmentor.
+        cfg (Config): Config of the model.
 
     Returns:
-        nn.Module: On the CPU.
+        nn.Module: The model, on the CPU.
 
     Raises:
         UsageError: If the model has no ELA backbone.
@@ -209,7 +210,7 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def build_any_model(cfg: Config) -> nn.Module:
-    """:func:`build_model` of any config, with an ELA backbone or without."""
+    """Build a config's model, with or without an ELA backbone."""
     enter_scope(cfg)
     config = deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:  # as Runner does
@@ -221,17 +222,16 @@ def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
     """Build a config's model with the weights and the mask of a checkpoint.
 
     Args:
-        cfg (Config): Of a detector, a classifier or a segmentor.
-        path (str): Any checkpoint that this config has trained. If EMA ran,
-            mmengine has saved the averaged weights as its ``state_dict``,
-            and these are taken.
+        cfg (Config): Config of the model.
+        path (str): Path of a checkpoint that was trained with this config.
+            With EMA, its ``state_dict`` has the averaged weights.
 
     Returns:
         tuple: The model in eval mode on the CPU, and the checkpoint.
 
     Raises:
-        UsageError: If the model has no ELA backbone, or the checkpoint is
-            another model's.
+        UsageError: If the model has no ELA backbone, or if the checkpoint does
+            not fit the model.
     """
     model = build_model(cfg)
     with download_explained(path):
@@ -243,17 +243,17 @@ def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
             isinstance(name, str) for name in state):
         raise UsageError(f'{path!r} holds no state_dict: expected a checkpoint '
                          'that mmengine has written')
-    # As mmengine does: data parallel models saved by others.
+    # As in mmengine, for data parallel models that others have saved.
     state = {re.sub(r'^module\.', '', k): v for k, v in state.items()}
     checkpoint['state_dict'] = state
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except UsageError:
         raise
-    except RuntimeError as error:  # sizes
+    except RuntimeError as error:  # different shapes
         line = str(error).splitlines()[-1].strip()
         raise UsageError(_does_not_fit(path, line)) from None
-    # Not what a host's module leaves out of what it loads, to compute it anew.
+    # Hosts may report entries as missing that they recompute after loading.
     missing = [name for name in missing if name not in state]
     if missing or unexpected:
         what = (f'it lacks {missing[0]!r}' if missing else
@@ -263,7 +263,7 @@ def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:
                 path, f'{what}, the first of '
                 f'{len(missing) + len(unexpected)} such names'))
     model.eval()
-    # For analyses; the names of the classes as the hosts' inferencers do.
+    # For analyses. Hosts' inferencers set dataset_meta in the same way.
     meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, dict) else {}
     model.deployed = DEPLOY_KEY in meta
@@ -277,46 +277,46 @@ def _does_not_fit(path: str, why: str) -> str:
 
 
 def criterion_of(cfg: Config) -> Optional[dict]:
-    """The criterion that a config's ELAPruneHook has.
+    """Return the criterion of a config's ELAPruneHook.
 
     Args:
-        cfg (Config): Any.
+        cfg (Config): Config of a training.
 
     Returns:
-        dict | None: Its config; None where it is the default, or there is no
-        such hook.
+        dict | None: Config of the criterion; None if it is the default, or if
+        there is no such hook.
     """
     return _prune_hook(cfg).get('criterion')
 
 
 def redundancy_of(cfg: Config) -> str:
-    """What the criterion of a config's ELAPruneHook ranks by.
+    """Return the measure that a config's ELAPruneHook ranks by.
 
     Args:
-        cfg (Config): Any.
+        cfg (Config): Config of a training.
 
     Returns:
-        str: A key of :data:`ela_mm.pruning.kl.REDUNDANCY`; ``'paper'`` where
-        there is no such hook.
+        str: A key of :data:`ela_mm.pruning.kl.REDUNDANCY`; ``'paper'`` if there
+        is no such hook.
     """
     return _prune_hook(cfg).get('redundancy', 'paper')
 
 
 def skip_mode_of(cfg: Config) -> str:
-    """How the config's ELAPruneHook skips layers.
+    """Return how a config's ELAPruneHook skips layers.
 
     Args:
-        cfg (Config): Any.
+        cfg (Config): Config of a training.
 
     Returns:
         str: ``'layer'`` or ``'retrieval'``, see ``skip_layers`` of the
-        backbone; ``'layer'`` where there is no such hook.
+        backbone; ``'layer'`` if there is no such hook.
     """
     return _prune_hook(cfg).get('skip', 'layer')
 
 
 def _prune_hook(cfg: Config) -> dict:
-    """The arguments of the config's ELAPruneHook; empty without one."""
+    """Return the config's ELAPruneHook; empty if there is none."""
     for hook in cfg.get('custom_hooks') or []:
         if type_name(hook).endswith('ELAPruneHook'):
             return hook if isinstance(hook, dict) else {}

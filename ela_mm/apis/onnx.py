@@ -1,4 +1,4 @@
-"""Networks and parts of them as ONNX graphs, tried before they are written."""
+"""Exports networks and their parts as ONNX graphs, which are verified first."""
 import importlib.util
 from typing import Dict, List, Optional, Tuple
 
@@ -12,15 +12,13 @@ from ..models.backbones.layer_attention_mixin import ela_backbones
 from ..models.backbones.pictures import picture_channels
 from .deploy import whole_file
 
-# The largest difference to PyTorch's result, absolute and relative.
+# Largest allowed difference from PyTorch's result, absolute and relative.
 PARITY = 1e-4
-
-
 ONNX_PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 
 
 def check_onnx() -> None:
-    """Raise a UsageError unless ONNX files can be written and tried."""
+    """Raise a UsageError unless ONNX files can be written and verified."""
     missing = [n for n in ONNX_PACKAGES if importlib.util.find_spec(n) is None]
     if missing:
         raise UsageError(f'ONNX export needs {", ".join(missing)}: pip install '
@@ -31,7 +29,7 @@ def check_onnx() -> None:
 
 
 def parts() -> Dict[str, str]:
-    """List what of a model can be exported, and whose models have it."""
+    """List the parts that can be exported, and the models that have them."""
     known = {'backbone': 'a network with an ELA backbone'}
     for host in installed():
         known.update(host.exportable)
@@ -41,27 +39,26 @@ def parts() -> Dict[str, str]:
 def part_of(model: nn.Module,
             part: Optional[str] = None,
             scores: bool = False) -> Tuple[nn.Module, List[str]]:
-    """The part of a model that goes into an ONNX file.
+    """Make a module of the part of a model that is to be exported.
 
     Args:
-        model (nn.Module): From
-            :func:`~ela_mm.apis.loading.load_model`.
-        part (str, optional): A key of :func:`parts`: ``'backbone'``,
-            ``'classifier'`` for mmpretrain's ``ImageClassifier``, or
-            ``'segmentor'`` for mmseg's ``EncoderDecoder``. Defaults to the
-            classifier or the segmentor where there is one, else to the
-            backbone.
-        scores (bool): Whether these end with scores, not with logits.
-            Defaults to False.
+        model (nn.Module): Model from :func:`~ela_mm.apis.loading.load_model`.
+        part (str, optional): Part to export, a key of :func:`parts`:
+            ``'backbone'``, ``'classifier'`` for mmpretrain's
+            ``ImageClassifier``, or ``'segmentor'`` for mmseg's
+            ``EncoderDecoder``. Defaults to the classifier or segmentor if the
+            model is one, otherwise to the backbone.
+        scores (bool): Whether a classifier or segmentor returns scores instead
+            of logits. Defaults to False.
 
     Returns:
-        tuple: A module of normalised pictures (B, C, H, W), and the names of
-        its outputs: ``feature_<stage>`` of each ``out_indices`` entry, from 1,
-        or ``logits`` or ``scores``, (B, classes) of a classifier and (B,
-        classes, H, W) of a segmentor.
+        tuple: A module that takes normalised images (B, C, H, W), and the names
+        of its outputs: ``feature_<stage>`` for each of ``out_indices``, counted
+        from 1; or ``logits`` or ``scores``, (B, classes) for a classifier and
+        (B, classes, H, W) for a segmentor.
 
     Raises:
-        UsageError: If there is no such part, or the model does not have it.
+        UsageError: If there is no such part, or if the model does not have it.
     """
     host = host_of_model(model)
     default = host.default_part(model)
@@ -86,16 +83,16 @@ def part_of(model: nn.Module,
 
 
 def channel_order(preprocessor: nn.Module) -> str:
-    """Tell in which order a network takes the channels of a picture.
+    """Return the order in which a network takes the channels of an image.
 
     Args:
         preprocessor (nn.Module): The model's ``data_preprocessor``.
 
     Returns:
-        str: ``'RGB'`` where it turns the order around, else ``'BGR'``: that
-        of pictures as OpenMMLab's pipelines load them.
+        str: ``'RGB'`` if the preprocessor reverses the order, otherwise
+        ``'BGR'``, the order in which OpenMMLab's pipelines load images.
     """
-    # ClsDataPreprocessor's name for it, and mmengine's.
+    # Names of the option in ClsDataPreprocessor and in mmengine.
     turns = any(getattr(preprocessor, name, False)
                 for name in ('to_rgb', '_channel_conversion'))
     return 'RGB' if turns else 'BGR'
@@ -108,29 +105,30 @@ def export_onnx(module: nn.Module,
                 shape: Tuple[int, int] = (224, 224),
                 opset: int = 18,
                 dynamic: bool = False) -> float:
-    """Write a module as ONNX, with any batch size, and try it.
-
-    Pictures have the channels of the module's first convolution.
+    """Export a module as ONNX, for any batch size, and verify it.
 
     Args:
-        module (nn.Module): From :func:`part_of`, float32 on the CPU.
-        outputs (List[str]): The same. The input is called ``images``.
-        target (str): Written only if the graph passes onnx's checker and
-            onnxruntime agrees with PyTorch.
-        shape (Tuple[int, int]): Height and width of the pictures. Defaults to
+        module (nn.Module): Module from :func:`part_of`, float32 on the CPU. Its
+            first convolution determines the channels of images.
+        outputs (List[str]): Names of its outputs. The input is called
+            ``images``.
+        target (str): Path to write to. The file is only written if the graph
+            passes onnx's checker and onnxruntime agrees with PyTorch.
+        shape (Tuple[int, int]): Height and width of the images. Defaults to
             (224, 224).
         opset (int): Version of ONNX's operators. Defaults to 18.
-        dynamic (bool): Whether height and width stay open; the graph is then
-            tried at three sizes, ``shape`` the first. Defaults to False.
+        dynamic (bool): Whether height and width may vary; the graph is then
+            verified at three sizes, beginning with ``shape``. Defaults to
+            False.
 
     Returns:
-        float: The largest absolute difference to PyTorch's result.
+        float: Largest absolute difference from PyTorch's result.
 
     Raises:
-        UsageError: If packages are missing, the module cannot be exported (an
-            operator such as deformable convolution), the opset is none that
-            the exporter knows, or the results differ by more than
-            ``PARITY``.
+        UsageError: If packages are missing, if the module cannot be exported
+            (because of an operator such as deformable convolution), if the
+            exporter does not support the opset, or if results differ by more
+            than ``PARITY``.
     """
     check_onnx()
     import onnx
@@ -166,7 +164,7 @@ def export_onnx(module: nn.Module,
                 f'{str(cause).strip().splitlines()[0]}') from error
         _tidy(file, opset)
         _check_open(module, file, open_axes)
-        # Another form, and sides that no stride divides.
+        # Another aspect ratio, and sides that no stride divides.
         height, width = shape
         others = [(width + 32, height), (height + 1, width + 3)]
         sizes = [shape, *others] if dynamic else [shape]
@@ -175,7 +173,7 @@ def export_onnx(module: nn.Module,
 
 
 def _tidy(file: str, opset: int) -> None:
-    """Check a graph and take out the exporter's notes on source files."""
+    """Check a graph, and remove the exporter's metadata on source files."""
     import onnx
     model = onnx.load(file)
     (version, ) = [x.version for x in model.opset_import if not x.domain]
@@ -191,7 +189,13 @@ def _tidy(file: str, opset: int) -> None:
 
 
 def _check_open(module: nn.Module, file: str, axes: Dict[int, str]) -> None:
-    """Raise a UsageError unless the graph takes any size of these axes."""
+    """Raise a UsageError unless the graph takes any size of these axes.
+
+    Args:
+        module (nn.Module): Exported module, for the error.
+        file (str): Path of the graph.
+        axes (Dict[int, str]): Names of the axes, by index.
+    """
     import onnx
     sides = onnx.load(file).graph.input[0].type.tensor_type.shape.dim
     for axis, name in axes.items():
@@ -204,7 +208,7 @@ def _check_open(module: nn.Module, file: str, axes: Dict[int, str]) -> None:
 
 def _difference(module: nn.Module, file: str, batch: int,
                 shape: Tuple[int, int]) -> float:
-    """The largest difference of onnxruntime to PyTorch on noise."""
+    """Compute the largest difference of onnxruntime from PyTorch, on noise."""
     import onnxruntime
     session = onnxruntime.InferenceSession(
         file, providers=['CPUExecutionProvider'])
@@ -218,7 +222,7 @@ def _difference(module: nn.Module, file: str, batch: int,
         result = torch.from_numpy(result)
         difference = (result - reference).abs().max().item()
         if not torch.allclose(result, reference, rtol=PARITY, atol=PARITY):
-            raise UsageError(  # NaN is no number to take a maximum of
+            raise UsageError(  # here, since max() would drop NaN
                 f'onnxruntime differs from PyTorch by {difference:.2g}, more '
                 f'than {PARITY:g}: the graph is not written; are the weights '
                 'of the checkpoint finite?')
