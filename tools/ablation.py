@@ -1,13 +1,14 @@
-"""Run a grid of criteria, architectures or systems x depths x seeds; tabulate it.
+"""Run a grid of criteria, architectures or systems, and tabulate the results.
 
     tools/ablation.py --preset digits
     tools/ablation.py --preset table1_cifar10
     tools/ablation.py my_grid.yaml --out work_dirs/my_grid
 
-Each run has its own process and folder. What is finished is not run again, a
-run that was killed goes on from its last checkpoint.
+The runs of a grid are all variants x depths x seeds. Each run has its own
+process and folder. Finished runs are not run again, and interrupted runs are
+resumed from their last checkpoint.
 
-A study asks whether redundancy finds the layers that matter least, or how
+A study measures whether redundancy finds the layers that matter least, or how
 attention should start (docs/validity.md):
 
     tools/ablation.py --preset validity --jobs 2
@@ -34,30 +35,31 @@ STUDIES = osp.join(ROOT, 'configs', 'studies')
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('grid', nargs='?', help='a .yaml, .json or .py file')
-    parser.add_argument('--preset', help='a grid that comes along: ' +
+    parser.add_argument('grid', nargs='?', help='grid file: .yaml, .json or .py')
+    parser.add_argument('--preset', help='name of a grid of this package: ' +
                         ', '.join(presets()))
     parser.add_argument('--out', help='folder of the runs; default: '
                         'work_dirs/ablation_<name>')
     parser.add_argument(
         '--collect',
         action='store_true',
-        help='run nothing, tabulate what is finished')
+        help='run nothing, only tabulate finished runs')
     parser.add_argument(
         '--jobs',
         type=int,
         default=1,
-        help="of a study: processes at a time, a thread each. Default: 1")
+        help='for studies: number of processes, with one thread each; default: '
+        '1')
     parser.add_argument(
         '--data-root',
-        help="of a study: folder of its pictures, in place of the config's")
-    # One run, in its own process: its folder, with the cell in it.
+        help="for studies: folder of the images, instead of the config's")
+    # Folder of one run, which this process trains.
     parser.add_argument('--cell', help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def presets() -> List[str]:
-    """Names of the grids and studies that come along."""
+    """List the names of this package's grids and studies."""
     return sorted(osp.splitext(name)[0] for folder in (PRESETS, STUDIES)
                   for name in os.listdir(folder)
                   if name.endswith(('.yaml', '.py')))
@@ -94,17 +96,17 @@ from ela_mm.models.backbones.pictures import picture_channels
 from ela_mm.plotting import printable
 
 RESULT = 'result.json'
-# Of results.csv; the metrics follow.
+# Columns of results.csv, followed by the metrics.
 FIELDS = ('variant', 'network', 'depth', 'seed', 'skipped', 'skipped_layers',
           'parameters', 'macs', 'epoch_seconds', 'last_epoch_seconds',
           'step_seconds')
 
 
 def preset_path(name: str) -> str:
-    """File of a preset.
+    """Return the path of a preset.
 
     Raises:
-        UsageError: If there is none of that name.
+        UsageError: If there is no preset of that name.
     """
     if name not in presets():
         raise UsageError(f'unknown preset {name!r}: expected one of '
@@ -114,7 +116,7 @@ def preset_path(name: str) -> str:
 
 
 def train_cell(folder: str) -> None:
-    """Train the run of a folder, or go on with it, and write its result."""
+    """Train or resume the run of a folder, and write its result."""
     cell = Cell(**read_back(osp.join(folder, CELL), 'cell')['cell'])
     cfg = config_of(cell)
     cfg.work_dir = folder
@@ -124,8 +126,8 @@ def train_cell(folder: str) -> None:
     ensure_reseeding(runner)
     with downloads_explained(cfg):
         runner.train()
-    # Evaluated here: of a run that was killed after its last checkpoint, the
-    # last evaluation may be missing.
+    # A run that was killed after its last checkpoint may lack its last
+    # evaluation.
     scores = runner.val()
     steps = len(runner.train_dataloader)
     seconds, _ = runner.message_hub.get_scalar('train/time').data
@@ -151,22 +153,22 @@ def train_cell(folder: str) -> None:
 
 
 def classifier_macs(model: nn.Module, cfg: Config) -> Optional[int]:
-    """Multiply-accumulates for a picture; None of a detector."""
+    """Count multiply-accumulates for an image; None for a detector."""
     if host_of_model(model).default_part(model) == 'backbone':
         return None
     try:
         picture = picture_channels(model), *picture_shape(cfg)
         return count_macs(model, picture).macs
-    except UsageError as error:  # an old torch, which is no reason to fail
+    except UsageError as error:  # too old a torch must not make the run fail
         print(error)
         return None
 
 
 def finished(cell: Cell, folder: str) -> Optional[dict]:
-    """The result of a finished run, None if it is not.
+    """Read the result of a run; None if it is not finished.
 
     Raises:
-        UsageError: If it was begun under other settings.
+        UsageError: If the run was begun under other settings.
     """
     path = osp.join(folder, CELL)
     if osp.isfile(path):
@@ -184,10 +186,10 @@ def finished(cell: Cell, folder: str) -> Optional[dict]:
 
 
 def read_back(path: str, *keys: str) -> dict:
-    """What an earlier start has written.
+    """Read a JSON file that an earlier start has written.
 
     Raises:
-        UsageError: If it is damaged.
+        UsageError: If it is damaged, or lacks one of the keys.
     """
     try:
         with open(path, encoding='utf-8') as file:
@@ -201,7 +203,7 @@ def read_back(path: str, *keys: str) -> dict:
 
 
 def run_grid(runs: List[Cell], out: str, metric: str) -> int:
-    """Run what is not finished; return the number of failures."""
+    """Run all unfinished runs; return the number of failures."""
     failures = 0
     for number, cell in enumerate(runs, start=1):
         folder = osp.join(out, cell.folder)
@@ -229,22 +231,22 @@ def run_grid(runs: List[Cell], out: str, metric: str) -> int:
 
 
 def last_line(log: str) -> str:
-    """What a run said last: as a rule, why it failed."""
+    """Return the last line of a log, which usually says why a run failed."""
     with open(log, encoding='utf-8', errors='replace') as file:
         lines = [line.strip() for line in file if line.strip()]
     return printable(lines[-1])[:300] if lines else 'it said nothing'
 
 
 def title(metric: str) -> str:
-    """What the tables call a metric."""
+    """Return the name of a metric in tables."""
     return dict(top1='top-1', top5='top-5').get(
         short_name(metric), short_name(metric))
 
 
 def score(result: dict, metric: str) -> Optional[float]:
-    """A metric of a run in percent; None if it was not evaluated."""
+    """Return a metric of a run in percent; None if it was not evaluated."""
     value = result.get(short_name(metric))
-    if value is not None and metric.startswith('coco/'):  # a fraction
+    if value is not None and metric.startswith('coco/'):  # from 0 to 1
         value *= 100
     return value
 
@@ -272,7 +274,7 @@ def tabulate(grid: dict, runs: List[Cell], out: str) -> str:
                'parameters', 'GMACs', 'runs']
     lines = [f'# {printable(grid.get("title", "Ablation"))}', '',
              table_row(header), '|' + ' --- |' * len(header)]
-    # In the order of the runs, all seeds together.
+    # One row for all seeds, in the order of the runs.
     for network, variant in dict.fromkeys((c.network, c.variant)
                                           for c in runs):
         seeds = [c.seed for c in runs
@@ -303,20 +305,20 @@ def tabulate(grid: dict, runs: List[Cell], out: str) -> str:
 
 
 def table_row(row: Iterable[str]) -> str:
-    """A row of a Markdown table, whatever the cells hold."""
+    """Format a row of a Markdown table, with special characters escaped."""
     texts = (printable(text).replace('|', r'\|') for text in row)
     return f'| {" | ".join(texts)} |'
 
 
 def _ratio(result: dict, reference: Optional[dict]) -> Optional[float]:
-    """Median step to that of the first variant, of the same seed."""
+    """Compute a run's median step relative to the reference's."""
     if 'step_seconds' not in result or 'step_seconds' not in (reference or {}):
         return None
     return result['step_seconds'] / reference['step_seconds']
 
 
 def _spread(values: Iterable[Optional[float]], digits: int) -> str:
-    """Mean and standard deviation over the seeds."""
+    """Format mean and standard deviation over the seeds."""
     values = list(values)
     if None in values:
         return '-'

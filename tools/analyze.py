@@ -1,24 +1,24 @@
-"""See what is redundant, what was pruned, and what it bought.
+"""Analyse what is redundant, what was pruned, and what that gained.
 
-plan        what a training is going to do, without training
+plan        what a training will do, without training
 layers      which attention layers are active, frozen, prunable
-attention   whom every layer attends to, as heat maps (figures 2a, 6, 7)
+attention   which layers every layer attends to, as heat maps (figures 2a, 6, 7)
 redundancy  KL divergences and decisions of a run, and its timeline
-features    where consecutive layers look, with and without pruning (3, 5)
-similarity  which blocks return nearly the same, by CKA
-ablate      what it costs to skip each layer, and which measure knew
+features    class activation maps of layers, with and without pruning (3, 5)
+similarity  which blocks have similar features, by CKA
+ablate      how much loss skipping each layer adds, and which measure predicts it
 whatif      what other criteria and parameters would have skipped
 cost        parameters, GMACs and time, per stage and layer
 compare     runs side by side: layers, metric, loss, step time, decisions
-report      all of it on one HTML page
+report      all of these on one HTML page
 
-Pictures (PNG) and tables (CSV) go to a folder that is named at the end; what
-they say is printed.
+Results are printed, and saved as pictures (PNG) and tables (CSV) in a folder
+that is named at the end.
 """
 import argparse
 from typing import Callable
 
-FOLDER = 'ela_analysis'  # of the results
+FOLDER = 'ela_analysis'  # name of the folder of results
 PARTS = ('attention', 'similarity', 'cost', 'features', 'ablation')
 REDUNDANCY = ('paper', 'excess', 'conditional')
 
@@ -34,13 +34,14 @@ def parse_args() -> argparse.Namespace:
         'of a training, without training', kind='CONFIG [CHECKPOINT]')
     command.add_argument(
         '--rounds', type=_not_negative,
-        help='of timed training steps; 0: none; default: 3, or 1 where these '
-        'would take longer than a minute')
+        help='number of rounds of timed training steps; 0: none; default: 3, or '
+        '1 if these would take longer than a minute')
 
     _command(commands, 'layers', 'attention layers by stage',
              kind='WORK_DIR | CONFIG [CHECKPOINT]')
 
-    command = _command(commands, 'attention', 'whom every layer attends to',
+    command = _command(commands, 'attention',
+                       'which layers every layer attends to',
                        more=' [PICTURE ...]')
     _add_images(command, 64)
 
@@ -50,31 +51,32 @@ def parse_args() -> argparse.Namespace:
         kind='WORK_DIR')
 
     command = _command(
-        commands, 'features', 'where consecutive layers look, by Score-CAM',
+        commands, 'features', 'class activation maps of layers, by Score-CAM',
         more=' [PICTURE]')
     command.add_argument(
-        '--stage', type=_positive, help='default: the one with most layers')
+        '--stage', type=_positive,
+        help='number of the stage; default: that with most layers')
     command.add_argument(
         '--layers',
         nargs='+',
-        help='such as layer3.1 layer3.2; default: the last six '
-        'of the stage')
+        help='names of layers, such as layer3.1 layer3.2; default: the last '
+        'six of the stage')
     command.add_argument(
         '--channels',
         type=_not_negative,
         default=32,
-        help='channels weighed per layer, each a run of the network; 0: all; '
-        'default: 32')
+        help='number of channels to weigh in each layer, for each of which the '
+        'network runs once; 0: all; default: 32')
     command.add_argument(
         '--class',
         dest='wanted',
         metavar='CLASS',
-        help='name or number of what is explained: a class, its boxes or its '
-        'pixels; default: what the network finds')
+        help='class to explain, by name or number; of detectors its boxes, of '
+        'segmentors its pixels; default: what the network finds')
     command.add_argument(
         '--as-pruned',
         action='store_true',
-        help='leave out the network with its skipped layers put back')
+        help='leave out the maps with all layers active')
 
     command = _command(commands, 'similarity',
                        'CKA between the features of all blocks')
@@ -83,41 +85,44 @@ def parse_args() -> argparse.Namespace:
         '--batch',
         type=_at_least(4),
         default=8,
-        help='pictures that are compared at a time; default: 8')
+        help='number of images that are compared at a time; default: 8')
 
-    command = _command(commands, 'ablate', 'what it costs to skip each layer')
+    command = _command(commands, 'ablate',
+                       'how much loss skipping each layer adds')
     _add_images(command, 256)
     command.add_argument(
         '--batch',
         type=_positive,
-        help="pictures a batch; default: the validation loader's")
+        help='number of images in a batch; default: that of the validation '
+        'loader')
     command.add_argument(
         '--criterion',
-        help='whose decision is tried as a whole, such as EBQM,mu=0.1; '
-        "default: the config's")
+        help='criterion whose decision is tried as a whole, such as '
+        "EBQM,mu=0.1; default: the config's")
     _add_redundancy(command, "the config's")
     command.add_argument(
         '--no-time',
         action='store_true',
-        help='do not measure what each layer costs in a step')
+        help='do not measure how long each layer takes')
 
     command = _command(
-        commands, 'whatif', 'what other criteria would have skipped: of a '
-        "run's record, or of a network that is measured now")
+        commands, 'whatif', 'what other criteria would have skipped, from the '
+        'record of a run, or in a network that is measured now')
     command.add_argument(
         '--batches',
         type=_positive,
-        help='of the validation set, with CONFIG CHECKPOINT; default: 32')
+        help='number of batches of the validation set, with CONFIG CHECKPOINT; '
+        'default: 32')
     command.add_argument(
         '--criterion',
         action='append',
         default=[],
-        help='one more, such as EBQM,gamma=0.9,mu=0.1; may be repeated')
+        help='another criterion, such as EBQM,gamma=0.9,mu=0.1; may be repeated')
     _add_redundancy(command, "the run's, or the config's")
     command.add_argument(
         '--no-time',
         action='store_true',
-        help='do not measure what layers cost, nor expect step times')
+        help='do not measure how long layers take, nor predict step times')
     _add_timing(command)
 
     command = _command(
@@ -132,33 +137,35 @@ def parse_args() -> argparse.Namespace:
         'source', nargs='+', metavar='RUN',
         help='work dirs, or the folder of a grid of tools/ablation.py')
     command.add_argument(
-        '--config', nargs='+', default=[], help='one for all runs, or one for '
-        "each in their order, instead of the work dirs'")
+        '--config', nargs='+', default=[], help='config for all runs, or one for '
+        'each in their order, instead of those in the work dirs')
     command.add_argument(
-        '--checkpoint', nargs='+', default=[], help='one of each run in their '
-        'order: the runs as they were when these were saved; curves are of '
-        'the whole runs')
+        '--checkpoint', nargs='+', default=[], help='one checkpoint of each run '
+        'in their order, to compare runs as they were when these were saved; '
+        'curves show the whole runs')
     command.add_argument(
-        '--out', metavar='FOLDER', help=f'default: {FOLDER} in the first')
+        '--out', metavar='FOLDER',
+        help=f'folder of results; default: {FOLDER} in the first work dir')
     command.add_argument(
         '--no-parameters', action='store_true',
         help='do not build the networks to count their parameters')
 
     command = _command(
-        commands, 'report', 'one HTML page of it all', kind='WORK_DIR',
-        out=('FILE', 'default: ela_report.html in the work dir'))
+        commands, 'report', 'all analyses on one HTML page', kind='WORK_DIR',
+        out=('FILE', 'path of the page; default: ela_report.html in the work '
+             'dir'))
     command.add_argument(
         '--without',
         nargs='+',
         choices=PARTS,
         default=[],
-        help='leave out what takes long')
+        help='parts to leave out, since they take long')
 
     args, more = parser.parse_known_args()
     options = [word for word in more if word.startswith('-')]
     if options:
         parser.error(f'unrecognized arguments: {" ".join(options)}')
-    args.source += more  # named after an option
+    args.source += more  # positional arguments after an option
     return args
 
 
@@ -167,16 +174,19 @@ def _command(commands,
              text: str,
              kind: str = 'WORK_DIR | CONFIG CHECKPOINT',
              more: str = '',
-             out: tuple = ('FOLDER', f'default: {FOLDER} in the work dir or '
-                           'beside the checkpoint')) -> argparse.ArgumentParser:
-    """A sub-command with what all of them take."""
+             out: tuple = ('FOLDER', f'folder of results; default: {FOLDER} in '
+                           'the work dir or beside the checkpoint')
+             ) -> argparse.ArgumentParser:
+    """Add a sub-command with the arguments that most of them take."""
     command = commands.add_parser(name, help=text, description=text)
     command.add_argument('source', nargs='*', metavar=kind + more,
                          help='the work dir of a run, or the files')
     command.add_argument(
-        '--config', help="instead of the work dir's, or of naming it first")
+        '--config', help='config to use, instead of that in the work dir, or of '
+        'naming it first')
     command.add_argument(
-        '--checkpoint', help="instead of the work dir's latest")
+        '--checkpoint', help='checkpoint to use, instead of the latest in the '
+        'work dir')
     command.add_argument('--out', metavar=out[0], help=out[1])
     _add_device(command)
     command.add_argument(
@@ -192,7 +202,7 @@ def _add_images(command: argparse.ArgumentParser, number: int) -> None:
         '--images',
         type=_positive,
         default=number,
-        help=f'how many of the validation set; default: {number}')
+        help=f'number of images of the validation set; default: {number}')
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -214,7 +224,7 @@ def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         '--device',
         type=_device,
-        help='default: cuda where there is one')
+        help='device to run on; default: cuda if there is a GPU')
 
 
 def _device(text: str) -> str:
@@ -231,8 +241,9 @@ def _add_redundancy(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument(
         '--redundancy',
         choices=REDUNDANCY,
-        help='what criteria rank by: equation 11, its excess over uniform '
-        f'weights, or its part on what both layers see; default: {default}')
+        help='measure that criteria rank by: equation 11, its excess over '
+        'uniform weights, or its part on what both layers see; default: '
+        f'{default}')
 
 
 def _add_timing(command: argparse.ArgumentParser) -> None:
@@ -241,12 +252,14 @@ def _add_timing(command: argparse.ArgumentParser) -> None:
         nargs=2,
         type=_positive,
         metavar=('HEIGHT', 'WIDTH'),
-        help="of the pictures; default: the config's")
+        help='size of images; default: that of the config')
     command.add_argument(
         '--batch',
         type=_positive,
-        help="pictures of a timed step; default: the config's")
-    command.add_argument('--rounds', type=_positive, help='default: 10')
+        help='number of images in a timed step; default: that of the config')
+    command.add_argument(
+        '--rounds', type=_positive,
+        help='number of rounds of timed steps; default: 10')
 
 
 if __name__ == '__main__':

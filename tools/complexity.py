@@ -1,4 +1,4 @@
-"""Parameters and GMACs of every row of the paper's tables, beside the paper's.
+"""Compare parameters and GMACs with every row of the paper's tables.
 
     tools/complexity.py
     tools/complexity.py --tables table5
@@ -45,48 +45,49 @@ HEADER = ('network', 'system', 'parameters, M', 'paper', 'equal', 'GMACs',
 
 
 def build(cell: Cell) -> Tuple[nn.Module, Config]:
-    """Build a run's network, without weights; and its config."""
+    """Build a run's network with random weights, and its config."""
     cfg = config_from_file(cell.config)
     apply_overrides(cfg, cell.overrides)
     if cell.depth is not None:
         cfg.model.backbone.depth = cell.depth
-    # Its scales are this project's, and no part of what the paper counts.
+    # Its scales are this project's choice, and the paper does not count them.
     cfg.model.backbone.zero_init_attention = False
     enter_scope(cfg)
     return MODELS.build(cfg.model), cfg
 
 
 def parameters(model: nn.Module, total: bool) -> int:
-    """Count parameters: all, or those that train."""
+    """Count parameters: all, or only trainable ones."""
     return sum(p.numel() for p in model.parameters()
                if total or p.requires_grad)
 
 
 def multiply_accumulates(model: nn.Module,
                          cfg: Config) -> Optional[Complexity]:
-    """Count a classifier's; None of a detector, whose pictures differ."""
+    """Count for a classifier; None for a detector, whose images differ."""
     if host_of_model(model).default_part(model) == 'backbone':
         return None
     shape = picture_shape(cfg)
-    # On no device: only shapes matter.
+    # On the meta device, since only shapes matter.
     return count_macs(model.to('meta'), (picture_channels(model), *shape))
 
 
 def equal(ours: float, theirs: Optional[float], decimals: int) -> str:
-    """Say whether ours, rounded as theirs is, equals it."""
+    """Say whether our number, rounded like theirs, equals theirs."""
     if theirs is None:
         return '-'
     return 'yes' if round(ours, decimals) == theirs else 'no'
 
 
 def rows(name: str) -> List[Tuple[str, ...]]:
-    """Tabulate one table, in its order.
+    """Compute the rows of one table, in its order.
 
     Args:
-        name (str): Of :data:`TABLES`: a preset and a published table.
+        name (str): One of :data:`TABLES`, which are names of a preset and of a
+            published table.
 
     Returns:
-        List[Tuple[str, ...]]: As ``HEADER`` says.
+        List[Tuple[str, ...]]: Rows with the columns of ``HEADER``.
     """
     published = read_table(name)
     grid = read_grid(osp.join(ROOT, 'configs', 'ablations', f'{name}.yaml'))

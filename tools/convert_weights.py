@@ -1,15 +1,17 @@
-"""Rename checkpoints of the published MRLA and DLA codes to this package's names.
+"""Convert checkpoints of the published MRLA and DLA code to this package.
 
-mrla: MRLA-base and MRLA-light on ResNet, classification and MMDetection 2; the
-network, ELAResNetV1c where the stem has three convolutions, computes the same.
-dla: DLA-base of its code for CIFAR, ELAResNet_CIFAR with attention='dla'. Its
-DLA-light has a convolution that this package's has not, and is refused.
---reverse goes back to the classification codes' names.
+mrla: MRLA-base and MRLA-light on ResNet, for classification or MMDetection 2.
+The network of this package (ELAResNetV1c if the stem has three convolutions)
+computes the same.
+dla: DLA-base of the code for CIFAR; here ELAResNet_CIFAR with attention='dla'.
+Its DLA-light has a convolution that this package lacks, and is refused.
+--reverse converts to the names of the published classification code.
 """
 import argparse
 import os.path as osp
 
-# Whose names are known, and hosts with a stem of three convolutions.
+# Published code whose names are known, and hosts with a stem of three
+# convolutions.
 SOURCES = ('mrla', 'dla')
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
 
@@ -24,18 +26,18 @@ def parse_args() -> argparse.Namespace:
         '--source',
         choices=SOURCES,
         default='mrla',
-        help="whose names they are: MRLA's, which the MRLA networks in the "
-        "published DLA code have as well, or DLA's; default: mrla")
+        help='code that the names are from: that of MRLA (also for MRLA networks '
+        'in the published DLA code), or that of DLA; default: mrla')
     parser.add_argument(
         '--host',
         choices=HOSTS,
         default='mmpretrain',
-        help='whose stem of three convolutions the network has; default: '
-        'mmpretrain')
+        help='host of the network, for the names in a stem of three '
+        'convolutions; default: mmpretrain')
     parser.add_argument(
         '--reverse',
         action='store_true',
-        help="from this package's names to the published ones")
+        help='convert from this package to the published code')
     return parser.parse_args()
 
 

@@ -1,6 +1,7 @@
-"""Train, prune and evaluate the embedded demo, and say what happened.
+"""Train, prune and evaluate the demo, and summarise what happened.
 
-Faster R-CNN with ELA-ResNet-50 on handwritten digits, a few minutes on a CPU.
+It is Faster R-CNN with ELA-ResNet-50 on handwritten digits, and takes a few
+minutes on a CPU.
 """
 import argparse
 import glob
@@ -34,23 +35,23 @@ CONFIG = osp.join(ROOT, 'configs', 'faster_rcnn_ela_r50_digits.py')
 
 
 def time_side_by_side(runner: Runner, rounds: int = 8) -> Tuple[float, float]:
-    """Time a training step with all attention layers and with those left.
+    """Time a training step with all attention layers, and as pruned.
 
-    Forward and backward on the same batch, in turns, since a machine's speed
-    changes over minutes.
+    Steps are forward and backward on the same batch, in turns, since a
+    machine's speed changes over minutes.
 
     Args:
-        runner (Runner): After its training.
-        rounds (int): Timed steps of each. Defaults to 8.
+        runner (Runner): Runner after its training.
+        rounds (int): Number of timed steps of each. Defaults to 8.
 
     Returns:
-        Tuple[float, float]: Median seconds with all layers, and pruned.
+        Tuple[float, float]: Median seconds with all layers, and as pruned.
     """
     pruned = runner.model
     everything = with_all_layers(pruned)
     batch = next(iter(runner.train_dataloader))
     timers = {everything: StepTimer(rounds), pruned: StepTimer(rounds)}
-    for _ in range(rounds + 1):  # the first falls out of the timer's window
+    for _ in range(rounds + 1):  # the timer drops the first
         for model, timer in timers.items():
             model.train()
             data = model.data_preprocessor(deepcopy(batch), training=True)
@@ -64,17 +65,18 @@ def time_side_by_side(runner: Runner, rounds: int = 8) -> Tuple[float, float]:
 
 def summarize(work_dir: str, metrics: dict, minutes: float,
               side_by_side: Tuple[float, float], report: str) -> str:
-    """What a run pruned, gained and reached, in a few lines.
+    """Summarise what a run has pruned, gained and reached.
 
     Args:
-        work_dir (str): The run's work dir, with its decisions record.
-        metrics (dict): Of the last evaluation, as CocoMetric names them.
+        work_dir (str): Work dir of the run, with its record of decisions.
+        metrics (dict): Metrics of the last evaluation by CocoMetric.
         minutes (float): Wall-clock time of the training.
-        side_by_side (Tuple[float, float]): From :func:`time_side_by_side`.
+        side_by_side (Tuple[float, float]): Seconds from
+            :func:`time_side_by_side`.
         report (str): Path of the report.
 
     Returns:
-        str: The summary.
+        str: The summary, several lines.
     """
     lines = [f'Trained in {minutes:.1f} minutes.']
     for decision in decisions_of(read_record(work_dir)):

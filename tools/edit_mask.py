@@ -3,8 +3,8 @@
     tools/edit_mask.py CHECKPOINT --undo-window 2
     tools/edit_mask.py CHECKPOINT --restore layer3.5 --skip layer2.1
 
-Without options it says which layers are active. The new checkpoint loads as
-the old one does; resumed, the run goes on with it, and its record tells of it.
+Without options, list which layers are active. The new checkpoint loads like the
+old one. If a run is resumed from it, its record contains the change.
 """
 import argparse
 import os.path as osp
@@ -14,22 +14,24 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', help='of a training; it stays as it is')
+    parser.add_argument('checkpoint',
+                        help='checkpoint of a training; not changed')
     parser.add_argument(
         '--restore', nargs='+', default=[], metavar='LAYER',
-        help='skipped layers that are to attend again, such as layer3.5')
+        help='skipped layers to make active again, such as layer3.5')
     parser.add_argument(
         '--skip', nargs='+', default=[], metavar='LAYER',
-        help='active layers that are not to attend any more')
+        help='active layers to skip')
     parser.add_argument(
         '--undo-window', type=int, metavar='NUMBER',
-        help='restore what this window has skipped; the first is 1')
+        help='restore the layers that this window has skipped, from 1')
     parser.add_argument(
         '--skip-mode', choices=['layer', 'retrieval'], default='layer',
-        help='what --skip leaves out: the whole layer, or its retrieval, so '
-        'that later layers still see it; default: layer')
+        help='what --skip removes: the whole layer, or only its retrieval, so '
+        'that later layers still see its key and value; default: layer')
     parser.add_argument(
-        '--out', metavar='FILE.pth', help='default: <checkpoint>_edited.pth')
+        '--out', metavar='FILE.pth',
+        help='file to write; default: <checkpoint>_edited.pth')
     return parser.parse_args()
 
 
@@ -46,7 +48,7 @@ from ela_mm.apis.launch import UsageError, check_checkpoint, run
 
 
 def tell(done: Edited, target: str) -> None:
-    """Say what was done, and how to go on."""
+    """Print what was done, and how to continue."""
     edit = done.edit
     if edit.undone is not None:
         print(f'window {edit.undone} is undone')

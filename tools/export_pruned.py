@@ -1,14 +1,14 @@
 """Write a pruned network for production: a small checkpoint, and ONNX.
 
 The deploy checkpoint lacks the parameters of skipped layers and all state of
-training; the same config loads it, in tools/test.py, inferencers and as
-load_from. The ONNX graph takes normalised pictures (the config's
-data_preprocessor stays outside) in batches of any size.
+training. It loads with the same config, in tools/test.py, in inferencers and as
+load_from. The ONNX graph takes normalised images (the config's
+data_preprocessor is not included) in batches of any size.
 """
 import argparse
 import os.path as osp
 
-# The backbone, and what hosts offer beside it.
+# The backbone, and the exportable parts of hosts.
 PARTS = ('backbone', 'classifier', 'segmentor')
 
 
@@ -16,11 +16,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('config', help='config file, of a detector, a '
                         'classifier or a segmentor')
-    parser.add_argument('checkpoint', help='checkpoint file that it trained')
+    parser.add_argument('checkpoint', help='checkpoint file of that config')
     parser.add_argument(
         '--out',
         metavar='FILE.pth',
-        help='the deploy checkpoint; default: <checkpoint>_deploy.pth')
+        help='deploy checkpoint to write; default: <checkpoint>_deploy.pth')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -28,30 +28,31 @@ def parse_args() -> argparse.Namespace:
         help='override settings of the config: key=value')
     group = parser.add_argument_group('ONNX')
     group.add_argument(
-        '--onnx', metavar='FILE.onnx', help='also write this graph')
+        '--onnx', metavar='FILE.onnx', help='ONNX graph to write as well')
     group.add_argument(
         '--part',
         choices=PARTS,
-        help='what it holds; default: the classifier or the segmentor where '
-        'there is one')
+        help='part of the model to export; default: the classifier or the '
+        'segmentor, if it is one, or else the backbone')
     group.add_argument(
         '--scores',
         action='store_true',
-        help='end a classifier or a segmentor with scores instead of logits')
+        help='make a classifier or segmentor return scores instead of logits')
     group.add_argument(
         '--shape',
         nargs=2,
         type=int,
         metavar=('HEIGHT', 'WIDTH'),
         default=(224, 224),
-        help='of its pictures; default: 224 224')
+        help='size of images; default: 224 224')
     group.add_argument(
         '--dynamic',
         action='store_true',
-        help='leave height and width open; the graph is tried at --shape and '
+        help='allow any height and width; the graph is verified at --shape and '
         'two other sizes')
     group.add_argument(
-        '--opset', type=int, default=18, help='of ONNX; default: 18')
+        '--opset', type=int, default=18,
+        help="version of ONNX's operators; default: 18")
     return parser.parse_args()
 
 
@@ -80,7 +81,7 @@ def main() -> None:
     cfg = read_config(args.config, settings(args.cfg_options))
     check_checkpoint(args.checkpoint)
     model, checkpoint = load_model(cfg, args.checkpoint)
-    if args.onnx is not None:  # what it refuses is refused first
+    if args.onnx is not None:  # find errors before anything is written
         module, outputs = part_of(model, args.part, args.scores)
     target = args.out or osp.splitext(args.checkpoint)[0] + '_deploy.pth'
     done = write_deploy_checkpoint(model, checkpoint, args.checkpoint, target)

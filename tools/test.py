@@ -1,6 +1,6 @@
 """Evaluate a checkpoint of a detector, classifier or segmentor.
 
-A pruned checkpoint gives the pruned network; the config needs no change.
+A pruned checkpoint is evaluated as the pruned network, with the same config.
 """
 import argparse
 import os.path as osp
@@ -12,7 +12,7 @@ def parse_args() -> argparse.Namespace:
                         'classifier or a segmentor')
     parser.add_argument(
         '--work-dir',
-        help='where logs and checkpoints go; default: the config\'s, else '
+        help='folder for logs; default: that of the config, or else '
         'work_dirs/<name of the config>')
     parser.add_argument(
         '--cfg-options',
@@ -36,14 +36,14 @@ def parse_args() -> argparse.Namespace:
         default='pred',
         help='what --out receives; default: predictions')
     parser.add_argument(
-        '--show-dir', help='draw the predictions into this folder')
+        '--show-dir', help='folder for pictures of the predictions')
     parser.add_argument(
-        '--show', action='store_true', help='show them in a window')
+        '--show', action='store_true', help='show predictions in a window')
     parser.add_argument(
         '--wait-time',
         type=float,
         default=2,
-        help='seconds that --show keeps a picture')
+        help='seconds for which --show keeps a picture')
     parser.add_argument(
         '--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args()
@@ -71,12 +71,12 @@ from ela_mm.hosts.registration import host_of
 
 
 def set_visualization(cfg: Config, args: argparse.Namespace) -> None:
-    """Switch the host's visualization hook on."""
+    """Switch on the host's visualization hook."""
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise UsageError(f'--show and --show-dir: {args.config} has no '
                          'default_hooks.visualization to draw with')
-    # The detectors' hook puts a relative folder below the work dir.
+    # Absolute, as mmdet's hook puts a relative folder below the work dir.
     folder = osp.abspath(args.show_dir) if args.show_dir else None
     hook.update(show=args.show, wait_time=args.wait_time)
     host_of(cfg, hook['type']).show(cfg, folder)

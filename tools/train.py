@@ -13,8 +13,8 @@ def parse_args() -> argparse.Namespace:
                         'classifier or a segmentor')
     parser.add_argument(
         '--work-dir',
-        help='where logs and checkpoints go; default: the config\'s, else '
-        'work_dirs/<name of the config>')
+        help='folder for logs and checkpoints; default: that of the config, or '
+        'else work_dirs/<name of the config>')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from this checkpoint; without a value from the latest '
+        help='resume from this checkpoint; without a value, from the latest '
         'intact one in the work dir, or start if there is none')
     parser.add_argument(
         '--amp',
@@ -45,8 +45,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--dry-run',
         action='store_true',
-        help='say what would be done and refused, time a few steps, and end; '
-        'nothing is written')
+        help='print what the training would do and why it might be refused, '
+        'time a few steps, and end; nothing is written')
     return parser.parse_args()
 
 
@@ -75,8 +75,8 @@ from ela_mm.errors import INTERRUPTED
 
 
 def say_plan(cfg: Config) -> None:
-    """Print the plan of a training; an error if it would be refused."""
-    # Not above: a training needs neither rich nor matplotlib.
+    """Print the plan of a training; raise an error if it would be refused."""
+    # Imported here: a training needs neither rich nor matplotlib.
     from ela_mm.analysis.plan import make_plan
     from ela_mm.analysis.report.plan import plan_sections
     from ela_mm.analysis.report.terminal import print_sections, progress_bar
