@@ -29,6 +29,9 @@ class PlacedAttentionMixin(LayerAttentionMixin):
         norm_cfg_by_default (dict): The host's default for ``norm_cfg``.
         norm_argument (str): Name of the host's argument for the norm of its
             blocks; '' if there is none.
+        caches_in_eval (bool): Whether the host computes values from its
+            weights in ``eval()``, and would keep them although other weights
+            are loaded.
 
     Raises:
         UsageError: On ``attention_norm_cfg`` without attention.
@@ -36,6 +39,7 @@ class PlacedAttentionMixin(LayerAttentionMixin):
     kinds = {'base': AttentionStage}
     norm_cfg_by_default = dict(type='BN')
     norm_argument = 'norm_cfg'
+    caches_in_eval = False
 
     def __init__(self,
                  *args: Any,
@@ -67,6 +71,8 @@ class PlacedAttentionMixin(LayerAttentionMixin):
                 self.get_submodule(spec.name), spec, **self.attention_options)
             setattr(self.get_submodule(parent), name, stage)
             self._attention_paths.append(spec.name)
+        if self.caches_in_eval:
+            self.register_load_state_dict_post_hook(evaluate_again)
 
     @property
     def attention_stages(self) -> List[Stage]:
@@ -76,10 +82,6 @@ class PlacedAttentionMixin(LayerAttentionMixin):
 
 def evaluate_again(network: nn.Module, keys: Any) -> None:
     """Make a host recompute what it caches when evaluation starts.
-
-    Such hosts compute values from their weights in ``eval()`` and would keep
-    them although other weights are loaded. To be registered by
-    ``register_load_state_dict_post_hook``.
 
     Args:
         network (nn.Module): Network that has loaded weights.

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..layers import LayerMemory
 from .checkpointed import CheckpointedStage
 from .fresh_norms import FreshNormsMixin
-from .placed import PlacedAttentionMixin, evaluate_again
+from .placed import PlacedAttentionMixin
 from .sequences import BatchNormSequencesMixin
 from .stages import AttentionLayerInfo, AttentionStage, StageSpec
 from .walked import WalkedStage, map_to_tokens, tokens_to_map
@@ -197,11 +197,7 @@ class LeViTStage(SquareStage):
 class LeViTAttentionMixin(SpansMixin):
     """Adds layer attention to a LeViT, whose norms are batch norms."""
     kinds = {'base': LeViTStage}
-
-    def add_attention(self) -> None:
-        """Add attention, and a hook for what the host caches in evaluation."""
-        super().add_attention()
-        self.register_load_state_dict_post_hook(evaluate_again)
+    caches_in_eval = True
 
 
 class EfficientFormerStage(SquareStage):
@@ -218,11 +214,7 @@ class EfficientFormerAttentionMixin(SpansMixin):
     """Adds layer attention to an EfficientFormer."""
     kinds = {'base': EfficientFormerStage}
     stages_name = 'network'
-
-    def add_attention(self) -> None:
-        """Add attention, and a hook for what the host caches in evaluation."""
-        super().add_attention()
-        self.register_load_state_dict_post_hook(evaluate_again)
+    caches_in_eval = True
 
 
 def _channels_of(block: nn.Module) -> int:

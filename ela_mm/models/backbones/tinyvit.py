@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..layers import LayerMemory
 from .checkpointed import CheckpointedStage
-from .placed import PlacedAttentionMixin, evaluate_again
+from .placed import PlacedAttentionMixin
 from .stages import AttentionLayerInfo, AttentionStage, StageSpec
 from .walked import TokenStage
 
@@ -42,6 +42,7 @@ class TinyViTAttentionMixin(PlacedAttentionMixin):
     """Adds layer attention to a TinyViT."""
     kinds = {'base': TinyViTStage}
     norm_cfg_by_default = dict(type='LN')
+    caches_in_eval = True
 
     def stage_specs(self) -> List[StageSpec]:
         """Describe every stage."""
@@ -57,7 +58,6 @@ class TinyViTAttentionMixin(PlacedAttentionMixin):
         super().add_attention()
         for stage in self.stages:
             stage.use_checkpoint = False
-        self.register_load_state_dict_post_hook(evaluate_again)
 
     def is_frozen(self, layer: AttentionLayerInfo) -> bool:
         """Return whether ``frozen_stages``, 0 for none, freezes a layer."""
