@@ -15,6 +15,7 @@ from ..apis.loading import build_model, skip_mode_of
 from ..engine.hooks.ela_prune_hook import ELAPruneHook
 from ..engine.resumption import STATE_KEY, begun_windows
 from ..engine.sanity import resolve_windows
+from ..engine.surgery import noise_of
 from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import (
     LayerAttentionMixin,
@@ -134,7 +135,11 @@ def make_plan(cfg: Config,
     except UsageError as error:
         refused.append(str(error))
         cfg.load_from = None
-    layers = planned_layers(start_of(cfg, notes))
+    backbone = start_of(cfg, notes)
+    noise = noise_of(backbone)
+    if noise is not None:
+        notes.append(f'unless init_cfg brings trained attention, {noise}')
+    layers = planned_layers(backbone)
     try:
         check_data(cfg, 'train_dataloader', 'val_dataloader')
     except UsageError as error:

@@ -1,6 +1,6 @@
 """Skips layers in a Runner's model, averaged models, optimizer and DDP."""
 import gc
-from typing import Iterator, List, MutableMapping, Set, Tuple
+from typing import Iterator, List, MutableMapping, Optional, Set, Tuple
 from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
@@ -97,7 +97,9 @@ def prepare(runner) -> None:
         runner (Runner): Runner before training, its weights loaded.
     """
     backbone = find_backbone(runner.model)
-    _warn_of_frozen_noise(runner, backbone)
+    noise = noise_of(backbone)
+    if noise is not None:
+        runner.logger.warning(noise)
     inert = backbone.inert_layers
     if inert:
         skip(runner, inert, 'layer')
@@ -113,20 +115,28 @@ def prepare(runner) -> None:
         wrap_anew(runner)  # the model was wrapped before the mask was loaded
 
 
-def _warn_of_frozen_noise(runner, backbone: LayerAttentionMixin) -> None:
-    """Warn of random attention in frozen stages, which stays random."""
+def noise_of(backbone: LayerAttentionMixin) -> Optional[str]:
+    """Describe random attention in frozen stages, which stays random.
+
+    Args:
+        backbone (LayerAttentionMixin): Backbone with its weights.
+
+    Returns:
+        str | None: What it does and what to change; None if there is none.
+    """
     random = [
         layer.name for layer in backbone.attention_layers
         if layer.active and layer.module.scale is None
         and backbone.fresh_attention and backbone.is_frozen(layer)
     ]
-    if random:
-        runner.logger.warning(
-            f'{len(random)} attention layers lie in frozen stages with random '
-            'first weights and no scale: they add noise to the features, and '
-            'cannot learn. Set zero_init_attention=True, which leaves them '
-            'out, load attention that was trained, or freeze less with '
-            f'frozen_stages ({", ".join(random)})')
+    if not random:
+        return None
+    return (
+        f'{len(random)} attention layers lie in frozen stages with random '
+        'first weights and no scale: they add noise to the features, and '
+        'cannot learn. Set zero_init_attention=True, which leaves them '
+        'out, load attention that was trained, or freeze less with '
+        f'frozen_stages ({", ".join(random)})')
 
 
 def wrap_anew(runner) -> None:

@@ -227,9 +227,12 @@ def test_what_cannot_be_timed_or_rehearsed_is_no_refusal(tmp_path):
     """As several optimizers, or a runner with a strategy."""
     cfg = toy_config(tmp_path, max_epochs=2, **SMALL)
     cfg.train_dataloader.collate_fn = dict(type='pseudo_collate')
+    cfg.model.backbone.frozen_stages = 1  # attention there stays random
     plan = make_plan(cfg, rounds=1)  # the toy takes a tensor
     assert not plan.refused and not plan.times
-    assert plan.notes[0].startswith('step times are not known: ')
+    noise, unknown = plan.notes
+    assert '2 attention layers lie in frozen stages with random' in noise
+    assert unknown.startswith('step times are not known: ')
     cfg = toy_config(tmp_path, max_epochs=2, **SMALL)
     cfg.runner_type = 'FlexibleRunner'
     cfg.strategy = dict(type='SingleDeviceStrategy')
