@@ -124,16 +124,26 @@ def settings(words: Union[Sequence[str], Dict[str, Any], None]
         Dict[str, Any]: Options by key.
 
     Raises:
-        UsageError: On a word without a key or a value.
+        UsageError: On a word without a key, or a value that mmengine cannot
+            parse.
     """
     if isinstance(words, dict):
         return words
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--it', nargs=1, action=DictAction, default={})
+    options: Dict[str, Any] = {}
     for word in words or ():
         if not re.match(r'[^=]+=', word):
             raise UsageError(f'--cfg-options {word!r}: expected key=value')
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--it', nargs='*', action=DictAction, default={})
-    return parser.parse_args(['--it', *(words or ())]).it
+        try:
+            options.update(parser.parse_args([f'--it={word}']).it)
+        except (AssertionError, RecursionError):
+            raise UsageError(
+                f'--cfg-options {word!r}: mmengine reads numbers, words, lists '
+                '[a,b] and tuples (a,b), with all brackets closed; a mapping '
+                'needs a dotted key for each of its values (a.b=1), and within '
+                'a new list a config of its own') from None
+    return options
 
 
 def override(cfg: Config, options: Optional[Dict[str, Any]]) -> None:

@@ -1,9 +1,11 @@
 """Types that are classes, as in pure Python configs, where names may stand."""
+import argparse
+
 import pytest
 from mmdet.datasets import CocoDataset
 from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.models import FasterRCNN
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import DATASETS, FUNCTIONS, DefaultScope
 from mmpretrain.datasets import CIFAR10, RandomCrop
 from mmpretrain.models import ImageClassifier
@@ -74,6 +76,23 @@ def test_options_that_do_not_fit_are_named(option, said):
         override(cfg, options)
     override(cfg, settings(['hooks.1.mu=2', 'model.depth=18']))
     assert cfg.hooks[1].mu == 2 and cfg.model.depth == 18
+
+
+@pytest.mark.parametrize('word', [
+    "plugins=[dict(cfg=dict(type='SE'),position=1)]",
+    'windows=[(1,1)', 'scale=(1,2)),(3,4)',
+])
+def test_options_that_mmengine_cannot_parse_are_named(word):
+    with pytest.raises(UsageError) as error:
+        settings(['model.width=3', word])
+    assert repr(word) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_options_are_parsed_as_mmengine_does():
+    words = ['a.b=1', 'c=[x,(1,2.5)]', 'd=--e', 'f=', 'a.b=2', 'g=1e-3,True']
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--it', nargs='*', action=DictAction)
+    assert settings(words) == parser.parse_args(['--it', *words]).it
 
 
 DUMPED = """
