@@ -5,6 +5,7 @@ import logging
 import os
 import os.path as osp
 import sys
+import warnings
 from tempfile import TemporaryFile
 from typing import Any, Callable, Iterator, Optional, TextIO
 from urllib.error import URLError
@@ -177,6 +178,9 @@ def _escape(stream: TextIO) -> None:
 def run(main: Callable[[], None]) -> None:
     """Run a tool's main function; end with one line on errors of users."""
     _escape(sys.stdout)
+    # mmengine loads pkg_resources anew for every config, which warns each time.
+    warnings.filterwarnings(
+        'ignore', 'pkg_resources is deprecated', UserWarning)
     try:
         with while_read():
             main()

@@ -1,11 +1,13 @@
 """The command ela: every tool by one name, and the configs that come along."""
 import re
+import warnings
 
 import pytest
 from mmengine.config import Config
 from support import ROOT
 
 from ela_mm import cli
+from ela_mm.apis.launch import run
 
 CONFIGS = str(ROOT / 'configs')
 
@@ -99,3 +101,14 @@ def test_wrong_names_are_said(words, message, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=message):
         cli.configs(CONFIGS, words)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_host_that_loads_what_is_deprecated_does_not_fill_the_screen():
+    def main():
+        warnings.warn('pkg_resources is deprecated as an API', UserWarning)
+        warnings.warn('a warning of another kind', UserWarning)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        run(main)
+    assert [str(w.message) for w in caught] == ['a warning of another kind']
