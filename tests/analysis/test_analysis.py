@@ -214,12 +214,14 @@ def test_one_candidate_is_not_ranked():
 
 
 def test_the_own_criterion_comes_first_with_its_decision():
-    own = dict(type='EBQM', gamma=.9, alpha=3., beta=4., mu=.4)
-    outcomes = compare(window(criterion=own, skipped=['layer1.1']),
-                       more=[dict(type='fixed', n=3)])
+    values = list(KL.values())
+    own = dict(gamma=.9, alpha=3., beta=4., mu=.4)
+    skipped = [n for n, x in zip(KL, naive_ebqm(values, **own)) if x]
+    outcomes = compare(
+        window(criterion=dict(type='EBQM', **own), skipped=skipped),
+        more=[dict(type='fixed', n=3)])
     labels = [o.label for o in outcomes]
     assert labels[0] == 'this run' and labels[-1] == 'fixed, n=3'
-    values = list(KL.values())
     for found in (outcomes[0],
                   next(o for o in outcomes if o.label.endswith('COCO'))):
         config = {k: v for k, v in found.config.items() if k != 'type'}

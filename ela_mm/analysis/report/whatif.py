@@ -23,9 +23,9 @@ from ..whatif import (
     SHAPES,
     Proposal,
     Stability,
-    Window,
     counts,
 )
+from ..window import Window
 from .page import Section, Table
 
 
