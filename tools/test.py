@@ -62,6 +62,7 @@ from ela_mm.apis.launch import (
     UsageError,
     build_runner,
     check_checkpoint,
+    check_has,
     load_config,
     run,
     set_up_distributed,
@@ -90,6 +91,7 @@ def main() -> None:
         raise UsageError(f'--out {args.out!r}: expected a file name that ends '
                          f'in {" or ".join(endings[args.out_item])}')
     cfg = load_config(args)
+    check_has(cfg, 'test_dataloader', 'test_cfg', 'test_evaluator')
     check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
     cfg.resume = False

@@ -63,6 +63,7 @@ from ela_mm.apis.launch import (
     UsageError,
     build_runner,
     check_checkpoint,
+    check_has,
     load_config,
     run,
     set_up_distributed,
@@ -89,6 +90,7 @@ def say_plan(cfg: Config) -> None:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
+    check_has(cfg, 'train_dataloader', 'train_cfg', 'optim_wrapper')
     if args.amp:
         if not torch.cuda.is_available():
             raise UsageError('--amp needs a GPU and this machine shows none: '

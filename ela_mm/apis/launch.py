@@ -50,6 +50,15 @@ def load_config(args: argparse.Namespace) -> Config:
     return prepare_config(cfg)
 
 
+def check_has(cfg: Config, *names: str) -> None:
+    """Raise a UsageError unless a config has some settings, not None."""
+    missing = [name for name in names if cfg.get(name) is None]
+    if missing:
+        raise UsageError(
+            f'{cfg.filename or "the config"} has no {" and no ".join(missing)}'
+            f': expected {", ".join(names)}')
+
+
 def check_checkpoint(path: Optional[str]) -> None:
     """Raise a UsageError if a local checkpoint is missing or damaged."""
     if path is None or '://' in path:

@@ -1,12 +1,13 @@
 """Folders and settings as users have them, some of which cannot work."""
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 from support.toy import toy_config, toy_runner
 from support.training import without_times
 
 from ela_mm import ELAPruneHook
-from ela_mm.apis.launch import build_runner
+from ela_mm.apis.launch import build_runner, check_has
 from ela_mm.engine import SparseTrainingHook, surgery
 from ela_mm.engine.journal.record import read_record
 from ela_mm.errors import UsageError
@@ -50,6 +51,14 @@ def test_a_hook_of_a_users_own_skips_layers(tmp_path):
         assert model.backbone.layer1.active == [True, False, True]
     skipped = runner.model.backbone.layer1.attention[1].parameters()
     assert not set(skipped) & set(runner.optim_wrapper.optimizer.state)
+
+
+def test_a_setting_that_a_tool_needs_is_named():
+    cfg = Config(dict(test_cfg={}, test_dataloader=None))
+    check_has(cfg, 'test_cfg')
+    with pytest.raises(UsageError, match='the config has no test_dataloader '
+                                         'and no test_evaluator: expected'):
+        check_has(cfg, 'test_dataloader', 'test_cfg', 'test_evaluator')
 
 
 @pytest.mark.parametrize('place, why', [
