@@ -105,8 +105,8 @@ def test_wrong_names_are_said(words, message, tmp_path, monkeypatch):
 
 def test_a_host_that_loads_what_is_deprecated_does_not_fill_the_screen():
     def main():
-        warnings.warn('pkg_resources is deprecated as an API', UserWarning)
-        warnings.warn('a warning of another kind', UserWarning)
+        warnings.warn('pkg_resources is deprecated as an API', stacklevel=2)
+        warnings.warn('a warning of another kind', stacklevel=2)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
