@@ -79,7 +79,7 @@ def _work(connection, memory: Optional[float]) -> None:
             result = dict(plain_build=f'{type(error).__name__}: {error}')
         if any(re.search("can't allocate memory|MemoryError", str(value))
                for value in result.values()):
-            result = dict(failure=f'needs more than {memory:g} GiB'
+            result = dict(failure=f'needs more memory than {memory:g} GiB'
                           if memory else 'needs more memory')
         connection.send(result)
 
@@ -101,6 +101,13 @@ class Worker:
         other.close()
 
     def __call__(self, entry: Entry, steps: bool) -> Dict[str, Any]:
+        used = self._process is not None
+        result = self._try(entry, steps)
+        if used and 'memory' in result.get('failure', ''):
+            return self._try(entry, steps)  # earlier models may have left some
+        return result
+
+    def _try(self, entry: Entry, steps: bool) -> Dict[str, Any]:
         if self._process is None:
             self._start()
         self._connection.send((tuple(entry), steps))
