@@ -11,6 +11,7 @@ from ..apis.data import (
     dataset_batches,
     file_batches,
     loader_of,
+    sample_of,
     set_of,
 )
 from ..apis.loading import (
@@ -93,7 +94,7 @@ def attention(args: Namespace) -> None:
             ', ...' if len(source.rest) > 3 else '')
     else:
         batches = bar(dataset_batches(cfg, args.images))
-        pictures = f'the first of {set_of(cfg)}'
+        pictures = sample_of(cfg)
     section = attention_section(measure(model, batches), pictures)
     show([section], args.out or source.folder)
 
@@ -144,7 +145,7 @@ def similarity(args: Namespace) -> None:
     batches = progress_bar('pictures')(
         dataset_batches(cfg, args.images, args.batch))
     section = similarity_section(compare_features(model, batches),
-                                 f'the first of {set_of(cfg)}')
+                                 sample_of(cfg))
     show([section], args.out or source.folder)
 
 
@@ -164,7 +165,7 @@ def ablate(args: Namespace) -> None:
         skip=skip_mode_of(cfg))
     times = None if args.no_time else _or_none(lambda: cost_of_config(
         cfg, model, progress=progress_bar('timing stages')))
-    show([ablation_section(found, f'the first of {set_of(cfg)}', times)],
+    show([ablation_section(found, sample_of(cfg), times)],
          args.out or source.folder)
 
 

@@ -16,7 +16,7 @@ from support.complexity import needs_counter
 from support.detector import small_config
 from support.toy import ToyClassifier
 from torch import nn
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from ela_mm.analysis.attention import measure
 from ela_mm.analysis.cost import cost_of_config
@@ -28,6 +28,7 @@ from ela_mm.apis.data import (
     network_inputs,
     picture_shape,
     prepare_config,
+    sample_of,
     set_of,
 )
 from ela_mm.apis.data_config import check_data, datasets_of
@@ -121,6 +122,37 @@ def test_every_option_of_a_loader(options, root):
     assert len(one['inputs']) == 1
 
 
+class OwnSampler(SequentialSampler):
+
+    def __init__(self, dataset, seed=None):
+        super().__init__(dataset)
+
+
+def test_some_of_a_set_that_is_sorted_by_class(tmp_path):
+    """As folders of pictures are, and ImageNet's list."""
+    for label in range(4):
+        (tmp_path / str(label)).mkdir()
+        for number in range(5):
+            cv2.imwrite(str(tmp_path / str(label) / f'{number}.png'), np.zeros(
+                (16, 20, 3), np.uint8))
+
+    def labels(images, **options):
+        cfg = config(dataset(tmp_path), **options)
+        return [[int(x.gt_label) for x in batch['data_samples']]
+                for batch in dataset_batches(cfg, images)], sample_of(cfg)
+
+    assert labels(4) == ([[0, 1], [2, 3]], 'evenly spaced in the validation set')
+    assert labels(3)[0] == [[0, 1], [2, 3]]  # whole batches
+    assert labels(1)[0] == [[0]]
+    assert sum(labels(99)[0], []) == [
+        label for label in range(4) for _ in range(5)]
+    own = dict(type=OwnSampler)
+    assert labels(4, sampler=own) == ([[0, 0], [0, 0]],
+                                      'the first of the validation set')
+    shuffled, said = labels(4, sampler=dict(type='DefaultSampler', shuffle=True))
+    assert len(sum(shuffled, [])) == 4 and 'the first of' in said
+
+
 def test_a_loader_that_is_built():
     """As mmengine's Runner takes them in Python."""
     pictures = [dict(inputs=torch.ones(3, 8, 8) * i) for i in range(4)]
@@ -140,9 +172,9 @@ def test_without_a_validation_set(root):
     cfg.val_evaluator = dict(type='CocoMetric', ann_file='gone.json')
     assert set_of(cfg) == 'the training set'
     inputs = next(dataset_batches(cfg, 2))['inputs']
-    picture = cv2.imread(str(root / '0' / '1.png'))[..., 0].max()
+    picture = cv2.imread(str(root / '1' / '0.png'))[..., 0].max()
     assert len(inputs) == 2 and (inputs[1] == picture).all()
-    (batch, ) = file_batches(cfg, [str(root / '0' / '1.png')])
+    (batch, ) = file_batches(cfg, [str(root / '1' / '0.png')])
     assert batch['inputs'][0].shape == inputs[1].shape == (3, 12, 12)
     assert (batch['inputs'][0] == picture).all()
     mixed = config(dict(

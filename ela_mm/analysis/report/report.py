@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from ...apis.data import annotated_batches, dataset_batches, set_of
+from ...apis.data import annotated_batches, dataset_batches, sample_of, set_of
 from ...apis.loading import load_model, read_config
 from ...engine.journal.record import windows_of, write_whole
 from ...engine.trial import loss_of
@@ -138,13 +138,13 @@ def write_report(work_dir: str,
         measured = attempt(
             'attention', lambda: attention_section(
                 measure(model, pictures(dataset_batches(cfg, effort.images))),
-                f'the first of {set_of(cfg)}'))
+                sample_of(cfg)))
         similar = attempt(
             'similarity', lambda: similarity_section(
                 compare_features(
                     model,
                     pictures(dataset_batches(cfg, effort.images, SAMPLES))),
-                f'the first of {set_of(cfg)}'))
+                sample_of(cfg)))
         cost = attempt(
             'cost', lambda: cost_of_config(
                 cfg, model, batch=effort.batch, rounds=effort.rounds,
@@ -232,7 +232,7 @@ def _ablation(run: Run, cfg: Config, model: nn.Module, effort: Effort,
         accuracy=False,
         redundancy=run.record.get('redundancy') or 'paper',
         skip=run.record.get('skip') or 'layer')
-    return ablation_section(found, f'the first of {set_of(cfg)}', cost)
+    return ablation_section(found, sample_of(cfg), cost)
 
 
 def _what_if(run: Run, cost: Optional[Cost]) -> List[Section]:
