@@ -13,7 +13,7 @@ from ...compat.compiling import disable
 from ...errors import UsageError, check_numbers
 from ...sparsity.cka import MIN_SAMPLES, aug_cka_sr, cka_sr, pooled
 from ...sparsity.stages import Stages, block_features, find_stages
-from ..lifetime import when_over
+from ..lifetime import is_another_run, when_over
 from ..ranks import unwrapped
 
 LOSS = 'loss_cka'
@@ -115,6 +115,8 @@ class CKARegularizationHook(Hook):
         """Check model and batches."""
         if not isinstance(runner._train_loop, BaseLoop):
             return  # validation or test only
+        if is_another_run(self, runner):
+            self._said.clear()
         if sum(isinstance(hook, type(self)) for hook in runner.hooks) > 1:
             raise UsageError('two CKARegularizationHooks: expected one, whose '
                              'loss is weighted by its weight')
