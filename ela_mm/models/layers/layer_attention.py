@@ -26,15 +26,15 @@ from .watched import is_watched
 
 
 def pooled_kernel_size(channels: int) -> int:
-    """Return the kernel size of the query's and key's convolution over channels.
+    """Return the kernel size of the query's and key's convolutions over channels.
 
-    ECA's rule, which MRLA takes over: ``int(|(log2 C + 1) / 2|)``, made odd.
+    The rule is ECA's, which MRLA adopts: ``int(|(log2 C + 1) / 2|)``, made odd.
 
     Args:
-        channels (int): C.
+        channels (int): C, channels of the block's output.
 
     Returns:
-        int: 3 for C = 64, 5 from 128 to 1024, 7 for 2048.
+        int: The kernel size: 3 for C = 64, 5 for 128 to 1024, 7 for 2048.
     """
     size = int(abs((math.log2(channels) + 1) / 2))
     return size if size % 2 else size + 1
@@ -72,10 +72,13 @@ def retrieve(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
 
 
 class WeightedSum(nn.Module):
-    """:func:`retrieve` as a module, where it stands between value and norm."""
+    """:func:`retrieve` as a module; as such it separates value and norm.
+
+    See :class:`~ela_mm.models.layers.watched.BranchedModule`.
+    """
 
     def forward(self, weights: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """Sum n values (B, C, H, W) by weights (B, h, n)."""
+        """Sum n values (B, C, H, W), weighted by (B, h, n)."""
         if is_traced(weights):
             return TracedSum.apply(weights, *values)
         return retrieve(weights, values)
@@ -85,11 +88,11 @@ def is_plain(conv: nn.Module) -> bool:
     """Tell whether reading a query's or key's weight can replace calling it.
 
     Args:
-        conv (nn.Module): A query or key, possibly exchanged by the user.
+        conv (nn.Module): A query or key module, possibly replaced by the user.
 
     Returns:
-        bool: False where it is not the plain convolution over channels that was
-        built, or a hook expects it to be called.
+        bool: False if it is no longer the plain convolution over channels that
+        was built, or if a hook expects it to be called.
     """
     return (type(conv) is nn.Conv1d and conv.bias is None
             and conv.dilation == (1, ) and conv.padding_mode == 'zeros'
@@ -100,10 +103,10 @@ def is_depthwise(conv: nn.Module) -> bool:
     """Tell whether reading a value's weight can replace calling it.
 
     Args:
-        conv (nn.Module): A value, possibly exchanged by the user.
+        conv (nn.Module): A value module, possibly replaced by the user.
 
     Returns:
-        bool: False where it is not a plain convolution without bias, or a hook
+        bool: False if it is not a plain convolution without bias, or if a hook
         expects it to be called.
     """
     return (type(conv) is nn.Conv2d and conv.bias is None
@@ -125,7 +128,7 @@ def project(conv: nn.Module, pooled: Tensor) -> Tensor:
             pooled,
             conv.weight.to(pooled.dtype),
             padding=conv.weight.shape[-1] // 2)
-    # Replicas of DataParallel have tensors in place of parameters.
+    # Replicas of DataParallel hold plain tensors instead of parameters.
     dtype = next((t.dtype for t in chain(conv.parameters(), vars(conv).values())
                   if isinstance(t, Tensor)), pooled.dtype)
     return conv(pooled.to(dtype)).to(pooled.dtype)
@@ -139,8 +142,8 @@ class LayerAttention(ScaledAttention):
         head_dim (int): d, channels per head; C / d heads. Defaults to 16,
             MRLA-base's.
         act (bool): Whether a relu follows the norm. Defaults to True.
-        norm_cfg (dict, optional): Norm of the retrieved features, built by
-            mmcv. Its affine parameters are always trained: ``requires_grad=False``
+        norm_cfg (dict, optional): mmcv config of the norm that follows the sum.
+            Its affine parameters are always trained: ``requires_grad=False``
             in a config is meant for pretrained norms, and this norm is new.
             Defaults to dict(type='BN').
         drop_path_rate (float): Probability of dropping the term for a sample
@@ -149,10 +152,10 @@ class LayerAttention(ScaledAttention):
             that starts at 0, see
             :class:`~ela_mm.models.layers.scaled.ScaledAttention`. Defaults to
             False.
-        with_cp (bool): Keep less for backward, where the value bank cannot
+        with_cp (bool): Save memory in backward where the value bank cannot
             recompute the norm
             (:func:`~ela_mm.models.layers.bank.batch_norm.can_be_recomputed`):
-            the norm and what follows it are checkpointed, and run twice.
+            the norm and what follows it are checkpointed, and so run twice.
             Defaults to False.
 
     Attributes:
@@ -200,8 +203,8 @@ class LayerAttention(ScaledAttention):
 
         Args:
             x (Tensor): (B, C, H, W), the block's output.
-            memory (LayerMemory): The stage's memory; this layer's key, value
-                and attention weights are added to it.
+            memory (LayerMemory): The stage's memory, to which this layer's key,
+                value and attention weights are added.
 
         Returns:
             Tensor: (B, C, H, W), the term to add to ``x``.
@@ -211,11 +214,12 @@ class LayerAttention(ScaledAttention):
 
     def attend(self, x: Tensor,
                memory: LayerMemory) -> Tuple[Tensor, Tensor]:
-        """Retrieve features, and return the attention weights.
+        """Retrieve features, and return them with the attention weights.
 
         Args:
             x (Tensor): (B, C, H, W), the block's output.
-            memory (LayerMemory): This layer's key and value are added.
+            memory (LayerMemory): The stage's memory, to which this layer's key
+                and value are added.
 
         Returns:
             tuple: The term (B, C, H, W) to add to ``x``, and the attention
@@ -234,7 +238,8 @@ class LayerAttention(ScaledAttention):
 
         Args:
             x (Tensor): (B, C, H, W), the block's output.
-            memory (LayerMemory): This layer's key and value are added.
+            memory (LayerMemory): The stage's memory, to which this layer's key
+                and value are added.
 
         Returns:
             tuple: The sum (B, C, H, W), and the attention weights P (B, h, n)
@@ -252,7 +257,7 @@ class LayerAttention(ScaledAttention):
 
         Args:
             x (Tensor): (B, C, H, W), the block's output.
-            memory (LayerMemory): Written.
+            memory (LayerMemory): The stage's memory, which is written to.
         """
         if memory.key_bank is not None:
             attend(x, memory.key_bank, memory.value_bank,
@@ -274,7 +279,7 @@ class LayerAttention(ScaledAttention):
                        x: Tensor,
                        memory: LayerMemory,
                        adds: bool = False) -> Tuple[Tensor, Tensor]:
-        """The term, or with ``adds`` x plus the term; and P (B, h, n)."""
+        """Return the term, or x plus the term if ``adds``; and P (B, h, n)."""
         fused = self._can_recompute()
         plan = Plan(self.head_dim, self.value, self.norm if fused else None,
                     fused and isinstance(self.act, nn.ReLU), adds, self.fused)
@@ -284,7 +289,7 @@ class LayerAttention(ScaledAttention):
         return term if fused else self._finish(term), weights
 
     def _can_recompute(self) -> bool:
-        """Whether the banks may form norm, act and scale without calling them."""
+        """Tell whether the banks may compute norm, act and scale themselves."""
         return (can_be_recomputed(self.norm)
                 and type(self.act) in (nn.ReLU, nn.Identity)
                 and not is_watched(self.act) and self.can_scale())
@@ -295,10 +300,10 @@ class LayerAttention(ScaledAttention):
                x: Tensor,
                memory: LayerMemory,
                attends: bool = True) -> Optional[Tensor]:
-        """P = softmax(q k^T / sqrt(d)) over the layers; None without a query.
+        """Return P = softmax(q k^T / sqrt(d)), or None unless ``attends``.
 
-        In float32 or wider, also under autocast: in half precision close weights
-        would become equal, and KL compares them.
+        P is float32 or wider, also under autocast: in half precision weights
+        that are close would become equal, and KL compares them.
         """
         heads = (x.shape[0], self.num_heads, self.head_dim)
         with without_autocast(x.device):
@@ -319,7 +324,7 @@ class LayerAttention(ScaledAttention):
         memory.values.append(convolve(self.value, x))  # (B, C, H, W)
 
     def _retrieve(self, weights: Tensor, memory: LayerMemory) -> Tensor:
-        """o = sum_i P_i v_i: (B, C, H, W)."""
+        """Return o = sum_i P_i v_i, (B, C, H, W)."""
         return self.retrieval(weights, memory.values)
 
     def _finish(self, retrieved: Tensor) -> Tensor:

@@ -30,11 +30,14 @@ from .watched import is_watched
 
 
 class GatedSum(nn.Module):
-    """Equation 7's sum as a module, placed between value and norm."""
+    """Equation 7's sum as a module; as such it separates value and norm.
+
+    See :class:`~ela_mm.models.layers.watched.BranchedModule`.
+    """
 
     def forward(self, gate: Tensor, value: Tensor, mix: Tensor,
                 identity: Tensor) -> Tensor:
-        """Add gate (B, C) times value and mix (C) times identity, (B, C, H, W)."""
+        """Return gate (B, C) * value + mix (C) * identity, (B, C, H, W)."""
         own = gate.to(value.dtype)[..., None, None] * value  # (B, C, H, W)
         return torch.addcmul(own, mix.view(1, -1, 1, 1).to(own.dtype),
                              identity.to(own.dtype))
@@ -75,7 +78,7 @@ class LightLayerAttention(ScaledAttention):
         self.value = nn.Conv2d(
             channels, channels, 3, padding=1, groups=channels, bias=False)
         self.mixing = GatedSum()
-        # MRLA starts the shortcut's share at a draw from N(0, 1).
+        # MRLA initialises the shortcut's share from N(0, 1).
         self.mix = nn.Parameter(torch.randn(channels))  # lambda of eq. 7
         self.norm = build_trained_norm(norm_cfg, channels)
         self.drop_path = DropPath(
@@ -94,7 +97,8 @@ class LightLayerAttention(ScaledAttention):
             Tensor: (B, C, H, W), the term to add to ``x``.
         """
         mixed = self.mixing(
-            self._gate(x), convolve(self.value, x), self.mix, identity)  # (B, C, H, W)
+            self._gate(x), convolve(self.value, x), self.mix,
+            identity)  # (B, C, H, W)
         return self.drop_path(self.scaled(apply_norm(self.norm, mixed)))
 
     def add_to(self, x: Tensor, identity: Tensor) -> Tensor:
@@ -116,7 +120,7 @@ class LightLayerAttention(ScaledAttention):
                          Plan(self.head_dim, self.value, self.norm, adds=True))
 
     def can_bank(self) -> bool:
-        """Tell whether one autograd function may replace all of the modules."""
+        """Tell whether one autograd function may replace all the modules."""
         return (is_plain(self.query) and is_plain(self.key)
                 and is_depthwise(self.value)
                 and all(type(module) is kind and not is_watched(module)
@@ -125,7 +129,7 @@ class LightLayerAttention(ScaledAttention):
                 and can_be_recomputed(self.norm) and self.can_scale())
 
     def _gate(self, x: Tensor) -> Tensor:
-        """sigmoid(q k^T / sqrt(d)) per channel, (B, C), float32 or wider."""
+        """Return sigmoid(q k^T / sqrt(d)) per channel, (B, C), float32 or wider."""
         heads = (x.shape[0], self.num_heads, self.head_dim)
         with without_autocast(x.device):
             pooled = x.mean(

@@ -1,4 +1,4 @@
-"""What the layers of one stage pass on to later ones: keys and values."""
+"""The memory of a stage: keys and values that layers pass on to later ones."""
 from typing import List, Optional, Tuple
 
 from torch import Tensor
@@ -8,15 +8,15 @@ from .bank.values import ValueBank
 
 
 class LayerMemory:
-    """Keys and values of the layers of a stage so far.
+    """Keys and values that the layers of a stage have written so far.
 
     One instance serves one stage and one forward pass.
 
     Args:
         capacity (int, optional): T, the number of layers that will write a key
-            and a value. If given, buffers hold them, which makes attention fast
-            and saves memory in backward; see
-            :func:`~ela_mm.models.layers.bank.can_bank` for when that is
+            and a value. If given, keys and values go into buffers, which makes
+            attention fast and saves memory in backward;
+            :func:`~ela_mm.models.layers.bank.can_bank` tells when that is
             possible. Defaults to None: keys and values are kept in lists.
 
     Attributes:
@@ -27,10 +27,10 @@ class LayerMemory:
         weights (Tensor | None): (B, h, n) float32, the attention weights P of
             the last layer that was called with this memory; None before the
             first. A stage does not read it: ``attend`` returns the weights.
-        hw_shape (Tuple[int, int] | None): H and W of the map that tokens form,
-            for layers that are given tokens.
-        kept (Tensor | None): (B, N), the places on that map, row by row, of the
-            N tokens that were kept of each picture, if some were masked out.
+        hw_shape (Tuple[int, int] | None): H and W of the map that the tokens
+            form; None for layers of maps.
+        kept (Tensor | None): (B, N), the positions on that map, row by row, of
+            the N tokens kept per image; None unless some were masked out.
         key_bank (KeyBank | None): The buffer of keys; None without capacity.
         value_bank (ValueBank | None): The buffer of values; None without capacity.
     """

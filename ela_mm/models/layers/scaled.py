@@ -1,4 +1,4 @@
-"""A term that may start at exactly 0 and still learn (LayerScale)."""
+"""LayerScale for attention: a term that starts at exactly 0 and still learns."""
 from typing import Optional
 
 import torch
@@ -14,17 +14,18 @@ class ScaledAttention(BranchedModule):
 
     Attributes:
         scale (LayerScale | None): The scale; None leaves the term as it is.
-        data_format (str): Where a term has its channels, in LayerScale's words.
+        data_format (str): Position of a term's channels: ``'channels_first'``
+            or ``'channels_last'``, as LayerScale takes it.
     """
     scale: Optional[nn.Module]
     data_format = 'channels_first'
 
     def add_scale(self, channels: int, zero_init: bool) -> None:
-        """Add a scale that starts at 0, if ``zero_init`` asks for it.
+        """Add a scale that starts at 0 if ``zero_init``. This project's choice.
 
-        A network with fresh attention then computes what the plain network
-        computes, bit for bit. A norm weight of 0 would not do: relu has no
-        gradient at 0. This project's choice.
+        With it, a network with untrained attention computes bit for bit what
+        the plain network computes. A norm weight of 0 would not serve: relu has
+        no gradient at 0.
         """
         self.scale = LayerScale(
             channels, data_format=self.data_format,

@@ -13,16 +13,17 @@ from .memory import LayerMemory
 
 
 class TokenLayerAttention(LayerAttention):
-    """Attention of one layer of tokens, with the norm before it.
+    """Layer attention over tokens, with the norm before it.
 
-    Patches attend as the map that they form. The class token and other extra
-    tokens have no place on that map: their term is their own normalised value.
+    Patch tokens are handled as the map that they form. The class token and other
+    extra tokens have no place on that map: their term is the token itself,
+    normalised.
 
     Args:
-        channels (int): C.
+        channels (int): C, channels of a token.
         head_dim (int): d, channels per head. Defaults to 16.
-        norm_cfg (dict, optional): The norm of the tokens. Defaults to
-            dict(type='LN', eps=1e-6).
+        norm_cfg (dict, optional): mmcv config of the norm of the tokens.
+            Defaults to dict(type='LN', eps=1e-6).
         zero_init (bool): Multiply the term by a learnable scale per channel
             that starts at 0; MRLA has no such scale. Defaults to False.
 
@@ -46,17 +47,17 @@ class TokenLayerAttention(LayerAttention):
 
     def attend(self, x: Tensor,
                memory: LayerMemory) -> Tuple[Tensor, Tensor]:
-        """Retrieve features, and return the attention weights.
+        """Retrieve features, and return them with the attention weights.
 
         Args:
-            x (Tensor): (B, N, C), a block's output; the last H W tokens are
+            x (Tensor): (B, N, C), the block's output; the last H W tokens are
                 patches.
-            memory (LayerMemory): Holds H and W; this layer's key and value are
-                added.
+            memory (LayerMemory): The stage's memory, which holds H and W, and to
+                which this layer's key and value are added.
 
         Returns:
             tuple: The term (B, N, C) to add to ``x``, and the attention
-            weights (B, h, n) over the n layers in memory.
+            weights P (B, h, n) over the n layers in memory.
         """
         beside, patches = self._split(x, memory)  # (B, E, C), (B, C, H, W)
         retrieved, weights = super().attend(patches, memory)
@@ -69,16 +70,16 @@ class TokenLayerAttention(LayerAttention):
         """Add this layer's key and value to the memory without attending.
 
         Args:
-            x (Tensor): (B, N, C), a block's output.
-            memory (LayerMemory): Written.
+            x (Tensor): (B, N, C), the block's output.
+            memory (LayerMemory): The stage's memory, which is written to.
         """
         super().remember(self._split(x, memory)[1], memory)
 
     def _keep_value(self, x: Tensor, memory: LayerMemory) -> None:
-        """Convolve the map; where patches were masked out, it has zeros.
+        """Convolve the map, with zeros where patches were masked out.
 
-        This is how sparse convolutions see masked pictures (ConvNeXt V2, arXiv
-        2301.00808). Results at the places of masked patches are dropped.
+        Sparse convolutions treat masked images the same way (ConvNeXt V2, arXiv
+        2301.00808). Results at masked positions are dropped.
         """
         if memory.kept is None:
             super()._keep_value(x, memory)
@@ -92,10 +93,10 @@ class TokenLayerAttention(LayerAttention):
             value.flatten(2).gather(2, places).unsqueeze(2))  # (B, C, 1, N)
 
     def _split(self, x: Tensor, memory: LayerMemory) -> Tuple[Tensor, Tensor]:
-        """Normalise tokens (B, N, C), and split off the patches, as a map.
+        """Normalise tokens (B, N, C), and split them into extra ones and the map.
 
-        The map is in channels last. If patches were masked out, the map is one
-        row of those that were kept.
+        The map is in channels last. If patches were masked out, it is a single
+        row of the patches that were kept.
         """
         height, width = memory.hw_shape
         if memory.kept is not None:
@@ -107,9 +108,9 @@ class TokenLayerAttention(LayerAttention):
         return x[:, :extra], patches
 
     def _can_recompute(self) -> bool:
-        """The banks would apply the norm after the sum; here it comes before."""
+        """Return False: the banks apply the norm after the sum, not before it."""
         return False
 
     def _finish(self, retrieved: Tensor) -> Tensor:
-        """Norm and scale are applied elsewhere: before, and to all tokens."""
+        """Apply only act: the norm came before, the scale is for all tokens."""
         return self.act(retrieved)

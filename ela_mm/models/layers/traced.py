@@ -1,14 +1,14 @@
-"""What compilers see in place of plain operations, and why.
+"""Operators that compilers see in place of plain operations.
 
 Compilers fuse a plain sum over earlier values well, and the gradients of these
-values too: a kernel reads each map once. Two things they do badly. These are
-operators here, with the gradient of the plain operation:
+values too: a kernel reads each map once. They do two things badly, which are
+operators of our own here, with the gradient of the plain operation:
 
 - The gradient of the weights is one reduction over a map per value, T^2 / 2 in a
-  stage. On a CPU compilers make each of them a slow loop.
+  stage. On a CPU compilers turn each of them into a slow loop.
 - For the backward of a depthwise convolution Inductor lays out the maps in the
-  order of dimensions that suits the kernel's tensor (C, 1, k, k), and so copies
-  each of them there and back.
+  dimension order that suits the kernel's tensor (C, 1, k, k), and so copies each
+  of them there and back.
 """
 from inspect import signature
 from typing import List, Tuple
@@ -24,21 +24,21 @@ def per_channel(weights: Tensor, values: Tensor) -> Tuple[Tensor, ...]:
     """Expand attention weights from heads to channels.
 
     Args:
-        weights (Tensor): (B, h, n).
-        values (Tensor): (B, C, H, W), one of them.
+        weights (Tensor): (B, h, n), the attention weights P.
+        values (Tensor): (B, C, H, W), any of the values, for C and the dtype.
 
     Returns:
         tuple: n factors (B, C, 1, 1), in the values' dtype. Channels are adjacent
         in memory: only then do compilers vectorise over them.
     """
-    channels = values.shape[1] // weights.shape[1]  # of a head
+    channels = values.shape[1] // weights.shape[1]  # channels per head
     # Not repeat_interleave, which waits for the GPU in torch 2.0.
     return weights.to(values.dtype).permute(2, 0, 1).unsqueeze(-1).expand(
         -1, -1, -1, channels).flatten(2)[..., None, None].unbind(0)
 
 
 def _products(x: Tensor, values: List[Tensor], heads: int) -> Tensor:
-    """Inner products per head of x with n values (B, C, H, W): (B, h, n)."""
+    """Return x's inner products per head with n values (B, C, H, W): (B, h, n)."""
     products = [(x * value).sum((2, 3)) for value in values]  # (B, C)
     return torch.stack(products, -1).unflatten(1, (heads, -1)).sum(2)
 
@@ -49,9 +49,10 @@ def _head_products(x: Tensor, values: List[Tensor], heads: int) -> Tensor:
 
 def _depthwise_backward(grad: Tensor, x: Tensor, kernel: Tensor,
                         geometry: List[int]) -> Tuple[Tensor, Tensor]:
-    """The gradients of x (B, C, H, W) and kernel (C, 1, k, k), with their strides.
+    """Return the gradients of x (B, C, H, W) and kernel (C, 1, k, k).
 
-    ``geometry`` is as for :class:`TracedValue`.
+    The gradients have the strides of x and kernel. ``geometry`` is the list that
+    :class:`TracedValue` takes.
     """
     of_x, of_kernel, _ = torch.ops.aten.convolution_backward(
         grad, x, kernel, None, geometry[:2], geometry[2:4], geometry[4:6],
@@ -66,12 +67,12 @@ def _laid_out_as(like: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
-# Since torch 2.4. In earlier versions compilers see the plain operations.
+# False before torch 2.4: there compilers see the plain operations.
 CAN_TRACE = hasattr(torch.library, 'custom_op')
 if CAN_TRACE:
-    # The operators take maps of any strides. Unless the tag says so, compilers,
-    # which use channels last on a CPU, copy maps to the strides they had when
-    # traced.
+    # The operators take maps of any strides. Unless a tag says so, compilers
+    # copy maps to the strides that they had when traced, since on a CPU they
+    # switch to channels last.
     _as_they_lie = {}
     if 'tags' in signature(torch.library.custom_op).parameters:
         _as_they_lie['tags'] = (torch.Tag.flexible_layout, )
@@ -91,15 +92,15 @@ if CAN_TRACE:
 
 
 def _wants_operator(grad: Tensor) -> bool:
-    """Whether to use the operator: for a GPU, compilers fuse the plain one."""
+    """Tell whether to use the operator: for GPUs compilers fuse the plain one."""
     return grad.is_cpu
 
 
 class TracedSum(torch.autograd.Function):
-    """:func:`~ela_mm.models.layers.layer_attention.retrieve`, traced.
+    """:func:`~ela_mm.models.layers.layer_attention.retrieve` for compilers.
 
     ``apply`` takes the weights (B, h, n) and n values (B, C, H, W), and returns
-    (B, C, H, W).
+    their sum (B, C, H, W).
     """
 
     @staticmethod
@@ -124,10 +125,10 @@ class TracedSum(torch.autograd.Function):
 
 
 class TracedValue(torch.autograd.Function):
-    """A convolution without bias, traced.
+    """A convolution without bias, for compilers.
 
-    ``apply`` takes x (B, C, H, W), the kernel (C, 1, k, k), and a list of
-    stride, padding and dilation, two numbers each, and the number of groups.
+    ``apply`` takes x (B, C, H, W), the kernel (C, 1, k, k), and ``geometry``, a
+    list of seven numbers: stride, padding and dilation (two each), then groups.
     It returns (B, C, H, W).
     """
 
@@ -148,14 +149,14 @@ class TracedValue(torch.autograd.Function):
 
 
 def traced_value(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Run a convolution without bias by :class:`TracedValue`."""
+    """Run a convolution without bias through :class:`TracedValue`."""
     return TracedValue.apply(
         x, conv.weight,
         [*conv.stride, *conv.padding, *conv.dilation, conv.groups])
 
 
 def is_traced(*tensors: Tensor) -> bool:
-    """Tell whether a compiler traces a step with gradients for any of these."""
+    """Tell whether a compiler is tracing and one of the tensors needs a gradient."""
     return (CAN_TRACE and is_compiling() and not is_exporting()
             and torch.is_grad_enabled()
             and any(x.requires_grad for x in tensors))

@@ -1,8 +1,8 @@
-"""How other tools see attention's modules: hooks, and the order of children.
+"""What other tools expect of attention's modules: calls, and an order of children.
 
-Attention's fast form (:mod:`ela_mm.models.layers.bank`) reads the parameters of
-its modules and does not call them. That is right only where no hook and no
-replaced ``forward`` expects the call.
+The fast form of attention (:mod:`ela_mm.models.layers.bank`) reads the parameters
+of its modules without calling them. That is right only where no hook and no
+replaced ``forward`` expects a call.
 """
 from typing import Iterator, Tuple
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules import module as globally
 from torch.nn.modules.batchnorm import _NormBase
 
-# The hooks of all modules. torch fills these dicts and never replaces them.
+# Hooks registered on all modules. torch fills these dicts, never replaces them.
 _GLOBAL_HOOKS = (globally._global_forward_hooks,
                  globally._global_forward_pre_hooks,
                  globally._global_backward_hooks,
@@ -19,7 +19,7 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Tell whether a hook or a replaced ``forward`` expects a module's call.
+    """Tell whether a hook or a replaced ``forward`` expects a module to be called.
 
     Args:
         module (nn.Module): Any module. Its children are not inspected.
@@ -33,8 +33,8 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Tell whether this very module has hooks, or a replaced ``forward``."""
-    # Spelled out for speed: every module of attention is asked at every step.
+    """Tell whether the module itself has hooks or a replaced ``forward``."""
+    # Spelled out for speed: this runs for every attention module at every step.
     return bool('forward' in module.__dict__ or module._forward_hooks
                 or module._forward_pre_hooks or module._backward_hooks
                 or module._backward_pre_hooks)
@@ -46,9 +46,9 @@ class BranchedModule(nn.Module):
     Tools that fold a norm into the convolution before it, such as
     ``mmcv.cnn.fuse_conv_bn``, take the order of children for the flow of data.
     Here norms are listed first, so that none seems to follow a convolution. The
-    order of parameters does not change, since optimizers save them by number. Nor
-    does that of ``named_modules``: there a module without parameters separates
-    each convolution from the norm after it.
+    order of parameters stays as it is, since optimizers save them by number. So
+    does the order of ``named_modules``, where a module without parameters
+    separates each convolution from the norm after it.
     """
 
     def named_children(self) -> Iterator[Tuple[str, nn.Module]]:

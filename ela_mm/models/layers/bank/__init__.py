@@ -1,8 +1,8 @@
-"""The fast form of layer attention: buffers, and gradients by hand.
+"""The fast form of layer attention: buffers, and handwritten gradients.
 
 :class:`~.keys.KeyBank` holds the keys of a stage, :class:`~.values.ValueBank`
 its values. :mod:`ela_mm.models.layers.layer_attention` computes the same in
-plain operations, and the tests compare the two in float64, values and gradients.
+plain operations; tests compare results and gradients of the two in float64.
 """
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,9 +19,9 @@ _OFF: ContextVar[bool] = ContextVar('ela_mm_bank_off', default=False)
 
 @contextmanager
 def without_bank() -> Iterator[None]:
-    """Let stages keep keys and values in lists within this context.
+    """Make stages keep keys and values in lists within this context.
 
-    Every operation is then one of PyTorch's own, which tools that count or trace
+    They then use PyTorch's operations only, which tools that count or trace
     operations need. Other threads are not affected.
     """
     token = _OFF.set(True)
@@ -35,7 +35,7 @@ def can_bank(layers: Iterable[nn.Module], x: Tensor) -> bool:
     """Tell whether a stage may keep keys and values in buffers.
 
     Args:
-        layers (Iterable[LayerAttention]): The layers that will write a key or
+        layers (Iterable[LayerAttention]): The layers that will write a key and
             a value.
         x (Tensor): (B, C, H, W), the stage's input.
 
@@ -44,7 +44,8 @@ def can_bank(layers: Iterable[nn.Module], x: Tensor) -> bool:
         the plain operations itself); under function transforms
         (``torch.func``) and forward-mode differentiation (they do not support
         functions with a handwritten gradient); for an empty batch; and where
-        a hook or the like expects a call to a module that the buffers bypass.
+        a layer's ``can_bank`` is false, since a hook, say, expects a call to a
+        module that the buffers bypass.
     """
     if is_compiling() or torch.jit.is_tracing() or _OFF.get():
         return False

@@ -1,4 +1,4 @@
-"""Batch norm in two halves: the statistics, and what follows from them.
+"""Batch norm whose result can be recomputed from its statistics.
 
 The value bank does not keep normalised features. It keeps the statistics, and
 recomputes the features in backward. Statistics are float32 or wider: in half
@@ -28,7 +28,7 @@ class Statistics(NamedTuple):
             given.
         invstd (Tensor | None): (C), 1 / sqrt(variance + eps) of the batch's own
             statistics. None where ``spread`` is given.
-        eps (float): Still to be added to ``spread``.
+        eps (float): What must still be added to ``spread``; 0 if nothing.
         own (bool): Whether the statistics are the batch's own, not the running
             ones.
     """
@@ -40,14 +40,17 @@ class Statistics(NamedTuple):
 
 
 def can_be_recomputed(norm: nn.Module) -> bool:
-    """Tell whether a norm is a plain batch norm without hooks.
+    """Tell whether a norm is a plain batch norm that no hook watches.
+
+    Any other norm (group norm, synchronised batch norm) is called as a module,
+    and keeps its input for backward.
 
     Args:
-        norm (nn.Module): Any norm. One that cannot be recomputed (group norm,
-            synchronised batch norm) runs as a module, and keeps its input.
+        norm (nn.Module): The norm of an attention layer.
 
     Returns:
-        bool: False also where a hook expects the module to be called.
+        bool: True for a batch norm with gamma, beta and running statistics,
+        unless a hook expects the module to be called.
     """
     return (type(norm) is nn.BatchNorm2d and norm.affine
             and norm.track_running_stats and norm.momentum is not None
@@ -57,12 +60,14 @@ def can_be_recomputed(norm: nn.Module) -> bool:
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """Call a norm; with one number per channel, use its running statistics.
 
+    In training, batch norm raises an error for such a batch: it has no variance.
+
     Args:
         norm (nn.Module): Any norm.
-        x (Tensor): (B, C, H, W).
+        x (Tensor): (B, C, H, W), the features to normalise.
 
     Returns:
-        Tensor: (B, C, H, W).
+        Tensor: (B, C, H, W), the normalised features.
     """
     if (isinstance(norm, nn.BatchNorm2d) and norm.training
             and norm.track_running_stats and _is_single(x)):
@@ -81,19 +86,19 @@ def normalize_batch(
     """Normalise a batch, and return the statistics.
 
     Args:
-        norm (nn.BatchNorm2d): In training mode its running statistics are
-            updated.
-        x (Tensor): (B, C, H, W).
+        norm (nn.BatchNorm2d): The norm. In training mode its running statistics
+            are updated.
+        x (Tensor): (B, C, H, W), the features to normalise.
         gamma (Tensor): (C), the norm's weight.
         beta (Tensor): (C), the norm's bias.
-        tracked (List[Tensor], optional): The norm's ``num_batches_tracked`` is
-            appended, for the caller to raise. Defaults to None: it is raised
-            here.
+        tracked (List[Tensor], optional): A list to which the norm's
+            ``num_batches_tracked`` is appended; the caller increments it.
+            Defaults to None: it is incremented here.
 
     Returns:
-        tuple: (B, C, H, W), and the statistics. In training mode, a batch of
-        one number per channel has no variance: it takes the running
-        statistics.
+        tuple: The normalised features (B, C, H, W), and the statistics. These
+        are the running ones in evaluation mode, and in training mode for a
+        batch of one number per channel, which has no variance.
     """
     wide = at_least_float32(norm.running_mean.dtype)
     running = norm.running_mean.to(wide), norm.running_var.to(wide)
@@ -117,11 +122,11 @@ def normalize_batch(
 
 
 def _of_vectorized_moments(norm: nn.BatchNorm2d, x: Tensor) -> Statistics:
-    """The batch's own statistics, which also update the running ones.
+    """Return the batch's own statistics, and update the running ones.
 
-    For contiguous maps on a CPU, batch norm adds up one number after the other,
-    in double. Group norm's moments are vectorised, as accurate, and take a sixth
-    of the time. In channels last it is the other way round.
+    For contiguous maps on a CPU, batch norm adds up the numbers one by one, in
+    float64. Group norm's moments are vectorised, as accurate, and take a sixth
+    of the time. In channels last batch norm is the faster one.
     """
     batch, channels, height, width = x.shape
     count = batch * height * width
@@ -145,20 +150,21 @@ def normalize(x: Tensor, gamma: Tensor, beta: Tensor,
 
 def normalize_backward(grad: Tensor, x: Tensor, gamma: Tensor,
                        statistics: Statistics) -> Tuple[Tensor, Tensor, Tensor]:
-    """Form the gradients of x, gamma and beta.
+    """Compute the gradients of x, gamma and beta.
 
     Args:
-        grad (Tensor): (B, C, H, W), of the result.
-        x (Tensor): (B, C, H, W).
-        gamma (Tensor): (C).
-        statistics (Statistics): As from :func:`normalize_batch`.
+        grad (Tensor): (B, C, H, W), the gradient of the normalised features.
+        x (Tensor): (B, C, H, W), the features before the norm.
+        gamma (Tensor): (C), the norm's weight.
+        statistics (Statistics): The statistics that :func:`normalize_batch`
+            returned.
 
     Returns:
-        tuple: (B, C, H, W), (C) and (C).
+        tuple: The gradients of x (B, C, H, W), gamma (C) and beta (C).
     """
     mean, spread, invstd, eps, own = statistics
-    # The batch's own statistics are read from mean and invstd, running ones from
-    # the other arguments. GPUs need invstd for maps of one number even then.
+    # torch reads a batch's own statistics from mean and invstd, running ones from
+    # the other arguments. On GPUs maps of one number need invstd in both cases.
     if invstd is None:
         invstd = (spread if own else spread + eps).rsqrt()
     grad_x, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
@@ -168,7 +174,7 @@ def normalize_backward(grad: Tensor, x: Tensor, gamma: Tensor,
 
 
 def _is_single(x: Tensor) -> bool:
-    """Whether there is one number per channel; if so, log it."""
+    """Tell whether x has one number per channel; if so, warn once per shape."""
     single = x.shape[0] * x.shape[2] * x.shape[3] == 1
     if single and not is_compiling():
         _say_single(tuple(x.shape))
@@ -177,7 +183,7 @@ def _is_single(x: Tensor) -> bool:
 
 @lru_cache(maxsize=None)
 def _say_single(shape: Tuple[int, ...]) -> None:
-    """Log it once per shape."""
+    """Warn that running statistics are used; the cache makes it once per shape."""
     print_log(
         f'attention norm in training: a map of shape {shape} has one number '
         'per channel and so no variance; running statistics are used. Larger '

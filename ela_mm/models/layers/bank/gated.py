@@ -1,10 +1,10 @@
-"""A value times a gate, with the gate folded into the convolution's kernels.
+"""MRLA-light's value times its gate, as one convolution.
 
-Each channel of each sample is convolved by a kernel of its own, gate times
-weight. So no map is multiplied by the gate, and none is kept for the gate's
-gradient: the gradient of these small kernels yields the gradients of both
-factors. This needs contiguous maps. In channels last the map itself is
-multiplied, and kept.
+The gate is folded into the kernels: each channel of each sample is convolved by
+its own kernel, gate times weight. So no map is multiplied by the gate, and none is
+kept for the gate's gradient: the gradient of these small kernels yields the
+gradients of both factors. This needs contiguous maps. In channels last the map
+itself is multiplied, and kept.
 """
 from typing import Optional, Tuple
 
@@ -21,15 +21,16 @@ def gated_value(conv: nn.Conv2d, x: Tensor, kernel: Tensor,
     """Convolve x, and multiply by a factor per head.
 
     Args:
-        conv (nn.Conv2d): Gives stride, padding, dilation and groups.
-        x (Tensor): (B, C, H, W).
-        kernel (Tensor): (C, 1, k, k).
-        gate (Tensor): (B, h).
+        conv (nn.Conv2d): The value's convolution, read for its stride, padding,
+            dilation and groups.
+        x (Tensor): (B, C, H, W), the block's output.
+        kernel (Tensor): (C, 1, k, k), the convolution's weight.
+        gate (Tensor): (B, h), the factors.
 
     Returns:
         tuple: The gated value (B, C, H, W), and what backward needs besides the
-        arguments: the kernels (B C, 1, k, k), or in channels last the map
-        before the gate.
+        arguments: the gated kernels (B C, 1, k, k), or in channels last the
+        value before the gate (B, C, H, W).
     """
     stride, padding, dilation, groups = geometry(conv)
     if not x.is_contiguous():
@@ -47,16 +48,16 @@ def gated_value_backward(
         conv: nn.Conv2d, grad: Tensor, x: Tensor, kernel: Tensor, gate: Tensor,
         kept: Tensor, of_x: bool,
         share: float) -> Tuple[Optional[Tensor], Tensor, Tensor]:
-    """Form the gradients of what :func:`gated_value` takes.
+    """Compute the gradients of the arguments of :func:`gated_value`.
 
     Args:
-        conv (nn.Conv2d): As for :func:`gated_value`.
-        grad (Tensor): (B, C, H, W), of the result.
-        x (Tensor): (B, C, H, W).
-        kernel (Tensor): (C, 1, k, k).
-        gate (Tensor): (B, h).
+        conv (nn.Conv2d): The value's convolution.
+        grad (Tensor): (B, C, H, W), the gradient of the gated value.
+        x (Tensor): (B, C, H, W), the block's output.
+        kernel (Tensor): (C, 1, k, k), the convolution's weight.
+        gate (Tensor): (B, h), the factors.
         kept (Tensor): The second result of :func:`gated_value`.
-        of_x (bool): Whether the gradient of x is wanted.
+        of_x (bool): Whether the gradient of x is needed.
         share (float): A factor by which the gate's gradient is multiplied.
 
     Returns:
@@ -87,11 +88,11 @@ def gated_value_backward(
 
 
 def _as_one(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (1, B C, H, W)."""
+    """Reshape the batch to one sample: (B, C, H, W) -> (1, B C, H, W)."""
     return x.reshape(1, -1, *x.shape[2:])
 
 
 def _times(gate: Tensor, maps: Tensor) -> Tensor:
-    """A factor per head: (B, h), (B, C, H, W) -> (B, C, H, W)."""
+    """Multiply maps (B, C, H, W) by a factor per head (B, h)."""
     heads = maps.unflatten(1, (gate.shape[1], -1))  # (B, h, d, H, W)
     return (heads * gate.to(maps.dtype)[..., None, None, None]).flatten(1, 2)

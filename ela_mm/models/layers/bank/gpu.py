@@ -1,9 +1,9 @@
 """A layer of attention in Triton kernels: an option for GPUs.
 
-A backbone's ``fused=True`` turns it on. It is the same autograd function as in
-:mod:`~.layer`, over the same banks, in :mod:`~.kernels`: 5 kernels forward and 9
+A backbone's ``fused=True`` turns it on. The autograd function of :mod:`~.layer`,
+over the same banks, here runs the kernels of :mod:`~.kernels`: 5 forward and 9
 backward instead of some 35 operations, with half of the passes over maps. Each
-layer of a stage chooses for itself.
+layer of a stage uses kernels or operations independently of the others.
 """
 import math
 from contextlib import contextmanager, nullcontext
@@ -33,7 +33,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @contextmanager
 def without_kernels() -> Iterator[None]:
-    """Let layers run in PyTorch's operations within this context."""
+    """Make layers run in PyTorch's operations within this context."""
     token = _OFF.set(True)
     try:
         yield
@@ -42,12 +42,12 @@ def without_kernels() -> Iterator[None]:
 
 
 def has_device(x: Tensor) -> bool:
-    """Tell whether there are kernels for a tensor's device."""
+    """Tell whether kernels can run on a tensor's device."""
     return triton is not None and (x.is_cuda or INTERPRETED)
 
 
 def has_kernels(x: Tensor, values: ValueBank, plan) -> bool:
-    """Tell whether there are kernels for what a layer does.
+    """Tell whether kernels can compute a layer.
 
     Args:
         x (Tensor): (B, C, H, W), the block's output.
@@ -56,9 +56,10 @@ def has_kernels(x: Tensor, values: ValueBank, plan) -> bool:
 
     Returns:
         bool: False in channels last; for a value other than a depthwise 3 x 3
-        convolution of stride 1; in a stage whose first layers ran without
-        kernels and laid out the bank differently; and while a dispatch mode
-        counts or fakes PyTorch's operations.
+        convolution of stride 1; for a batch norm of more than 1024 samples or of
+        one number per channel; in a stage whose first layers ran without kernels
+        and laid out the bank differently; and while a dispatch mode counts or
+        fakes PyTorch's operations.
     """
     if not has_device(x) or _OFF.get() or type(x) is not Tensor or (
             _get_current_dispatch_mode() is not None):
@@ -69,7 +70,7 @@ def has_kernels(x: Tensor, values: ValueBank, plan) -> bool:
     if value.weight.shape[1:] != (1, 3, 3) or not (
             value.stride == value.padding == value.dilation == (1, 1)):
         return False
-    # One tile joins a batch norm's statistics over all samples.
+    # One tile holds the statistics of all samples of a batch norm's channel.
     if norm is not None and (
             norm.running_mean.dtype != at_least_float32(dtype)
             or len(x) > 1024 or len(x) * x.shape[2:].numel() == 1):
@@ -80,28 +81,36 @@ def has_kernels(x: Tensor, values: ValueBank, plan) -> bool:
 
 
 def _dtype_of(x: Tensor) -> torch.dtype:
-    """The dtype of a convolution's result."""
+    """Return the dtype of a convolution's result, which autocast may set."""
     if x.is_cuda and torch.is_autocast_enabled() and x.dtype != torch.float64:
         return torch.get_autocast_gpu_dtype()
     return x.dtype
 
 
 def _on(x: Tensor) -> ContextManager:
-    """Make x's device current: Triton launches there, wherever its tensors are."""
+    """Return a context in which x's device is current, where Triton launches."""
     return torch.cuda.device(x.device) if x.is_cuda and (
         x.device.index != torch.cuda.current_device()) else nullcontext()
 
 
 class Tiles:
-    """How kernels go over the planes of maps (B, C, H, W).
+    """How kernels divide maps (B, C, H, W) into tiles.
 
     Args:
-        x (Tensor): A map (B, C, H, W), of B C planes.
-        numbers (int): The size of a tile, which covers one plane, a part of it, or
-            several small ones.
+        x (Tensor): (B, C, H, W), a map, which has B C planes.
+        numbers (int): The number of elements of a tile, which covers one plane, a
+            part of it, or several small ones.
         warps (int): The number of warps per program, of 32 threads each.
         planes (int, optional): The number of planes in a tile. Defaults to as
             many as fit.
+
+    Attributes:
+        planes (int): B C, the number of planes.
+        size (int): H W, the number of elements of a plane.
+        constants (tuple): The kernels' constants PLANES, BLOCK and ACC.
+        warps (int): As above.
+        programs (int): The number of programs over the planes.
+        across (int): The number of blocks in a plane.
     """
 
     def __init__(self, x: Tensor, numbers: int, warps: int,
@@ -116,23 +125,27 @@ class Tiles:
 
 
 def streaming(x: Tensor) -> Tiles:
-    """Tiles for kernels that read each number once."""
+    """Return tiles for kernels that read each number once."""
     return Tiles(x, 2048, 8)
 
 
 def one_by_one(x: Tensor) -> Tiles:
-    """Tiles of one plane and one warp: sums over a plane stay within the warp."""
+    """Return tiles of one plane and one warp, for sums over a plane."""
     return Tiles(x, 256, 1, planes=1)
 
 
 def accumulator(x: Tensor):
-    """The Triton dtype in which kernels compute with a tensor."""
+    """Return the Triton dtype in which kernels compute with a tensor."""
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 def _alike(x: Tensor, state: Tensor, maps: Iterable[Tensor],
            *others: Optional[Tensor]) -> tuple:
-    """What a kernel is compiled for: alignment, device, dtypes, missing tensors."""
+    """Return what a kernel is compiled for, as ``Kernel.launch`` takes it.
+
+    These are alignment, device, dtypes, whether strides need 64 bits, and None for
+    tensors that are missing.
+    """
     aligned = x.shape[2:].numel() % 16 == 0 and not any(
         t.data_ptr() % 16 for t in (x, state, *maps))
     return (aligned, x.device, x.dtype, state.dtype,
@@ -141,7 +154,7 @@ def _alike(x: Tensor, state: Tensor, maps: Iterable[Tensor],
 
 
 class Attend(torch.autograd.Function):
-    """As ``_Attend`` of :mod:`ela_mm.models.layers.bank.layer`, by its arguments."""
+    """``_Attend`` of :mod:`ela_mm.models.layers.bank.layer`, in kernels."""
 
     @staticmethod
     def forward(ctx, x, keys, state, key, query, kernel, gamma, beta, scale,
@@ -154,7 +167,7 @@ class Attend(torch.autograd.Function):
             state = bank.begin(x, _dtype_of(x), plan.head_dim) if (
                 state is None) else alias(state)
             retrievals = ctx.retrievals = bank.retrievals
-            ctx.first = retrievals.count  # the first retrieval of this value
+            ctx.first = retrievals.count  # the first to retrieve this value
             table = retrievals.table(state)  # (T, B, h, T)
             alike = _alike(x, state, (), key, query, kernel, gamma, beta, scale)
             tiles = Tiles(x, 1024, 8)
@@ -234,7 +247,7 @@ class Attend(torch.autograd.Function):
 
 
 def _by_head(slot: int, keys: Tensor) -> tuple:
-    """Constants of the kernels whose programs take one head of one sample."""
+    """Return SEEN, DIM and ACC for kernels that take one head of one sample."""
     return (triton.next_power_of_2(slot + 1),
             triton.next_power_of_2(keys.shape[-1]), accumulator(keys))
 
@@ -243,7 +256,12 @@ def _retrieve(plan, x: Tensor, state: Tensor, table: Tensor, number: int,
               slot: int, gamma: Optional[Tensor], beta: Optional[Tensor],
               scale: Optional[Tensor], tracked: List[Tensor],
               alike: tuple) -> Tuple[Optional[Tensor], ...]:
-    """Equation 5, norm, relu and scale: (B, C, H, W), and the norm's statistics."""
+    """Apply equation 5, norm, relu and scale, and add x, as ``plan`` says.
+
+    Returns:
+        tuple: The result (B, C, H, W), and the norm's mean and invstd (C), None
+        without a norm.
+    """
     norm, tiles, channels = plan.norm, streaming(x), x.shape[1]
     along = (state.stride(0), table, number, table.stride(0), slot + 1)
     layout = (tiles.size, plan.head_dim, len(state))
@@ -287,11 +305,12 @@ def _retrieve_backward(ctx, grad: Tensor, state: Tensor, of_sum: Tensor,
                        gamma: Optional[Tensor], beta: Optional[Tensor],
                        scale: Optional[Tensor], mean: Optional[Tensor],
                        invstd: Optional[Tensor], alike: tuple):
-    """Write the gradient of the sum to ``of_sum``; return the others.
+    """Write the gradient of the sum to ``of_sum``, and return the others.
 
     Returns:
-        tuple: The gradients of gamma, beta and scale (C); and the inner products
-        (B C, n) of the sum's gradient with n > 1 values.
+        tuple: The gradients of gamma, beta and scale (C), None where there is no
+        such parameter; and the inner products (B C, n) of the sum's gradient with
+        the n values, None for n = 1.
     """
     plan, seen, table = ctx.plan, ctx.slot + 1, ctx.retrievals.weights
     channels, tiles = grad.shape[1], streaming(grad)
@@ -321,9 +340,10 @@ def _retrieve_backward(ctx, grad: Tensor, state: Tensor, of_sum: Tensor,
 def _project_backward(grad_keys: Optional[Tensor], slot: int, pooled: Tensor,
                       key: Tensor, query: Optional[Tensor], weighs: bool,
                       alike: tuple) -> Tuple[Optional[Tensor], ...]:
-    """Return the gradients of pooled features (B, C) and two kernels (1, 1, k).
+    """Return the gradients of pooled features (B, C), and of key and query.
 
-    Zeros, not None: DDP waits for the gradient of every parameter.
+    A kernel without a gradient gets zeros, not None: DDP waits for the gradient of
+    every parameter.
     """
     none = None if query is None else torch.zeros_like(query)
     if grad_keys is None:

@@ -1,10 +1,10 @@
-"""Attention weights: which earlier layers a layer retrieves from (equation 4).
+"""Attention weights over the layers of a stage (equation 4), and the bank of keys.
 
 Query and key come from the pooled output of a block, so all tensors here are
-small, and the cost is the number of operations. Query and key are one matrix
-product; the scale is a factor of the product with the keys; the gradients of key
-and query are adjacent in memory, for the backward of the first product.
-``LayerAttention._weigh`` computes the same in plain operations.
+small, and the cost is the number of operations. To save some, query and key come
+from one matrix product, the scale is part of the product with the keys, and the
+gradients of key and query are adjacent in memory, for the backward of the first
+product. ``LayerAttention._weigh`` computes the same in plain operations.
 """
 import math
 from contextlib import nullcontext
@@ -19,21 +19,21 @@ from ....errors import UsageError
 
 
 class KeyBank:
-    """The keys of one stage and forward pass in one buffer.
+    """A buffer for the keys of one stage in one forward pass.
 
     Args:
         capacity (int): T, the number of keys to come.
 
     Attributes:
         capacity (int): T.
-        count (int): Keys so far.
+        count (int): The number of keys so far.
         state (Tensor | None): (T + 1, B, h, d), the buffer as autograd sees it:
             the layers form a chain, and the keys' gradients travel back along it
             in a buffer of the same shape. In that buffer the row after a layer's
             key is no longer needed, and takes the query's gradient. None before
             the first key.
-        tracked (List[Tensor]): ``num_batches_tracked`` of the stage's norms,
-            raised together with the last key: one operation, not one per layer.
+        tracked (List[Tensor]): ``num_batches_tracked`` of the stage's norms, all
+            incremented after the last key, in one operation.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -43,14 +43,14 @@ class KeyBank:
         self.tracked: List[Tensor] = []
 
     def next_slot(self, x: Tensor, head_dim: int) -> int:
-        """Reserve a place for a key.
+        """Reserve a row of the buffer for a key.
 
         Args:
             x (Tensor): (B, C, H, W), the block's output.
-            head_dim (int): d.
+            head_dim (int): d, channels per head.
 
         Returns:
-            int: The row of the buffer.
+            int: The index of the row.
 
         Raises:
             UsageError: If there are T keys already.
@@ -74,22 +74,25 @@ def windows(pooled: Tensor, size: int) -> Tensor:
     """Unfold the windows that a convolution over channels sees.
 
     Args:
-        pooled (Tensor): (B, C).
-        size (int): k, odd.
+        pooled (Tensor): (B, C), the pooled features.
+        size (int): k, the convolution's kernel size; odd.
 
     Returns:
         Tensor: (k, B C), with zeros beyond the first and last channel.
     """
-    # The batch becomes the height of one picture: a single product covers it.
+    # The batch becomes the height of one image: a single product covers it.
     return F.unfold(pooled[None, None], (1, size), padding=(0, size // 2))[0]
 
 
 def windows_backward(grad: Tensor, batch: int) -> Tensor:
-    """Return the gradient (B, C) of the argument of :func:`windows`.
+    """Compute the gradient of the pooled features from that of their windows.
 
     Args:
-        grad (Tensor): (k, B C).
-        batch (int): B.
+        grad (Tensor): (k, B C), the gradient of the result of :func:`windows`.
+        batch (int): B, the batch size.
+
+    Returns:
+        Tensor: (B, C).
     """
     size, total = grad.shape
     return F.fold(
@@ -98,14 +101,14 @@ def windows_backward(grad: Tensor, batch: int) -> Tensor:
 
 
 def weigh(query: Tensor, keys: Tensor) -> Tensor:
-    """P = softmax(q k^T / sqrt(d)) over n >= 2 layers.
+    """Compute P = softmax(q k^T / sqrt(d)) over n >= 2 layers.
 
     Args:
-        query (Tensor): (B, h, d), contiguous.
-        keys (Tensor): (n, B, h, d).
+        query (Tensor): (B, h, d), this layer's query; contiguous.
+        keys (Tensor): (n, B, h, d), the keys up to this layer's.
 
     Returns:
-        Tensor: (B, h, n).
+        Tensor: (B, h, n), the attention weights P.
     """
     logits = scaled_bmm(  # (B h, 1, d) @ (B h, d, n)
         query.flatten(0, 1).unsqueeze(1),
@@ -118,12 +121,14 @@ def weigh_backward(grad: Tensor, weights: Tensor, query: Tensor, keys: Tensor,
     """Compute the gradients of the arguments of :func:`weigh`.
 
     Args:
-        grad (Tensor): (B, h, n).
+        grad (Tensor): (B, h, n), the gradient of P.
         weights (Tensor): (B, h, n), P.
-        query (Tensor): (B, h, d).
-        keys (Tensor): (n, B, h, d).
-        grad_keys (Tensor): (n, B, h, d), added to.
-        grad_query (Tensor): (B, h, d), contiguous, written.
+        query (Tensor): (B, h, d), this layer's query.
+        keys (Tensor): (n, B, h, d), the keys.
+        grad_keys (Tensor): (n, B, h, d), the buffer to which the keys' gradients
+            are added.
+        grad_query (Tensor): (B, h, d), the buffer to which the query's gradient
+            is written; contiguous.
     """
     scale = 1 / math.sqrt(keys.shape[-1])
     grad = torch._softmax_backward_data(
@@ -136,30 +141,33 @@ def weigh_backward(grad: Tensor, weights: Tensor, query: Tensor, keys: Tensor,
 
 
 def by_head(rows: Tensor) -> Tensor:
-    """A view (n, B, h, L) -> (B h, n, L)."""
+    """View (n, B, h, L) as (B h, n, L)."""
     return rows.flatten(1, 2).transpose(0, 1)
 
 
 def alias(state: Tensor) -> Tensor:
-    """Return the same memory with its own version counter; inference has none."""
+    """Return the same memory with a version counter of its own.
+
+    Inference tensors have no version counter, and are returned as they are.
+    """
     return state if state.is_inference() else state.data
 
 
 def average_pool(x: Tensor) -> Tensor:
-    """Average over positions: (B, C, H, W) -> (B, C), float32 at least."""
+    """Average over positions: (B, C, H, W) -> (B, C), float32 or wider."""
     # Sum, then divide: autograd's backward expands the gradient without a copy.
     pooled = x.sum((2, 3), dtype=at_least_float32(x.dtype))
     return pooled / (x.shape[2] * x.shape[3])
 
 
 def without_autocast(device: torch.device) -> ContextManager:
-    """Make a context without autocast, also where a device has none."""
+    """Return a context that turns autocast off, where the device has it."""
     try:
         return torch.autocast(device.type, enabled=False)
-    except RuntimeError:  # such as the meta device
+    except RuntimeError:  # no autocast, such as on the meta device
         return nullcontext()
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precision, else the dtype itself."""
+    """Return float32 for half precision, else the dtype itself."""
     return torch.float32 if dtype in (torch.half, torch.bfloat16) else dtype

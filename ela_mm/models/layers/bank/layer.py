@@ -2,8 +2,8 @@
 
 It computes what :class:`~ela_mm.LayerAttention` computes in plain operations,
 from pooling to the addition to the block's output, with a handwritten gradient.
-The gradient of the block's output is added up once, in place, and nothing is kept
-for backward that the block and the banks do not keep anyway.
+The gradient of the block's output is added up once, in place, and no map is kept
+for backward besides those that the block and the banks keep anyway.
 """
 import logging
 from functools import lru_cache
@@ -34,12 +34,12 @@ class Plan(NamedTuple):
     """How a layer is computed: everything that is not a tensor.
 
     Attributes:
-        head_dim (int): d.
-        value (nn.Conv2d): The value's convolution: gives stride, padding,
+        head_dim (int): d, channels per head.
+        value (nn.Conv2d): The value's convolution, read for its stride, padding,
             dilation and groups.
-        norm (nn.BatchNorm2d | None): A norm that
-            :func:`~ela_mm.models.layers.bank.batch_norm.can_be_recomputed`. With
-            None the layer ends with the sum. Defaults to None.
+        norm (nn.BatchNorm2d | None): A norm for which
+            :func:`~ela_mm.models.layers.bank.batch_norm.can_be_recomputed` is
+            true; None if the layer ends with the sum. Defaults to None.
         relu (bool): Whether a relu follows the norm. Defaults to False.
         adds (bool): Whether the result is added to the block's output. Defaults
             to False.
@@ -66,14 +66,15 @@ def attend(x: Tensor, keys: KeyBank, values: ValueBank, plan: Plan,
         plan (Plan): How the layer is computed.
         key (Tensor): (1, 1, k), the weight of the key's convolution over
             channels.
-        query (Tensor, optional): (1, 1, k), that of the query's; None for a
-            layer that only writes its key and value.
-        scale (Tensor, optional): (C), by which the term is multiplied last.
+        query (Tensor, optional): (1, 1, k), the weight of the query's
+            convolution; None for a layer that only writes its key and value.
+        scale (Tensor, optional): (C), the factors by which the term is
+            multiplied last; None for no scale.
 
     Returns:
-        tuple: The term, or with ``plan.adds`` the sum of ``x`` and the term,
-        (B, C, H, W); and the attention weights P (B, h, n), float32 or wider.
-        None and None without a query.
+        tuple: The term (B, C, H, W), or x plus the term if ``plan.adds``; and
+        the attention weights P (B, h, n), float32 or wider. Both are None
+        without a query.
 
     Raises:
         UsageError: If there are T keys already.
@@ -101,14 +102,15 @@ def _attend(function: Type[torch.autograd.Function], x: Tensor, keys: KeyBank,
 
 @lru_cache(maxsize=None)
 def _agree(device: torch.device) -> bool:
-    """Check, once a device, that its kernels compute what the operations do.
+    """Tell whether a device's kernels compute what the operations compute.
 
-    Tests on one machine cannot vouch for another compiler, driver or chip.
+    Tests on one machine cannot vouch for another compiler, driver or chip, so
+    this is tried on each device, once.
     """
     reason = 'there is no Triton for it'
     try:
-        # Sides of 4 give maps of which several numbers are read at once, sides of
-        # 3 do not. Each runs twice: the second time a compiled kernel is launched.
+        # Kernels read several numbers of a map at once for sides of 4, but not for
+        # sides of 3. Each runs twice: the second time launches a compiled kernel.
         for side in (4, 4, 3, 3) if gpu.has_device(
                 torch.empty(0, device=device)) else ():
             ours, theirs = (_trial(function, device, side)
@@ -127,7 +129,7 @@ def _agree(device: torch.device) -> bool:
 
 def _trial(function: Type[torch.autograd.Function], device: torch.device,
            side: int) -> List[Tensor]:
-    """Outputs, gradients and statistics of two layers on fixed noise."""
+    """Return outputs, gradients and statistics of two layers on fixed noise."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> nn.Parameter:
@@ -167,16 +169,17 @@ class _Attend(torch.autograd.Function):
                              *geometry(plan.value))  # (B, C, H, W)
         with without_autocast(x.device):
             state = bank.write(value, plan.head_dim, slot, state)
-            # Not the bank itself: its state refers to this node, a cycle.
+            # Not the bank itself: its state refers to this node, so that would be
+            # a reference cycle.
             ctx.layout, ctx.retrievals = bank.layout, bank.retrievals
-            ctx.first = ctx.retrievals.count  # the first one that sees it
+            ctx.first = ctx.retrievals.count  # the first to retrieve this value
             pooled = x.mean((2, 3), dtype=at_least_float32(x.dtype))  # (B, C)
             seen = windows(pooled, key.shape[-1])  # (k, B C)
             # Softmax over one layer is 1, whatever its query.
             kernels = key if query is None or slot == 0 else torch.cat(
                 [key, query])
             kernels = kernels.squeeze(1).to(seen.dtype)  # (2, k)
-            # No convolution, which in float32 may round to TF32.
+            # Not a convolution, which in float32 may round to TF32.
             projected = torch.mm(kernels, seen).view(
                 -1, *keys.shape[1:])  # (2, B, h, d)
             keys[slot].copy_(projected[0])
@@ -193,7 +196,7 @@ class _Attend(torch.autograd.Function):
                 out, statistics = finish(plan, x, retrieved, gamma, beta,
                                          scale, tracked)
                 if slot == 0 and plan.norm is None:
-                    out = out.clone()  # else it would be the bank's memory
+                    out = out.clone()  # it is the bank's memory
         ctx.rest = statistics and statistics[3:]
         ctx.save_for_backward(x, alias(keys), alias(state), key, query, kernel,
                               gamma, beta, scale, seen, kernels, projected,
@@ -235,7 +238,7 @@ class _Attend(torch.autograd.Function):
                                keys[:ctx.slot + 1], grad_keys[:ctx.slot + 1],
                                grad_keys[ctx.slot + 1])
             else:
-                kernels = kernels[:1]  # of the key alone
+                kernels = kernels[:1]  # the key's alone
             of_pooled, of_key, of_query = _project_backward(
                 grad_keys, ctx.slot, seen, kernels, key, query)
             if gradients is not None and (needs[0] or needs[5]):
@@ -260,7 +263,7 @@ def finish(
     scale: Optional[Tensor],
     tracked: Optional[List[Tensor]] = None
 ) -> Tuple[Tensor, Optional[Statistics]]:
-    """Norm, relu and scale, added to x: (B, C, H, W)."""
+    """Apply norm, relu and scale to the sum, and add x, as ``plan`` says."""
     if plan.norm is None:
         return retrieved, None
     out, statistics = batch_norm.normalize_batch(plan.norm, retrieved, gamma,
@@ -278,7 +281,7 @@ def finish_backward(
         plan: Plan, grad: Tensor, retrieved: Tensor, gamma: Optional[Tensor],
         beta: Optional[Tensor], scale: Optional[Tensor],
         statistics: Optional[Statistics]) -> Tuple[Optional[Tensor], ...]:
-    """Return the gradients of the sum (B, C, H, W), gamma, beta and scale (C)."""
+    """Return the gradients of the sum (B, C, H, W), gamma, beta, scale (each (C))."""
     of_scale = None
     if plan.norm is None:
         return grad, None, None, None
@@ -298,7 +301,7 @@ def finish_backward(
 def _project_backward(grad_keys: Optional[Tensor], slot: int, seen: Tensor,
                       kernels: Tensor, key: Tensor, query: Optional[Tensor]
                       ) -> Tuple[Optional[Tensor], ...]:
-    """Return the gradients of the pooled features (B, C) and the two kernels."""
+    """Return the gradients of pooled features (B, C), and of key and query."""
     of_pooled, of_kernels = None, []
     if grad_keys is not None:
         grad = grad_keys[slot:slot + len(kernels)].flatten(1)  # (2, B C)
@@ -317,7 +320,7 @@ def _project_backward(grad_keys: Optional[Tensor], slot: int, seen: Tensor,
 
 def value_backward(conv: nn.Conv2d, grad: Tensor, x: Tensor, kernel: Tensor,
                    of_x: bool, of_kernel: bool) -> Tuple[Optional[Tensor], ...]:
-    """Return the gradients of x (B, C, H, W) and kernel, None where not wanted."""
+    """Return the gradients of x and kernel, or None where not needed."""
     stride, padding, dilation, groups = geometry(conv)
     grad_x, grad_kernel, _ = torch.ops.aten.convolution_backward(
         grad, x.to(grad.dtype), kernel.to(grad.dtype), None, stride, padding,
@@ -341,8 +344,10 @@ def add_up(of_x: Optional[Tensor], grad: Optional[Tensor],
 
 
 def geometry(conv: nn.Conv2d) -> tuple:
+    """Return a convolution's stride, padding, dilation and groups."""
     return conv.stride, conv.padding, conv.dilation, conv.groups
 
 
 def along_channels(x: Tensor, like: Tensor) -> Tensor:
+    """Reshape (C) to (1, C, 1, 1), in the dtype of ``like``."""
     return x.to(like.dtype).view(1, -1, 1, 1)

@@ -19,11 +19,11 @@ from .layer import Plan, add_up, along_channels, finish, finish_backward
 
 
 class Mix(torch.autograd.Function):
-    """Norm and scale of gate * value + mix * identity, added to x.
+    """x plus the normalised and scaled sum gate * value + mix * identity.
 
-    ``apply`` takes x and the identity (B, C, H, W), the kernels of key and query
-    (1, 1, k) and of the value (C, 1, 3, 3), mix, gamma, beta and scale (C) (scale
-    may be None), and a
+    ``apply`` takes x and the identity (B, C, H, W); the kernels of key and query
+    (1, 1, k) and of the value (C, 1, 3, 3); mix, gamma, beta and scale (C), of
+    which scale may be None; and a
     :class:`~ela_mm.models.layers.bank.layer.Plan`. It returns (B, C, H, W).
     """
 
@@ -33,7 +33,7 @@ class Mix(torch.autograd.Function):
         ctx.plan = plan
         with without_autocast(x.device):
             pooled = x.mean((2, 3), dtype=at_least_float32(x.dtype))  # (B, C)
-            # The first two are forward's; the last two, swapped, are backward's.
+            # Forward takes the first two, backward the last two, which are swapped.
             kernels = torch.cat([query, key, query]).unsqueeze(1).to(
                 pooled.dtype)  # (3, 1, 1, k)
             projected = _project(pooled, kernels[:2]).view(
@@ -87,8 +87,8 @@ class Mix(torch.autograd.Function):
 
 
 def _project(pooled: Tensor, kernels: Tensor) -> Tensor:
-    """Convolve (B, C) over the channels by (2, 1, 1, k): (2, B, C)."""
-    # The batch becomes the height of one picture: each result is contiguous.
+    """Convolve (B, C) over the channels by kernels (2, 1, 1, k): (2, B, C)."""
+    # The batch becomes the height of one image: each result is contiguous.
     size, padding = kernels.shape[2:], (0, kernels.shape[-1] // 2)
     if pooled.device.type == 'cpu':  # oneDNN is slow here, and in backward
         return torch.ops.aten._slow_conv2d_forward(
@@ -98,7 +98,7 @@ def _project(pooled: Tensor, kernels: Tensor) -> Tensor:
 
 def _project_backward(grad: Tensor, pooled: Tensor,
                       kernels: Tensor) -> Tuple[Tensor, Tensor]:
-    """Return the gradients of :func:`_project`: (B, C) and (2, 1, 1, k)."""
+    """Return the gradients of _project's arguments, (B, C) and (2, 1, 1, k)."""
     size, padding = kernels.shape[2:], (0, kernels.shape[-1] // 2)
     wanted = (True, True, False)
     if pooled.device.type == 'cpu':

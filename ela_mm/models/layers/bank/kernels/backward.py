@@ -1,7 +1,7 @@
-"""Backward kernels: from the gradient of what leaves the layer to that of x.
+"""Backward kernels: from the gradient of a layer's output to that of x.
 
-A layer's sum is recomputed twice: first to add up, over all planes, what the
-norm's gradient needs, then to apply it.
+A layer's sum is recomputed twice: first to add up what the norm's gradient needs
+from all planes, then to compute that gradient.
 """
 import triton
 import triton.language as tl
@@ -27,7 +27,7 @@ def _of_channels(gamma, beta, mean, invstd, scale, channel, here,
 @triton.jit
 def _normalized(total, grad, slope, shift, level, invstd, factor,
                 RELU: tl.constexpr, SCALED: tl.constexpr):
-    """The normalised sum, the gradient of the norm's result, that of the scale."""
+    """Return the normalised sum, and two gradients, of norm's result and scale."""
     normed = (total - level[:, None]) * invstd[:, None]
     term = normed * slope[:, None] + shift[:, None]
     of_scale = grad
@@ -47,7 +47,8 @@ def finish_backward(grad, values, stride, table, entry, step, seen, gamma,
                     ACC: tl.constexpr):
     """Sum up each plane's part of the gradients of beta, gamma and scale.
 
-    grad (B, C, H, W); sums (3, B, C), in this order.
+    grad (B, C, H, W), the gradient of the layer's output; sums (3, B, C), the parts
+    in this order. The other arguments are those of the forward kernel ``finish``.
     """
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     here = plane < planes
@@ -84,11 +85,11 @@ def retrieve_backward(grad, values, stride, table, entry, step, seen, gamma, bet
                       SCALED: tl.constexpr, SEEN: tl.constexpr,
                       PLANES: tl.constexpr, BLOCK: tl.constexpr,
                       ACC: tl.constexpr):
-    """The gradient of a sum, and its inner products with the values.
+    """Compute the gradient of a sum, and its inner products with the values.
 
     grad, of_sum (B, C, H, W); sums (3, C), those of :func:`finish_backward` summed
-    over samples; products (B C, n), for n > 1. ``OWN``: the statistics are the
-    batch's own.
+    over samples; products (B C, n), only for n > 1. ``OWN`` tells that the norm used
+    the batch's own statistics.
     """
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     here = plane < planes
@@ -135,12 +136,12 @@ def weigh_backward(products, extra, weights, queries, keys, grad_keys, slot,
                    head_dim, scale, PRODUCTS: tl.constexpr,
                    EXTRA: tl.constexpr, SEEN: tl.constexpr,
                    DIM: tl.constexpr, ACC: tl.constexpr):
-    """The gradients of equation 4 for one head of one sample.
+    """Compute the gradients of equation 4 for one head of one sample.
 
-    products (B C, n), of the sum's gradient with the values; extra (B, h, n), the
-    gradient of P from elsewhere; weights (B, h, n); queries (B, h, d); keys,
-    grad_keys (T + 1, B, h, d): the gradients of n keys are added to, and the row
-    after them takes the query's.
+    products (B C, n), inner products of the sum's gradient with the values; extra
+    (B, h, n), the gradient of P from elsewhere; weights (B, h, n); queries
+    (B, h, d); keys, grad_keys (T + 1, B, h, d). In grad_keys, n rows are added to,
+    and the row after them takes the query's gradient.
     """
     row, rows = tl.program_id(0), tl.num_programs(0)
     layer, place = tl.arange(0, SEEN), tl.arange(0, DIM)
@@ -171,10 +172,10 @@ def weigh_backward(products, extra, weights, queries, keys, grad_keys, slot,
 def project_backward(grads, pooled, key, query, of_pooled, of_kernels, rows,
                      channels, COUNT: tl.constexpr, KERNEL: tl.constexpr,
                      CHANNELS: tl.constexpr, ACC: tl.constexpr):
-    """The gradients of pooled features and of both kernels, for one sample.
+    """Compute the gradients of pooled features and of both kernels, for one sample.
 
-    grads (2, B, C), of key and query; pooled, of_pooled (B, C); of_kernels
-    (B, 2, k).
+    grads (2, B, C), the gradients of key and query; pooled, of_pooled (B, C);
+    of_kernels (B, 2, k).
     """
     sample = tl.program_id(0)
     channel = tl.arange(0, CHANNELS)
@@ -205,7 +206,10 @@ def project_backward(grads, pooled, key, query, of_pooled, of_kernels, rows,
 def sum_up(maps, stride, table, entry, step, count, out, planes, size, head_dim,
            capacity, PLANES: tl.constexpr, BLOCK: tl.constexpr,
            ACC: tl.constexpr):
-    """The gradient of a value: a sum over the layers that retrieved it."""
+    """Compute the gradient of a value: a sum over the layers that retrieved it.
+
+    maps (n, B, C, H, W), the gradients of these layers' sums; out (B, C, H, W).
+    """
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     here = plane < planes
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -222,10 +226,11 @@ def project_value_backward(grad, x, kernel, beside, of_pooled, of_x, of_kernel,
                            BESIDE: tl.constexpr, POOLED: tl.constexpr,
                            PLANES: tl.constexpr, BLOCK: tl.constexpr,
                            ACC: tl.constexpr):
-    """The complete gradient of x, and the gradient of the value's kernel.
+    """Compute the complete gradient of x, and that of the value's kernel.
 
     grad, x, of_x (B, C, H, W); beside (B, C, H, W), the gradient that bypasses
-    attention; kernel (C, 3, 3); of_pooled (B, C); of_kernel (B, C, 9).
+    attention; kernel (C, 3, 3); of_pooled (B, C), the gradient of the pooled
+    features; of_kernel (B, C, 9).
     """
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     here = plane < planes
@@ -252,7 +257,7 @@ def project_value_backward(grad, x, kernel, beside, of_pooled, of_x, of_kernel,
             part = tl.sum(
                 own * tl.load(x + moved, mask=seen, other=0).to(ACC), 1)
             of_taps += tl.where(ninth[None] == tap, part[:, None], 0)
-            # This place contributed to its neighbour by the opposite tap.
+            # This position reached its neighbour through the opposite tap.
             total += tl.load(taps + 8 - tap, mask=here, other=0).to(ACC)[
                 :, None] * tl.load(grad + moved, mask=seen, other=0).to(ACC)
         tl.store(of_x + offset, total, mask=inside)

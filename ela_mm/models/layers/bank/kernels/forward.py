@@ -7,9 +7,9 @@ from .launching import Kernel
 
 @triton.jit
 def neighbours(moved, column, width, size, right: tl.constexpr):
-    """Mask the places whose neighbour ``moved`` lies within the map.
+    """Return a mask of the positions whose neighbour ``moved`` is within the map.
 
-    ``right`` is the neighbour's column minus the place's: -1, 0 or 1.
+    ``right`` is the neighbour's column minus the position's: -1, 0 or 1.
     """
     seen = (moved >= 0) & (moved < size)
     if right == -1:
@@ -55,13 +55,13 @@ def weigh(pooled, key, query, keys, queries, weights, table, slot, number,
           capacity, heads, head_dim, scale, ATTENDS: tl.constexpr,
           KERNEL: tl.constexpr, SEEN: tl.constexpr, DIM: tl.constexpr,
           ACC: tl.constexpr):
-    """Equation 4 for one head of one sample: P = softmax(q k^T scale).
+    """Apply equation 4 to one head of one sample: P = softmax(q k^T scale).
 
     pooled (B, C); key, query (k); keys (T + 1, B, h, d), of which row ``slot`` is
     written; queries (B, h, d); weights (B, h, n); table (T, B, h, T), indexed by
     value and retrieval.
     """
-    row, rows = tl.program_id(0), tl.num_programs(0)  # of B h
+    row, rows = tl.program_id(0), tl.num_programs(0)  # rows = B h
     channels = heads * head_dim
     first = row % heads * head_dim
     place = tl.arange(0, DIM)
@@ -87,7 +87,7 @@ def weigh(pooled, key, query, keys, queries, weights, table, slot, number,
         logits = tl.sum(earlier * own_query[None], 1)
         logits = tl.where(layer == slot, tl.sum(own_key * own_query, 0),
                           logits) * scale
-        logits = tl.where(layer <= slot, logits, float('-inf'))
+        logits = tl.where(layer <= slot, logits, float('-inf'))  # padding
         power = tl.exp(logits - tl.max(logits, 0))
         found = power / tl.sum(power, 0)
         tl.store(weights + row * (slot + 1) + layer, found, mask=layer <= slot)
@@ -98,7 +98,10 @@ def weigh(pooled, key, query, keys, queries, weights, table, slot, number,
 @triton.jit
 def weighted_sum(maps, stride, weights, step, count, inside, here,
                  ACC: tl.constexpr):
-    """Sum count tiles, stride apart, times a weight per plane, step apart."""
+    """Sum tiles of maps, each times a weight per plane.
+
+    There are ``count`` tiles, ``stride`` apart; their weights are ``step`` apart.
+    """
     total = tl.zeros(inside.shape, ACC)
     for _ in range(count):
         weight = tl.load(weights, mask=here, other=0).to(ACC)
@@ -112,11 +115,11 @@ def weighted_sum(maps, stride, weights, step, count, inside, here,
 def retrieve(values, stride, table, entry, step, seen, retrieved, means,
              squares, planes, size, head_dim, capacity, MEASURES: tl.constexpr,
              PLANES: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):
-    """Equation 5, and the mean and summed squared deviation of each plane.
+    """Apply equation 5, and measure each plane's mean and squared deviations.
 
-    values (n, B, C, H, W), stride apart; table (T, B, h, T), in which a plane's
-    weights begin at entry and are step apart; retrieved (B, C, H, W); means,
-    squares (B, C).
+    values (n, B, C, H, W), ``stride`` apart; table (T, B, h, T), in which a plane's
+    weights begin at ``entry`` and are ``step`` apart; retrieved (B, C, H, W);
+    means, squares (B, C), where squares are sums of squared deviations.
     """
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     here = plane < planes
@@ -130,7 +133,7 @@ def retrieve(values, stride, table, entry, step, seen, retrieved, means,
         total = weighted_sum(values + offset, stride, weights, step, seen,
                              inside, here, ACC)
         tl.store(retrieved + offset, total, mask=inside)
-        if MEASURES:  # joined block by block (Chan et al., 1979)
+        if MEASURES:  # merged block by block (Chan et al., 1979)
             count = tl.minimum(size - start, BLOCK).to(ACC)
             new = tl.sum(total, 1) / count
             around = tl.where(inside, total - new[:, None], 0)
@@ -148,9 +151,10 @@ def retrieve(values, stride, table, entry, step, seen, retrieved, means,
 def join_statistics(means, squares, mean, invstd, running_mean, running_var,
                     batch, channels, size, momentum, eps, BATCH: tl.constexpr,
                     CHANNELS: tl.constexpr):
-    """Combine the planes' statistics into the channels', as batch norm does.
+    """Combine the planes' statistics into those of a channel, as batch norm does.
 
-    means, squares (B, C); the others (C). The running ones are updated.
+    means, squares (B, C); mean, invstd, and the running statistics, which are
+    updated, (C).
     """
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     sample = tl.arange(0, BATCH)
@@ -205,7 +209,7 @@ def finish(x, values, stride, table, entry, step, seen, gamma, beta, mean,
             total = tl.load(values + offset, mask=inside, other=0).to(ACC)
         term = (total - level[:, None]) * slope[:, None] + shift[:, None]
         if RELU:
-            term = tl.where(term < 0, 0, term)  # NaN stays
+            term = tl.where(term < 0, 0, term)  # keeps NaN
         if SCALED:
             term *= factor[:, None]
         if ADDS:

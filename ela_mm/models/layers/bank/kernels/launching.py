@@ -1,4 +1,4 @@
-"""Compiling Triton kernels, and launching them without Triton's own dispatch."""
+"""Triton kernels that are launched without Triton's own dispatch."""
 import inspect
 import os
 from typing import Any, Callable, Dict
@@ -8,8 +8,8 @@ import triton
 # Triton's own switch to run kernels on a CPU, for tests.
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
-# Arguments by which Triton decides whether to read several numbers at once: the
-# maps' addresses and these sizes have to be multiples of 16.
+# Triton reads several numbers at once if these arguments, the maps' addresses and
+# the sizes, are multiples of 16.
 _MAPS = ('x', 'value', 'values', 'retrieved', 'out', 'grad', 'of_sum', 'maps',
          'beside', 'of_x')
 _SIZES = ('size', 'stride')
@@ -20,8 +20,9 @@ _compiled: Dict[tuple, Any] = {}
 class Kernel:
     """A kernel that is compiled once per kind of arguments.
 
-    At every launch Triton inspects the arguments to find the compiled kernel that
-    fits, which takes longer than the launch itself. Here the caller names the kind.
+    At every launch Triton would inspect the arguments to find the compiled kernel
+    that fits, which takes longer than the launch itself. Here the caller names the
+    kind.
 
     Args:
         function (Callable): A function in Triton's language, with its constants
@@ -29,7 +30,7 @@ class Kernel:
     """
 
     def __init__(self, function: Callable) -> None:
-        # Kernels are compiled for their constants in any case.
+        # Constants, in capitals, are always compiled in: Triton needs no option.
         names = [name for name in inspect.signature(function).parameters
                  if not name.isupper()]
         self.name = function.__name__
@@ -47,9 +48,9 @@ class Kernel:
 
         Args:
             programs (int): The grid's first size.
-            alike (tuple): The kind of arguments. The first entry is True where
-                the maps' addresses are multiples of 16 bytes and planes have a
-                multiple of 16 numbers; the others are dtypes, and None for
+            alike (tuple): The kind of arguments. Its first entry is True if the
+                maps' addresses are multiples of 16 bytes and planes have a
+                multiple of 16 numbers; the others tell apart devices, dtypes and
                 missing tensors.
             arguments (tuple): All arguments but the constants.
             constants (tuple): The values of the ``tl.constexpr`` arguments.
