@@ -22,6 +22,7 @@ from ...sparsity.build import build_scheme
 from ...sparsity.layers import sparse_layers
 from ...sparsity.scheme import Tensors, check_density
 from ...sparsity.state import count_lost, form_state, read_state
+from ...sparsity.summary import densities, density_table, summary
 from ..journal.record import write_whole
 from ..lifetime import is_another_run, when_over
 from ..ranks import unwrapped
@@ -150,8 +151,9 @@ class SparseTrainingHook(Hook):
         for name, weight in self._weights.items():
             if weight.requires_grad:  # not in layers that are skipped by now
                 self._handles.append(weight.register_hook(self._masking(name)))
-        runner.logger.info(
-            f'{self.scheme_config["type"]}: {self._summary()}\n{self._table()}')
+        said = summary(self.masks, self.density, self._dense)
+        runner.logger.info(f'{self.scheme_config["type"]}: {said}\n'
+                           f'{density_table(self.masks)}')
         self._write_record(runner)
 
     def _warn_of_lost_weights(self, runner) -> None:
@@ -292,53 +294,12 @@ class SparseTrainingHook(Hook):
 
     # --- reporting -----------------------------------------------------------
 
-    def _counts(self) -> Dict[str, int]:
-        return {name: int(mask.sum()) for name, mask in self.masks.items()}
-
-    def _summary(self) -> str:
-        total = sum(mask.numel() for mask in self.masks.values())
-        exist = sum(self._counts().values())
-        text = (f'{exist} of {total} weights of {len(self.masks)} layers '
-                f'exist, a density of {exist / total:.4g}')
-        full = [name for name, count in self._counts().items()
-                if count == self.masks[name].numel()]
-        if full and self.density < 1:
-            text += (f'; {len(full)} of them are dense, as they cannot have '
-                     'fewer')
-        for reason in sorted(set(self._dense.values())):
-            count = list(self._dense.values()).count(reason)
-            text += f'; {count} layers are not masked ({reason})'
-        return text
-
-    def _table(self) -> str:
-        width = max(map(len, self.masks))
-        rows = [f'{"layer":{width}}  {"weights":>10}  {"exist":>10}  density']
-        rows += [
-            f'{name:{width}}  {self.masks[name].numel():10}  {count:10}  '
-            f'{count / self.masks[name].numel():.4f}'
-            for name, count in self._counts().items()
-        ]
-        return '\n'.join(rows)
-
     def _write_record(self, runner) -> None:
         if not is_main_process():
             return
-        counts = self._counts()
-        sizes = {name: mask.numel() for name, mask in self.masks.items()}
         record = dict(
-            format=FORMAT,
-            scheme=self.scheme_config,
-            density=self.density,
-            density_reached=sum(counts.values()) / sum(sizes.values()),
-            layers=[
-                dict(
-                    name=name,
-                    weights=sizes[name],
-                    exist=counts[name],
-                    density=counts[name] / sizes[name]) for name in counts
-            ],
-            dense=self._dense,
-            updates=self.updates)
+            format=FORMAT, scheme=self.scheme_config, density=self.density,
+            **densities(self.masks), dense=self._dense, updates=self.updates)
         try:
             write_whole(
                 json.dumps(record, indent=1, allow_nan=False),
