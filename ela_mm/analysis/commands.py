@@ -46,13 +46,9 @@ from .report.terminal import print_sections, progress_bar, show
 from .report.whatif import whatif_section
 from .similarity import compare_features
 from .source import FOLDER, Source, find_source
-from .whatif import (
-    Window,
-    measured_window,
-    parse_criterion,
-    recorded_window,
-)
 from .whatif import compare as compare_criteria
+from .whatif import parse_criterion
+from .window import Window, measured_window, recorded_window
 
 
 def source_of(args: Namespace) -> Source:

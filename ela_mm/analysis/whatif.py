@@ -8,7 +8,7 @@ from ..pruning import ebqm
 from ..pruning.build import build_criterion
 from ..pruning.criteria import CRITERIA, Criterion
 from ..pruning.stability import DRAWS, bootstrap, shares  # noqa: F401
-from .window import Window, measured_window, recorded_window  # noqa: F401
+from .window import Window, measured_window, recorded_window  # noqa: F401  earlier place
 
 # The paper's settings of EBQM; gamma is this project's choice.
 PAPER = {

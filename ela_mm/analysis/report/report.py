@@ -23,7 +23,8 @@ from ..features import choose_layers, look
 from ..history import Run, read_run
 from ..schedule import read_schedule
 from ..similarity import compare_features
-from ..whatif import compare, recorded_criterion, recorded_window
+from ..whatif import compare, recorded_criterion
+from ..window import recorded_window
 from .ablate import ablation_section
 from .attention import attention_section
 from .cost import cost_section
