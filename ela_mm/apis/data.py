@@ -4,7 +4,7 @@ import os.path as osp
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import partial
-from typing import Any, Callable, Iterator, Optional, Sequence, Sized, Tuple
+from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
 
 import cv2
 import mmcv
@@ -15,7 +15,7 @@ from mmengine.dataset import Compose, default_collate, pseudo_collate
 from mmengine.registry import FUNCTIONS
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from ..config_types import class_of, enter_scope, type_name
 from ..errors import UsageError
@@ -34,6 +34,7 @@ from .data_config import (  # noqa: F401  some used to be in this module
     walk,
     without_labels,
 )
+from .evenly_spaced import EvenlySpaced, in_order
 
 # Options of a DataLoader that only matter with workers, which are not used.
 _OF_WORKERS = ('persistent_workers', 'prefetch_factor', 'timeout',
@@ -69,37 +70,8 @@ def set_of(cfg: Config) -> str:
 
 def sample_of(cfg: Config) -> str:
     """Say in words which images :func:`dataset_batches` loads."""
-    how = 'evenly spaced in' if _in_order(cfg[loader_of(cfg)]) else 'the first of'
+    how = 'evenly spaced in' if in_order(cfg[loader_of(cfg)]) else 'the first of'
     return f'{how} {set_of(cfg)}'
-
-
-def _in_order(loader: Any) -> bool:
-    """Whether a loader is going to take its set from the first to the last."""
-    sampler = loader.get('sampler') if isinstance(loader, Mapping) else None
-    return (isinstance(sampler, Mapping) and not sampler.get('shuffle', True)
-            and type_name(sampler) == 'DefaultSampler')
-
-
-class EvenlySpaced(Sampler):
-    """Samples some of a set, evenly spaced: many sets are sorted by class.
-
-    Args:
-        dataset (Sized): The set.
-        images (int): Number of samples; all if the set has fewer.
-        seed (int, optional): Not used; MMEngine gives it to all samplers.
-    """
-
-    def __init__(self, dataset: Sized, images: int,
-                 seed: Optional[int] = None) -> None:
-        total = len(dataset)
-        count = min(images, total)
-        self.indices = [i * total // count for i in range(count)]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 def dataset_batches(cfg: Config,
@@ -133,7 +105,7 @@ def dataset_batches(cfg: Config,
             loader = _not_augmented(cfg)
         if batch_size is None and (loader.get('batch_size') or 0) > images:
             loader = dict(loader, batch_size=images)
-        if _in_order(loader):
+        if in_order(loader):
             size = batch_size or loader.get('batch_size') or 1
             loader = dict(loader, sampler=dict(
                 type=EvenlySpaced, images=-(-images // size) * size))

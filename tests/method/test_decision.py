@@ -474,6 +474,11 @@ def test_only_stable_layers_go():
     assert decision.skipped == ['layer1.1'] and decision.note is None
     assert sorted(n for n, x in outcomes.items() if x is Outcome.UNSTABLE) in (
         ['layer1.2'], ['layer1.3'])
+    # At least that share: one that is just reached is enough.
+    reached = next(x.stability for x in decision.layers
+                   if x.outcome is Outcome.UNSTABLE)
+    assert len(decided(layers, unsure(), FIXED,
+                       rules=Rules(min_stability=reached)).skipped) == 2
     only = {n: x for n, x in unsure().items() if n in ('layer1.2', 'layer1.3')}
     decision = decided(layers, only, dict(type='fixed', n=1),
                        rules=Rules(min_stability=.9))
