@@ -51,6 +51,21 @@ def read_grid_run(folder: str) -> Optional[GridRun]:
         return None
 
 
+def name_of(folder: str) -> str:
+    """Name a run by itself.
+
+    Args:
+        folder (str): Its work dir.
+
+    Returns:
+        str: All that its grid calls it; of other runs the folder's name.
+    """
+    run = read_grid_run(folder)
+    if run is None:
+        return osp.basename(osp.abspath(folder))
+    return ', '.join(filter(None, [run.variant, *run.details]))
+
+
 def in_order(folders: Iterable[str]) -> List[str]:
     """Sort folders naturally, with numbers in their names by value."""
     return sorted(folders, key=lambda folder: [

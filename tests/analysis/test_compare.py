@@ -16,7 +16,7 @@ from ela_mm.analysis.report.compare import (
     compare_sections,
     summarize_comparison,
 )
-from ela_mm.analysis.run_names import names_of
+from ela_mm.analysis.run_names import name_of, names_of
 from ela_mm.engine.journal.record import FILE_NAME, read_record
 from ela_mm.errors import UsageError
 from ela_mm.experiments.grid import cells, read_grid
@@ -189,6 +189,8 @@ def test_runs_of_a_grid_have_its_labels(tmp_path):
     folders = find_runs([str(tmp_path / 'grid')])
     names = names_of(folders)
     assert sorted(names.runs) == sorted(cell.label for cell in begun)
+    assert [name_of(folder) for folder in folders] == names.runs
+    assert name_of(str(tmp_path / 'grid')) == 'grid'
     assert names.runs[:2] == ['ELA (EBQM), depth 20, seed 2',
                               'ELA (EBQM), depth 20, seed 10']
     assert names.settings == {'ELA (EBQM)': [],

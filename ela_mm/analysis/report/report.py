@@ -21,6 +21,7 @@ from ..attention import measure
 from ..cost import Cost, cost_of_config
 from ..features import choose_layers, look
 from ..history import Run, read_run
+from ..run_names import name_of
 from ..schedule import read_schedule
 from ..similarity import compare_features
 from ..whatif import compare, recorded_criterion
@@ -165,8 +166,7 @@ def write_report(work_dir: str,
                  if section]
     if cost is not None:
         sections.append(cost_section(cost))
-    name = osp.basename(osp.abspath(work_dir))
-    page = render(f'ELA: what was pruned in {name}', summarize(run, cost),
+    page = render(f'ELA: what was pruned in {name_of(work_dir)}', summarize(run, cost),
                   sections,
                   ['Config: {}. Checkpoint: {}.'.format(*paths), *left_out,
                    *footer()])
