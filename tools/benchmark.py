@@ -45,66 +45,80 @@ def parse_args() -> argparse.Namespace:
         default=[v for v in VARIANTS if v != 'fused'],
         choices=[*VARIANTS, *COMPARED],
         metavar='VARIANT',
-        help='of ' + ', '.join(
+        help='variants to measure, among ' + ', '.join(
             map(repr, VARIANTS + COMPARED)).replace('%', '%%') +
-        "; plain is always there, and 'fused' is base with fused=True")
+        "; 'plain' is always measured, and 'fused' is base with fused=True")
     parser.add_argument(
         '--systems',
         action='store_true',
-        help='instead of --variants: every system that the paper compares')
+        help='measure every system that the paper compares, instead of '
+        '--variants')
     parser.add_argument(
         '--mask',
         metavar='CHECKPOINT',
-        help='also measure the layers that this checkpoint skips; its network '
-        'has to be the only one of --networks')
+        help='also measure the network with the layers skipped that this '
+        'checkpoint skips; it has to be the only one of --networks')
     parser.add_argument(
         '--growth',
         action='store_true',
-        help='instead: cost against the number of layers in the third stage, '
-        'with 6, 12, 23 and 36')
+        help='measure the cost against the number of layers in the third stage '
+        '(6, 12, 23 and 36), instead of --networks')
     parser.add_argument(
         '--count',
         action='store_true',
-        help='count the kernels that a step starts and the bytes that it moves, '
-        'which are the same on every machine: on a CPU instead of timing, also '
-        'as a GPU runs it, without computing; on CUDA before it')
+        help='count the kernels that a step launches and the bytes that it '
+        'moves, which are the same on every machine. On a CPU this replaces the '
+        'timing, and a step as a GPU runs it is counted too, without computing; '
+        'on CUDA the timing follows')
     parser.add_argument(
         '--default-allocator',
         action='store_true',
-        help='leave the C library as it is; otherwise, on a CPU, it is told to '
-        'keep freed memory, as PyTorch does on CUDA, lest chance decides which '
+        help="use the C library's default; otherwise, on a CPU, it is told to "
+        'keep freed memory, as PyTorch does on CUDA, lest chance decide which '
         'variant waits for pages')
     parser.add_argument(
-        '--inference', action='store_true', help='forward in eval mode only')
+        '--inference', action='store_true',
+        help='run only forward, in evaluation mode')
     parser.add_argument(
         '--device',
         choices=['cpu', 'cuda'],
-        help='None: cuda where there is one')
+        help='device to run on; None: cuda where there is one')
     parser.add_argument(
-        '--amp', action='store_true', help='bfloat16 autocast')
-    parser.add_argument('--channels-last', action='store_true')
+        '--amp', action='store_true', help='run forward in bfloat16 autocast')
+    parser.add_argument(
+        '--channels-last',
+        action='store_true',
+        help='keep images and weights in channels last')
     parser.add_argument(
         '--compile', action='store_true', help='torch.compile the backbones')
     parser.add_argument(
         '--with-cp',
         action='store_true',
-        help='activation checkpointing in all but the plain network')
-    parser.add_argument('--batch', type=int, default=2)
+        help='use activation checkpointing in all but the plain network')
     parser.add_argument(
-        '--size', type=int, help='pixels of a side; default: 224, CIFAR 32')
+        '--batch', type=int, default=2, help='number of images in a batch')
     parser.add_argument(
-        '--channels', type=int, default=3, help='of a picture')
-    parser.add_argument('--rounds', type=int, default=15)
+        '--size',
+        type=int,
+        help='side of an image in pixels; None: 224, or 32 for CIFAR networks')
+    parser.add_argument(
+        '--channels', type=int, default=3, help='channels of an image')
+    parser.add_argument(
+        '--rounds',
+        type=int,
+        default=15,
+        help='number of rounds, in each of which every variant takes a step')
     parser.add_argument(
         '--no-peak',
         action='store_true',
-        help='leave the peaks out, which take a process each on a CPU')
+        help='leave out the peaks of memory, each of which takes a process of '
+        'its own on a CPU')
     parser.add_argument(
         '--out',
         default='work_dirs/benchmark',
         metavar='FOLDER',
-        help='where benchmark.csv, .md and .png go')
-    # What a process of its own measures; written by this script itself.
+        help='folder for benchmark.csv, .md and .png')
+    # Given by this script itself: what a process of its own measures, as JSON.
     parser.add_argument('--peak-of', help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -128,7 +142,7 @@ SYSTEMS = (*benchmark.COMPARED, 'light', 'base', 'ELA 50%')
 
 
 def load_mask(path: str) -> Dict[str, torch.Tensor]:
-    """The mask of a checkpoint."""
+    """Read the mask, ``active`` and ``visible``, from a checkpoint."""
     check_checkpoint(path)
     state = torch.load(path, map_location='cpu', weights_only=True)
     state = state.get('state_dict', state) if isinstance(state, dict) else {}
@@ -144,7 +158,7 @@ def load_mask(path: str) -> Dict[str, torch.Tensor]:
 
 
 def peak(conditions: Conditions, variant: str, mask: Optional[str]) -> int:
-    """Peak memory; on a CPU in a process of its own."""
+    """Measure the peak of memory; on a CPU in a process of its own."""
     if conditions.device != 'cpu':
         return benchmark.peak_bytes(
             build(conditions, variant, mask), conditions)
@@ -164,12 +178,16 @@ def build(conditions: Conditions, variant: str, mask: Optional[str]):
         conditions.channels)
 
 
+def offered(conditions: Conditions, variants: List[str]) -> List[str]:
+    """Return those of the variants that the network has."""
+    return [v for v in variants if benchmark.offers(conditions.network, v)]
+
+
 def measure(conditions: Conditions, variants: List[str],
             args: argparse.Namespace) -> List[dict]:
-    """One row per variant of one network, of those that it offers."""
+    """Return a row for each of the variants that the network has."""
     torch.manual_seed(0)
-    variants = [v for v in variants
-                if benchmark.offers(conditions.network, v)]
+    variants = offered(conditions, variants)
     networks = {v: build(conditions, v, args.mask) for v in variants}
     kept = {
         v: benchmark.bytes_kept(network, conditions)
@@ -216,17 +234,19 @@ def measure(conditions: Conditions, variants: List[str],
 
 def count(all_conditions: List[Conditions], variants: List[str],
           args: argparse.Namespace) -> None:
-    """Count the variants of each network; print and write counts.md."""
+    """Count what each network's variants run; print and write counts.md."""
     sections = []
     for conditions in all_conditions:
-        # Half precision and channels last take the same way everywhere.
+        # In half precision and channels last a CPU runs what a GPU runs.
         both = args.device == 'cpu' and not (args.amp or args.channels_last)
         for device in (('meta', 'cpu') if both else (args.device, )):
             found = {
                 v: counts.count(
                     build(conditions, v, args.mask),
                     conditions._replace(device=device))
-                for v in track(variants, f'{conditions.network}, {device}')
+                for v in track(
+                    offered(conditions, variants),
+                    f'{conditions.network}, {device}')
             }
             place = 'a GPU' if device in ('meta', 'cuda') else 'a CPU'
             sections += [
@@ -247,7 +267,7 @@ def count(all_conditions: List[Conditions], variants: List[str],
 
 
 def markdown(rows: List[dict]) -> str:
-    """One table per network."""
+    """Format the rows as Markdown, one table per network."""
     lines = []
     for network in dict.fromkeys(row['network'] for row in rows):
         lines += [
@@ -273,7 +293,7 @@ def _with_mb(ratio: Optional[float], megabytes: Optional[float]) -> str:
 
 
 def describe(args: argparse.Namespace, kept: bool) -> str:
-    """The conditions, in one sentence; kept: whether freed memory is."""
+    """Describe the conditions in a sentence; ``kept``: freed memory is kept."""
     machine = (
         torch.cuda.get_device_name() if args.device == 'cuda' else
         f'{torch.get_num_threads()} CPU threads ({platform.machine()})')
@@ -296,7 +316,7 @@ def describe(args: argparse.Namespace, kept: bool) -> str:
 
 
 def plot(rows: List[dict], title: str, path: str) -> None:
-    """Bars of time and memory per variant; lines over T for --growth."""
+    """Plot time and memory: bars per variant, or lines over T for --growth."""
     import matplotlib
     matplotlib.use('agg')
     from matplotlib import pyplot as plt

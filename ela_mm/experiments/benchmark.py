@@ -1,8 +1,8 @@
-"""What layer attention costs, beside the plain network in one process.
+"""What layer attention costs, measured next to the plain network in one process.
 
 A machine's speed drifts, so no time is reported alone: the variants take
-turns, and a variant's ratio is the median over rounds of its time over the
-plain network's in the same round.
+turns, and a variant's ratio is the median over rounds of its time divided by
+the plain network's time in the same round.
 """
 import ctypes
 from contextlib import nullcontext
@@ -26,44 +26,47 @@ from .variants import (
     watched_similarity,
 )
 
-# Those with a c have the deep stem of ResNetV1c.
-# With c: a stem of three convolutions. With d8: the same, and segmentation's
-# dilations instead of strides in the last two stages.
+# 'c' stands for ResNetV1c's stem of three convolutions. 'd8' has that stem too,
+# and segmentation's dilations instead of strides in the last two stages.
 NETWORKS = ('r18', 'r34', 'r50', 'r50c', 'r50-d8', 'r101', 'r101c', 'r101-d8',
             'r152', 'cifar20', 'cifar56', 'cifar110', *FAMILIES)
 _D8 = dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
-# The third stage of an ImageNet ResNet with so many blocks: R50 has 6, R101
-# 23, R152 36.
+# Numbers of blocks in the third stage of an ImageNet ResNet: R50 has 6, R101 23,
+# R152 36.
 GROWTH = (6, 12, 23, 36)
-# Shares of ELA's layers that are skipped, in percent.
+# Percentages of the attention layers that ELA skips.
 SHARES = (25, 50, 80)
 VARIANTS = ('plain', 'concatenating', 'base', 'fused', 'measuring',
             'own value', 'separate light', 'light',
             *(f'ELA {share}%' for share in SHARES))
-# The compared systems that are not among them under another name.
+# The compared systems that VARIANTS does not have under another name.
 COMPARED = tuple(name for name in SYSTEMS
                  if name not in ('ResNet', 'MRLA-L', 'MRLA-B', 'ELA'))
-# The plain network, and a step in which CKA-SR compares 8 samples; from a batch
-# of 4 on.
+# The plain network with a step in which CKA-SR compares 8 samples; it needs a
+# batch of at least 4.
 REGULARIZED = 'CKA-SR'
 
 
 class Conditions(NamedTuple):
-    """What a measurement holds for.
+    """The conditions of a measurement.
 
     Attributes:
         network (str): One of ``NETWORKS``, or ``stage3 x T`` for an ImageNet
             ResNet with T blocks in its third stage.
-        training (bool): Forward and backward; False: inference.
-        device (str): ``'cpu'`` or ``'cuda'``.
-        amp (bool): bfloat16 autocast.
-        batch (int): Pictures.
-        size (int): Pixels of a picture's side.
-        channels_last (bool): Memory format of pictures and weights.
-        compiled (bool): Whether the backbones are compiled by torch.compile.
-        with_cp (bool): Activation checkpointing, in all but the plain
-            network.
-        channels (int): Of a picture.
+        training (bool): Whether a step is forward and backward; False for
+            inference. Defaults to True.
+        device (str): ``'cpu'`` or ``'cuda'``. Defaults to ``'cpu'``.
+        amp (bool): Whether forward runs in bfloat16 autocast. Defaults to
+            False.
+        batch (int): The number of images. Defaults to 2.
+        size (int): The side of an image in pixels. Defaults to 224.
+        channels_last (bool): Whether images and weights are in channels last.
+            Defaults to False.
+        compiled (bool): Whether torch.compile compiles the backbones. Defaults
+            to False.
+        with_cp (bool): Whether all but the plain network use activation
+            checkpointing. Defaults to False.
+        channels (int): The number of channels of an image. Defaults to 3.
     """
     network: str
     training: bool = True
@@ -86,22 +89,23 @@ def build_backbone(network: str,
     """Build one variant of a network.
 
     Args:
-        network (str): See :class:`Conditions`.
+        network (str): The network, as in :class:`Conditions`.
         variant (str): One of ``VARIANTS`` or ``COMPARED``, ``'CKA-SR'``, or
             ``'ELA mask'``.
-        with_cp (bool): Activation checkpointing; the plain network never
-            has it. Defaults to False.
-        mask (Dict[str, Tensor], optional): Buffers ``active`` and
-            ``visible``, for ``'ELA mask'``.
-        size (int): Pixels of a picture's side, to which AA is made. Defaults
-            to 224.
-        channels (int): Of a picture. Defaults to 3.
+        with_cp (bool): Whether to use activation checkpointing; the plain
+            network never does. Defaults to False.
+        mask (Dict[str, Tensor], optional): The buffers ``active`` and
+            ``visible`` for ``'ELA mask'``. Defaults to None.
+        size (int): The side of an image in pixels, which AA is built for.
+            Defaults to 224.
+        channels (int): The number of channels of an image. Defaults to 3.
 
     Returns:
         nn.Module: A backbone.
 
     Raises:
-        UsageError: On an unknown network, or a mask of another depth.
+        UsageError: On an unknown network, a variant that the network does not
+            have, or a mask of another depth.
     """
     if network in FAMILIES:
         backbone = _family(network, variant, with_cp, channels)
@@ -126,7 +130,7 @@ def build_backbone(network: str,
 
 
 def offers(network: str, variant: str) -> bool:
-    """Tell whether a network is built in a variant: some are of ResNets alone."""
+    """Tell whether a network has a variant: some exist for ResNets only."""
     return network not in FAMILIES or variant not in (
         *COMPARED, 'light', 'separate light', 'concatenating', 'own value',
         'fused')
@@ -175,15 +179,15 @@ def _resnet(network: str, variant: str, with_cp: bool, size: int,
 
 
 def evenly_spaced(layers: Iterable, share: float) -> List[str]:
-    """Names of a share of the layers, spread evenly over the network.
+    """Choose a share of the layers, spread evenly over the network.
 
     Args:
         layers (Iterable[AttentionLayerInfo]): All layers of a backbone.
-        share (float): Of all layers; a stage's first is never taken, as ELA
-            never skips it.
+        share (float): The share of all layers, from 0 to 1. A stage's first
+            layer is never chosen, since ELA never skips it.
 
     Returns:
-        List[str]: Names.
+        List[str]: The names of the chosen layers.
     """
     layers = list(layers)
     candidates = [layer.name for layer in layers if layer.index > 0]
@@ -196,15 +200,16 @@ def evenly_spaced(layers: Iterable, share: float) -> List[str]:
 
 def make_step(backbone: nn.Module,
               conditions: Conditions) -> Callable[[], None]:
-    """A function that runs one step of a backbone on fixed noise.
+    """Make a function that runs one step of a backbone on fixed noise.
 
     Args:
-        backbone (nn.Module): Moved to the device; set to its mode.
-        conditions (Conditions): Of the step.
+        backbone (nn.Module): The backbone, which is moved to the device and set
+            to training or evaluation mode.
+        conditions (Conditions): The conditions of the step.
 
     Returns:
-        Callable: Runs forward, and backward in training; does not wait for a
-        GPU.
+        Callable: A function that runs forward, and backward in training,
+        without waiting for a GPU.
     """
     forward = make_forward(backbone, conditions)
 
@@ -229,14 +234,16 @@ def seconds_on_gpu(step: Callable[[], None]) -> float:
 
 def make_forward(backbone: nn.Module,
                  conditions: Conditions) -> Callable[[], Tensor]:
-    """A function that runs a backbone forward on fixed noise, to a loss.
+    """Make a function that runs a backbone forward on fixed noise, to a loss.
 
     Args:
-        backbone (nn.Module): Moved to the device; set to its mode.
-        conditions (Conditions): Of the step.
+        backbone (nn.Module): The backbone, which is moved to the device and set
+            to training or evaluation mode.
+        conditions (Conditions): The conditions of the step.
 
     Returns:
-        Callable: Returns the mean square of the last features.
+        Callable: A function that returns the loss: the mean square of the last
+        features, plus the backbone's regularizer in training.
     """
     c = conditions
     layout = (
@@ -260,14 +267,14 @@ def make_forward(backbone: nn.Module,
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees, as CUDA's allocator does.
+    """Make this process keep the memory it frees, as PyTorch does on CUDA.
 
-    glibc gives large blocks back to the system and takes them anew, page by
-    page. Whether it does so depends on what happened before: up to 8% of a
-    step, by chance.
+    glibc returns large blocks to the system and takes them anew, page by page.
+    Whether it does so depends on what happened before: by chance, that is up to
+    8% of a step.
 
     Returns:
-        bool: Whether the C library is glibc and does so from now on.
+        bool: Whether the C library is glibc and keeps memory from now on.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -278,14 +285,15 @@ def keep_freed_memory() -> bool:
 
 
 def bytes_kept(backbone: nn.Module, conditions: Conditions) -> int:
-    """Bytes that a forward pass leaves behind for backward.
+    """Measure the memory that a forward pass keeps for backward.
 
     Args:
-        backbone (nn.Module): A variant.
-        conditions (Conditions): Of the step; compiled or not is ignored.
+        backbone (nn.Module): The backbone.
+        conditions (Conditions): The conditions of the step; ``compiled`` is
+            ignored.
 
     Returns:
-        int: Bytes of the storages that the pass made and that live on.
+        int: The bytes of the storages that the pass made and that live on.
     """
     forward = make_forward(backbone, conditions._replace(compiled=False))
     with _Storages() as storages:
@@ -296,7 +304,7 @@ def bytes_kept(backbone: nn.Module, conditions: Conditions) -> int:
 
 
 class _Storages(TorchDispatchMode):
-    """Follows the storages that operations make."""
+    """A dispatch mode that tracks the storages that operations make."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -322,17 +330,17 @@ class _Storages(TorchDispatchMode):
 
 
 def peak_bytes(backbone: nn.Module, conditions: Conditions) -> int:
-    """Peak of memory over three steps, above what there was before.
+    """Measure how far three steps raise the peak of memory.
 
-    On a CPU it is the process's resident memory (Linux only): call it in a
+    On a CPU this is the process's resident memory (Linux only). Call it in a
     process of its own, since an allocator keeps what earlier steps have freed.
 
     Args:
-        backbone (nn.Module): On its device after this.
-        conditions (Conditions): Of the step.
+        backbone (nn.Module): The backbone, which is moved to the device.
+        conditions (Conditions): The conditions of the step.
 
     Returns:
-        int: Bytes; on CUDA those of the allocator.
+        int: Bytes; on CUDA those that PyTorch's allocator counts.
     """
     step = make_step(backbone, conditions)
     if conditions.device == 'cpu':
@@ -348,9 +356,9 @@ def peak_bytes(backbone: nn.Module, conditions: Conditions) -> int:
 
 
 def _resident(entry: str) -> int:
-    """Resident bytes of this process: ``VmRSS`` now, ``VmHWM`` at the peak.
+    """Return this process's resident bytes: ``VmRSS`` now, ``VmHWM`` at the peak.
 
-    Not getrusage's, which starts from the peak of the parent process.
+    getrusage would start from the peak of the parent process.
     """
     with open('/proc/self/status', encoding='utf-8') as f:
         return next(

@@ -289,6 +289,13 @@ def test_tool_counts_without_timing(tool, monkeypatch, tmp_path, capsys):
     assert '`native_group_norm` | +8' in cpu and 'group_norm' not in gpu
 
 
+def test_tool_leaves_out_what_a_network_does_not_have(tool):
+    chosen = ['plain', 'concatenating', 'base', 'light', 'ELA 50%']
+    assert tool.offered(Conditions('swin-tiny'), chosen) == [
+        'plain', 'base', 'ELA 50%']
+    assert tool.offered(Conditions('r18'), chosen) == chosen
+
+
 @needs_counter
 def test_tool_measures_the_compared_systems(tool, monkeypatch, tmp_path):
     rows = run_tool(tool, monkeypatch, tmp_path, '--networks', 'cifar20',
