@@ -11,7 +11,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from ..apis.data import check_data, prepare_config
 from ..apis.downloads import weights_to_fetch
 from ..apis.launch import build_runner, check_checkpoint
-from ..apis.loading import build_model, skip_mode_of
+from ..apis.loading import build_model, prune_hook_of, skip_mode_of
 from ..engine.hooks.ela_prune_hook import ELAPruneHook
 from ..engine.resumption import STATE_KEY, begun_windows
 from ..engine.sanity import resolve_windows
@@ -30,7 +30,7 @@ from .planned_criteria import (  # noqa: F401
     most_of,
     rules_in_words,
 )
-from .schedule import Schedule, prune_hook_of, read_schedule
+from .schedule import Schedule, read_schedule
 
 # Seconds that timing may take, if the number of rounds is not given.
 PATIENCE = 60

@@ -1,11 +1,12 @@
 """Reads from a config, without running it, when things happen in a training."""
 import math
 from bisect import bisect
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 from mmengine.config import Config
 from mmengine.runner.utils import calc_dynamic_intervals
 
+from ..apis.loading import prune_hook_of
 from ..config_types import type_name
 from ..engine.warm_up import end_of, rise_of
 from ..pruning.windows import AFTER_WARMUP, Course, Windows
@@ -145,11 +146,6 @@ class Schedule(NamedTuple):
         return (f'{window.label} ends after early stopping could end the run, '
                 f'at {self.clock.words(self.earliest_stop)} at the earliest: '
                 'then it decides nothing')
-
-
-def prune_hook_of(cfg: Config) -> Optional[Dict[str, Any]]:
-    """Return the config of the first ELAPruneHook; None if there is none."""
-    return next(_hooks(cfg, 'ELAPruneHook'), None)
 
 
 def read_schedule(cfg: Config,

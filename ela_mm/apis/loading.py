@@ -10,12 +10,13 @@ import yaml
 from mmengine.config import Config, DictAction
 from mmengine.config.lazy import LazyObject
 from mmengine.fileio.handlers import YamlHandler, file_handlers
-from mmengine.registry import MODELS
+from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from ..config_types import enter_scope, type_name
 from ..engine.checkpoints import DEPLOY_KEY
+from ..engine.hooks.ela_prune_hook import ELAPruneHook
 from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import ela_backbones
 from .downloads import download_explained
@@ -296,7 +297,7 @@ def criterion_of(cfg: Config) -> Optional[dict]:
         dict | None: Config of the criterion; None if it is the default, or if
         there is no such hook.
     """
-    return _prune_hook(cfg).get('criterion')
+    return (prune_hook_of(cfg) or {}).get('criterion')
 
 
 def redundancy_of(cfg: Config) -> str:
@@ -309,7 +310,7 @@ def redundancy_of(cfg: Config) -> str:
         str: A key of :data:`ela_mm.pruning.kl.REDUNDANCY`; ``'paper'`` if there
         is no such hook.
     """
-    return _prune_hook(cfg).get('redundancy', 'paper')
+    return (prune_hook_of(cfg) or {}).get('redundancy', 'paper')
 
 
 def skip_mode_of(cfg: Config) -> str:
@@ -322,12 +323,26 @@ def skip_mode_of(cfg: Config) -> str:
         str: ``'layer'`` or ``'retrieval'``, see ``skip_layers`` of the
         backbone; ``'layer'`` if there is no such hook.
     """
-    return _prune_hook(cfg).get('skip', 'layer')
+    return (prune_hook_of(cfg) or {}).get('skip', 'layer')
 
 
-def _prune_hook(cfg: Config) -> dict:
-    """Return the config's ELAPruneHook; empty if there is none."""
-    for hook in cfg.get('custom_hooks') or []:
-        if type_name(hook).endswith('ELAPruneHook'):
-            return hook if isinstance(hook, dict) else {}
-    return {}
+def prune_hook_of(cfg: Config) -> Optional[Dict[str, Any]]:
+    """Return the config of a config's ELAPruneHook, or of a user's subclass.
+
+    Args:
+        cfg (Config): Config of a training.
+
+    Returns:
+        Dict[str, Any] | None: Config of the first; None if there is none.
+    """
+    hooks = [x for x in cfg.get('custom_hooks') or [] if isinstance(x, dict)]
+    for hook in hooks:  # looking a class up may import all hooks of a host
+        if type_name(hook) == 'ELAPruneHook':
+            return hook
+    with HOOKS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        for hook in hooks:
+            kind = hook.get('type')
+            kind = registry.get(kind) if isinstance(kind, str) else kind
+            if isinstance(kind, type) and issubclass(kind, ELAPruneHook):
+                return hook
+    return None

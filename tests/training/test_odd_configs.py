@@ -3,11 +3,18 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
+from mmengine.registry import HOOKS
 from support.toy import toy_config, toy_runner
 from support.training import without_times
 
 from ela_mm import ELAPruneHook
 from ela_mm.apis.launch import build_runner, check_has
+from ela_mm.apis.loading import (
+    criterion_of,
+    prune_hook_of,
+    redundancy_of,
+    skip_mode_of,
+)
 from ela_mm.engine import SparseTrainingHook, surgery
 from ela_mm.engine.journal.record import read_record
 from ela_mm.errors import UsageError
@@ -59,6 +66,23 @@ def test_a_setting_that_a_tool_needs_is_named():
     with pytest.raises(UsageError, match='the config has no test_dataloader '
                                          'and no test_evaluator: expected'):
         check_has(cfg, 'test_dataloader', 'test_cfg', 'test_evaluator')
+
+
+def test_a_subclass_of_the_hook_is_known_to_tools(tmp_path):
+
+    @HOOKS.register_module(force=True)
+    class Talkative(ELAPruneHook):
+        """A user's own."""
+
+    cfg = toy_config(tmp_path, hook=dict(
+        skip='retrieval', redundancy='excess'))
+    cfg.custom_hooks[0].type = 'Talkative'
+    assert criterion_of(cfg)['alpha'] == 5
+    assert (skip_mode_of(cfg), redundancy_of(cfg)) == ('retrieval', 'excess')
+    cfg.custom_hooks = [dict(type='EMAHook'), dict(type=Talkative, windows=[])]
+    assert prune_hook_of(cfg).type is Talkative
+    cfg.custom_hooks = [dict(type='EMAHook'), dict(type='Unknown')]
+    assert prune_hook_of(cfg) is None
 
 
 @pytest.mark.parametrize('place, why', [
