@@ -1,7 +1,7 @@
 """The command ``ela``.
 
-It stands outside of the package, whose import brings torch and the hosts along
-and takes seconds: ``ela --help`` and ``ela train --help`` need neither.
+It is outside of the package, whose import also imports torch and the hosts and
+takes seconds: ``ela --help`` and ``ela train --help`` need neither.
 """
 import importlib.util
 import os.path as osp

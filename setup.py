@@ -1,6 +1,6 @@
-"""Package ela_mm; configs and tools travel in ``ela_mm/.mim``, as in the hosts.
+"""Packages ela_mm. The wheel has configs and tools in ``ela_mm/.mim``.
 
-There the command ``ela`` finds them.
+The hosts keep theirs there too, and the command ``ela`` looks there.
 """
 import os
 import re
@@ -38,11 +38,11 @@ def read_version() -> str:
 
 DETECTION = ['mmdet>=3.1,<3.4']
 CLASSIFICATION = ['mmpretrain>=1.0,<1.3']
-# mmseg imports ftfy and regex, which it declares for its text encoders alone.
+# mmseg always imports ftfy and regex, but declares them for text encoders only.
 SEGMENTATION = ['mmsegmentation>=1.2.2,<1.3', 'ftfy', 'regex']
 DEMO = ['scikit-learn>=1.2']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
-# tools/analyze.py: the report's page, and Score-CAM.
+# For the HTML page and Score-CAM of tools/analyze.py.
 ANALYZE = ['Jinja2>=3', 'grad-cam>=1.5']
 # The attention modules that the paper compares with: SE, ECA, CBAM.
 SYSTEMS = ['timm>=0.9.2']
@@ -67,8 +67,8 @@ setup(
     py_modules=['ela_command'],
     entry_points=dict(console_scripts=['ela = ela_command:main']),
     python_requires='>=3.8',
-    # torch, torchvision, mmengine and mmcv (or mmcv-lite, or the onedl forks,
-    # which have other distribution names) are taken as the user has them.
+    # Not listed: torch, torchvision, mmengine and mmcv. Users choose their builds,
+    # and mmcv-lite and the onedl forks have other distribution names.
     install_requires=['matplotlib>=3.5', 'numpy>=1.20', 'scipy>=1.6', 'rich>=13'],
     extras_require=dict(
         det=DETECTION,

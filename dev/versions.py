@@ -20,26 +20,26 @@ from pathlib import Path
 from typing import List, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
-# What is installed one after the other, before the rest. onedl-mmcv compiles its
-# ops, for the better part of an hour, unless there is no torch when it is
-# built; the package does without them.
+# Requirements that are installed before the rest, in this order. onedl-mmcv
+# compiles its ops, which takes most of an hour, unless torch is missing while it is
+# built; ela_mm does not need them.
 BUILD = re.compile(r'^(setuptools|packaging)\b')
 BEFORE_TORCH = re.compile(r'^onedl-mmcv\b')
 TORCH = re.compile(r'^(torch|torchvision|numpy)\b')
-# Whose versions are reported: distributions under either name.
+# Distributions whose versions are reported; the forks have names of their own.
 REPORTED = ('torch', 'torchvision', 'mmengine', 'onedl-mmengine', 'mmcv-lite',
             'mmcv', 'onedl-mmcv', 'mmdet', 'onedl-mmdetection', 'mmpretrain',
             'onedl-mmpretrain', 'mmsegmentation', 'numpy', 'scipy')
 
 
 def set_names() -> List[str]:
-    """The sets that there are."""
+    """List the sets of versions, the files of requirements/."""
     return sorted(path.stem for path in (ROOT / 'requirements').glob('*.txt'))
 
 
 def parse_args(arguments: Optional[List[str]] = None) -> argparse.Namespace:
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Apart: argparse gives up on a list of them after an option.
+    # Split off here: argparse fails on a list of arguments after an option.
     own = arguments
     pytest_arguments: List[str] = []
     if '--' in arguments:
@@ -66,12 +66,13 @@ def parse_args(arguments: Optional[List[str]] = None) -> argparse.Namespace:
     args = parser.parse_args(own)
     args.pytest = pytest_arguments
     if args.install_only and not args.venv:
-        parser.error('--install-only needs --venv, or nothing is left of it')
+        parser.error('--install-only needs --venv: without it the environment '
+                     'is deleted at the end')
     return args
 
 
 def requirements(name: str) -> List[str]:
-    """Lines of a set, without comments."""
+    """Read the lines of a set, without comments."""
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text(
         encoding='utf-8').splitlines()
     return [line for line in map(str.strip, lines)
@@ -79,7 +80,7 @@ def requirements(name: str) -> List[str]:
 
 
 def install(name: str, venv: Path, python: str, pip_args: List[str]) -> None:
-    """Make the environment, unless it is there."""
+    """Make the environment, unless it is complete already."""
     stamp = venv / f'.complete_{name}'
     if stamp.exists():
         return
@@ -104,7 +105,7 @@ def install(name: str, venv: Path, python: str, pip_args: List[str]) -> None:
 
 
 def report(venv: Path) -> str:
-    """One line of the versions that the environment has."""
+    """Return the versions that the environment has, on one line."""
     code = ('import sys\n'
             'from importlib.metadata import version, PackageNotFoundError\n'
             "found = ['Python ' + sys.version.split()[0]]\n"

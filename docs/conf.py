@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: ``make docs``."""
+"""Sphinx settings of the site, which ``make docs`` builds."""
 import re
 import sys
 from importlib.util import find_spec
@@ -28,31 +28,31 @@ html_show_sphinx = html_show_copyright = False
 # Headings are link targets under the names that GitHub gives them.
 myst_heading_anchors = 3
 
-# The docstrings say the types; in signatures they would hide the names.
+# The docstrings state the types; in signatures they would hide the names.
 autodoc_typehints = 'none'
 autodoc_member_order = 'bysource'
-# torch's forward and backward refer to pages that are not here.
+# Inherited docstrings of torch refer to pages that the site does not have.
 autodoc_inherit_docstrings = False
-# Hosts that the tried stack leaves out.
+# Optional packages that are not installed everywhere.
 autodoc_mock_imports = [name for name in ('mmpose', 'triton') if not find_spec(name)]
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
-# Every name of this package that is referred to has to be there. Types of
-# other packages stay plain text: their inventories would need a network.
+# References to names of this package must resolve. Types of other packages stay
+# plain text: looking them up would need a network.
 nitpicky = True
 nitpick_ignore_regex = [('py:class', r'(?!ela_mm\.).*')]
 
 
 def show_readme(app, docname, source) -> None:
-    """Show README.md as a page, its links as seen from this folder."""
+    """Show README.md as a page, with links relative to this folder."""
     if docname == 'readme':
         text = (ROOT / 'README.md').read_text(encoding='utf-8')
         source[0] = re.sub(r'\]\((?!\w+:|#)', '](../', text)
 
 
 def find_readme(app, doctree) -> None:
-    """Let links to README.md, which lies outside of this folder, lead there."""
+    """Point links to README.md, which is outside of this folder, to that page."""
     for node in doctree.findall(addnodes.pending_xref):
         if node.get('reftarget') == str(ROOT / 'README'):
             node['reftarget'] = 'readme'

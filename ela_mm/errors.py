@@ -1,4 +1,4 @@
-"""The error for what a user can put right, checks of options, and how tools end."""
+"""Errors that users can put right, checks of options, and the end of a process."""
 import contextlib
 import logging
 import numbers
@@ -7,9 +7,9 @@ import select
 import sys
 from typing import Any, Iterator
 
-# What a shell expects of a process that Ctrl-C has ended: 128 + SIGINT.
+# Exit status that a shell expects after Ctrl-C: 128 + SIGINT.
 INTERRUPTED = 130
-# And of one that has written to where nobody reads any more: 128 + SIGPIPE.
+# Exit status that it expects if nobody reads the output any more: 128 + SIGPIPE.
 UNREAD = 141
 
 
@@ -21,14 +21,14 @@ class UsageError(ValueError):
 
 
 def check_numbers(whole: bool = False, **values: Any) -> None:
-    """Check that options are numbers, before they are compared with any.
+    """Check that options are numbers, before they are compared with others.
 
     Args:
         whole (bool): Whether they have to be integers. Defaults to False.
-        **values: Options, by name. Truth values are none.
+        **values: Options by name. True and False do not count as numbers.
 
     Raises:
-        UsageError: On the first that is no number.
+        UsageError: On the first that is not a number.
     """
     kind = numbers.Integral if whole else numbers.Real
     for name, value in values.items():
@@ -44,10 +44,10 @@ def check_numbers(whole: bool = False, **values: Any) -> None:
 def while_read() -> Iterator[None]:
     """End the process quietly once nobody reads its output any more.
 
-    ``head`` closes a pipe when it has its lines. Other programs are killed by
-    SIGPIPE, which Python ignores: a training's sockets may break as well, and
-    that is an error. What is logged goes on: a training whose terminal is gone
-    still has its log file.
+    ``head``, for example, closes a pipe when it has its lines. Other programs
+    are killed by SIGPIPE. Python ignores it, rightly: a broken socket of a
+    training is an error. Logging continues, so that a training whose terminal
+    is gone still has its log file.
 
     Raises:
         SystemExit: With the status that a shell shows for SIGPIPE.
@@ -69,7 +69,7 @@ def while_read() -> Iterator[None]:
 
 def _handle_error(self: logging.StreamHandler,
                   record: logging.LogRecord) -> None:
-    """Drop the output that logging would otherwise complain of at every line."""
+    """Discard all further output if nobody reads it, without an error per line."""
     if isinstance(sys.exc_info()[1], BrokenPipeError) and _is_unread():
         _write_nowhere()
     else:
@@ -82,11 +82,11 @@ def _write_nowhere() -> None:
 
 
 def _is_unread() -> bool:
-    """Whether the standard output is a pipe whose reader has closed it."""
+    """Return whether standard output is a pipe whose reader has closed it."""
     try:
         poll = select.poll()
-        poll.register(sys.stdout.fileno(), 0)  # errors alone
+        poll.register(sys.stdout.fileno(), 0)  # 0: only errors are reported
         return any(event & (select.POLLERR | select.POLLHUP)
                    for _, event in poll.poll(0))
-    except (AttributeError, OSError, ValueError):  # Windows; a notebook's
+    except (AttributeError, OSError, ValueError):  # Windows; a notebook's output
         return False

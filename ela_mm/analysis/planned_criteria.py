@@ -109,7 +109,7 @@ def rules_in_words(hook: Optional[Mapping[str, Any]]) -> List[str]:
 
 
 def _asks_network(hook: Mapping[str, Any]) -> bool:
-    """Whether no window is decided by attention weights."""
+    """Return whether no window is decided by attention weights."""
     configs = [window.get('criterion') if isinstance(window, Mapping) else None
                for window in hook.get('windows') or [{}]]
     return all(build_criterion(own or hook.get('criterion')).asks_network

@@ -13,8 +13,8 @@ class GridRun(NamedTuple):
 
     Attributes:
         variant (str): Name of the criterion, architecture or system.
-        details (Tuple[str, ...]): Network, depth and seed in words; '' for
-            what the grid does not vary.
+        details (Tuple[str, ...]): Network, depth and seed in words; network
+            and depth are '' if the grid does not vary them.
         overrides (Dict[str, Any]): Settings of the config that the grid
             overrides, by dotted keys.
         grid (str): Folder of the grid.
@@ -52,13 +52,14 @@ def read_grid_run(folder: str) -> Optional[GridRun]:
 
 
 def name_of(folder: str) -> str:
-    """Name a run by itself.
+    """Name a run that is not compared with others.
 
     Args:
-        folder (str): Its work dir.
+        folder (str): Work dir of the run.
 
     Returns:
-        str: All that its grid calls it; of other runs the folder's name.
+        str: All labels that its grid gives it; the name of the folder for a
+        run that is not of a grid.
     """
     run = read_grid_run(folder)
     if run is None:

@@ -19,9 +19,9 @@ PAPER = {
 GAMMAS = (.25, .5, .6, .75, .9, 1.)
 MUS = (.05, .1, .15, .2, .25, .3, .4, .5)
 SHAPES = ((2., 5.), (5., 1.))  # (alpha, beta), the paper's
-# Where the run's criterion does not say what the run did.
+# Label instead of 'this run' where the run did not do what its criterion says.
 CRITERION_ALONE = "this run's criterion"
-# From names of active layers to seconds that attention adds to a step.
+# Maps names of active layers to seconds that attention adds to a step.
 Seconds = Callable[[Sequence[str]], float]
 
 

@@ -77,10 +77,10 @@ def sample_of(cfg: Config) -> str:
 def dataset_batches(cfg: Config,
                     images: int,
                     batch_size: Optional[int] = None) -> Iterator[dict]:
-    """Load batches of the validation set, in its order and evenly spaced in it.
+    """Load batches of images that are evenly spaced in the validation set.
 
-    A loader that shuffles, has a sampler of its own, or is built already, is
-    taken as it is, from its first batch on.
+    They come in the order of the set. A loader that shuffles, has a special
+    sampler, or is already built, is used as it is, from its first batch on.
 
     Args:
         cfg (Config): Config, see :func:`loader_of` for the set.

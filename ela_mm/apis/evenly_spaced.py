@@ -1,4 +1,4 @@
-"""Takes some samples of a set, evenly spaced in it."""
+"""A sampler of images that are evenly spaced in a set."""
 from collections.abc import Mapping
 from typing import Any, Iterator, Optional, Sized
 
@@ -8,14 +8,15 @@ from ..config_types import type_name
 
 
 def in_order(loader: Any) -> bool:
-    """Return whether a loader takes its set from the first to the last sample.
+    """Return whether a loader's config takes its set from first to last sample.
 
     Args:
         loader (Any): Config of a loader, or a loader.
 
     Returns:
-        bool: False for a built loader, and for a sampler other than MMEngine's
-        ``DefaultSampler``, which may rely on the order of what it is given.
+        bool: True for MMEngine's ``DefaultSampler`` without shuffling. False
+        for a built loader, and for other samplers, which may choose or order
+        samples in their own way.
     """
     sampler = loader.get('sampler') if isinstance(loader, Mapping) else None
     return (isinstance(sampler, Mapping) and not sampler.get('shuffle', True)
@@ -23,12 +24,14 @@ def in_order(loader: Any) -> bool:
 
 
 class EvenlySpaced(Sampler):
-    """Samples some of a set, evenly spaced: many sets are sorted by class.
+    """Chooses samples that are evenly spaced in a set.
+
+    Many sets are sorted by class, so that the first samples are of one class.
 
     Args:
-        dataset (Sized): The set.
+        dataset (Sized): Set to choose from.
         images (int): Number of samples; all if the set has fewer.
-        seed (int, optional): Not used; MMEngine gives it to all samplers.
+        seed (int, optional): Not used; MMEngine passes it to all samplers.
     """
 
     def __init__(self, dataset: Sized, images: int,

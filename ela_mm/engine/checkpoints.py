@@ -164,9 +164,9 @@ def latest_intact(
 
     Args:
         work_dir (str): Work dir of the run.
-        places (Sequence[Place]): Where the run writes checkpoints, from
-            :func:`places_of`. Defaults to ``epoch_*.pth`` and ``iter_*.pth``
-            in the work dir.
+        places (Sequence[Place]): Places where the run writes checkpoints,
+            from :func:`places_of`. Defaults to ``epoch_*.pth`` and
+            ``iter_*.pth`` in the work dir.
         intact (Callable): Function that tells from a path whether the file can
             be read. Defaults to :func:`is_intact`, which reads all of it.
 

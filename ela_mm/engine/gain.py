@@ -83,9 +83,9 @@ class Point(NamedTuple):
 
     Attributes:
         at (int): The epoch, or the last iteration of the stretch, from 1.
-        first (float): First quartile.
-        median (float): Median.
-        third (float): Third quartile.
+        first (float): First quartile of the step times.
+        median (float): Median of the step times.
+        third (float): Third quartile of the step times.
     """
     at: int
     first: float

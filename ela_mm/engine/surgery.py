@@ -68,7 +68,7 @@ def skip(runner, names: List[str], mode: str) -> None:
 def _forget_momentum(runner) -> None:
     """Delete the optimizer state of skipped layers, which is of no use.
 
-    Parts that others have frozen for a while keep theirs.
+    Parameters that something else has frozen for a while keep theirs.
     """
     unused = _unused(find_backbone(runner.model))
     for state in optimizer_states(runner.optim_wrapper):
@@ -80,7 +80,10 @@ def optimizer_states(wrapper) -> Iterator[MutableMapping[nn.Parameter, dict]]:
     """Yield the state of every optimizer of a run, by parameter.
 
     Args:
-        wrapper (OptimWrapper | OptimWrapperDict): Of a runner.
+        wrapper (OptimWrapper | OptimWrapperDict): Wrapper of a runner.
+
+    Yields:
+        MutableMapping[nn.Parameter, dict]: State of one optimizer.
     """
     wrappers = wrapper.values() if hasattr(wrapper, 'values') else [wrapper]
     for wrapper in wrappers:

@@ -227,7 +227,7 @@ class KLStatistics:
 
 
 def _recomputing() -> bool:
-    """Whether this forward pass is one that a backward pass repeats."""
+    """Return whether a backward pass is repeating this forward pass."""
     if is_compiling():  # compiled graphs recompute without running Python
         return False
     return torch._C._current_graph_task_id() != -1

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of sparse training, checked when it is read."""
+"""State of sparse training in a checkpoint, which is checked when it is read."""
 from typing import Any, Dict, List, Tuple
 
 import torch
@@ -13,14 +13,14 @@ def form_state(density: float, scheme: dict, masks: Tensors,
     """Form the state of a training for its checkpoint.
 
     Args:
-        density (float): Share of the weights that is to exist.
+        density (float): Share of the weights that should exist.
         scheme (dict): ``type`` and parameters of the scheme.
-        masks (Dict[str, Tensor]): Masks, by the name of a parameter.
+        masks (Dict[str, Tensor]): Masks, by name of the parameter.
         updates (List[dict]): ``iter``, ``fraction`` and ``exchanged`` of each
             update so far.
 
     Returns:
-        Dict[str, Any]: Plain values and tensors of the CPU.
+        Dict[str, Any]: The state, of plain values and tensors on the CPU.
     """
     return dict(
         density=density,
@@ -34,16 +34,17 @@ def read_state(state: Any, density: float, scheme: dict,
     """Read the masks of a run that is resumed.
 
     Args:
-        state (Any): From :func:`form_state`, as the checkpoint has it.
-        density (float): As the run has it now.
-        scheme (dict): As the run has it now.
-        weights (Dict[str, Tensor]): Weights that it masks now, by name.
+        state (Any): State that was read from the checkpoint, which
+            :func:`form_state` formed if it is intact.
+        density (float): Density of the run now.
+        scheme (dict): Scheme of the run now.
+        weights (Dict[str, Tensor]): Weights that the run masks now, by name.
 
     Returns:
         tuple: The masks, on their weights' devices, and the updates.
 
     Raises:
-        UsageError: If the state cannot be read, or is of other settings.
+        UsageError: If the state cannot be read, or belongs to other settings.
     """
     try:
         masks, updates = state['masks'], [dict(x) for x in state['updates']]
@@ -83,15 +84,15 @@ def read_state(state: Any, density: float, scheme: dict,
 
 
 def count_lost(masks: Tensors, weights: Tensors) -> Tuple[int, int]:
-    """Count the weights that masks take away.
+    """Count the weights that masks set to 0.
 
     Args:
         masks (Dict[str, Tensor]): Masks, by name.
-        weights (Dict[str, Tensor]): Their weights.
+        weights (Dict[str, Tensor]): Weights before they are masked, by name.
 
     Returns:
-        tuple: Number of weights that are not 0 and are masked, and number of
-        all that are not 0.
+        tuple: Number of nonzero weights that are masked, and number of all
+        nonzero weights.
     """
     exist = {name: weight.detach() != 0 for name, weight in weights.items()}
     lost = sum(int((exist[name] & ~mask).sum()) for name, mask in masks.items())

@@ -1,4 +1,4 @@
-"""Says which share of the weights exists: in words, as a table, for JSON."""
+"""Summaries of the share of weights that exist: in words, as a table, for JSON."""
 from typing import Any, Dict, Mapping
 
 from .scheme import Tensors
@@ -9,11 +9,11 @@ def summary(masks: Tensors, density: float, dense: Mapping[str, str]) -> str:
 
     Args:
         masks (Tensors): Masks by name of the layer, True where weights exist.
-        density (float): Share that was asked for.
+        density (float): Share of weights that was asked for.
         dense (Mapping[str, str]): Reasons why layers are not masked, by name.
 
     Returns:
-        str: A line without an end.
+        str: One line, without a newline.
     """
     counts = _counts(masks)
     total = sum(mask.numel() for mask in masks.values())
@@ -48,13 +48,14 @@ def density_table(masks: Tensors) -> str:
 
 
 def densities(masks: Tensors) -> Dict[str, Any]:
-    """Put the density of every layer in types that JSON has.
+    """Collect the densities for a JSON file.
 
     Args:
         masks (Tensors): Masks by name of the layer.
 
     Returns:
-        Dict[str, Any]: ``density_reached`` and ``layers``.
+        Dict[str, Any]: ``density_reached``, the density of all layers, and
+        ``layers``, a list with the name, counts and density of each.
     """
     counts = _counts(masks)
     sizes = {name: mask.numel() for name, mask in masks.items()}

@@ -59,7 +59,7 @@ def ablation_section(found: Ablated, source: str,
 
     Args:
         found (Ablated): Ablation, from :func:`ela_mm.analysis.ablate.ablate`.
-        source (str): Where the images are from, in words.
+        source (str): Words for where the images are from.
         times (Times, optional): Cost of the network, from
             :func:`ela_mm.analysis.cost.measure_cost`. Defaults to None: not
             measured.

@@ -93,7 +93,7 @@ def attention_section(measured: Measured, source: str) -> Section:
     Args:
         measured (ela_mm.analysis.attention.Measured): Measurements, from
             :func:`ela_mm.analysis.attention.measure`.
-        source (str): Where the images are from, in words.
+        source (str): Words for where the images are from.
 
     Returns:
         Section: A table, and a heat map for each stage.

@@ -311,7 +311,7 @@ def _differing_section(found: Compared) -> Section:
 
 
 def _became(fate: Fate) -> str:
-    """What became of a layer, and why that is not what its value says."""
+    """Say whether a layer was skipped, and why if its value says otherwise."""
     if not fate.active:
         return 'skipped'
     if fate.layer is not None and fate.layer.outcome is Outcome.SKIPPED:

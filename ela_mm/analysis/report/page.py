@@ -35,7 +35,7 @@ class Section:
 
     Attributes:
         title (str): Heading of the section.
-        text (List[str]): Paragraphs.
+        text (List[str]): Paragraphs of the section.
         tables (List[Table]): Tables, below the paragraphs.
         pictures (List[Picture]): Pictures, below the tables.
     """

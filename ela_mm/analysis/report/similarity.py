@@ -67,7 +67,7 @@ def similarity_section(found: Similarity, source: str) -> Section:
     Args:
         found (Similarity): Comparison, from
             :func:`ela_mm.analysis.similarity.compare_features`.
-        source (str): Where the images are from, in words.
+        source (str): Words for where the images are from.
 
     Returns:
         Section: A heat map, a table of similar blocks, and with layer

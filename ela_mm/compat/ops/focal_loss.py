@@ -80,7 +80,7 @@ def softmax_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor,
         weight (Tensor): (C, ) weights of the classes, or empty.
         output (Tensor): (N, ), written.
         gamma (float): Focusing exponent.
-        alpha (float): Factor.
+        alpha (float): Factor of the loss.
     """
     p, weights = _of_target(input, target, weight)
     log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log()

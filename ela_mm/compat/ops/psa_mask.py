@@ -36,8 +36,8 @@ def psamask_forward(input: Tensor, output: Tensor, psa_type: int, num_: int,
         psa_type (int): 0 if the pixel of the mask is on the last axis
             (collect), 1 if it is on the second axis (distribute).
         num_ (int): Not used, B.
-        h_feature (int): H.
-        w_feature (int): W.
+        h_feature (int): H, height of the map.
+        w_feature (int): W, width of the map.
         h_mask (int): Height of a mask.
         w_mask (int): Width of a mask.
         half_h_mask (int): Middle row of a mask.

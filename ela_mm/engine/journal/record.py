@@ -250,7 +250,7 @@ def _expect(value: Any, kind: Any, place: str) -> None:
     Args:
         value (Any): Value read from JSON.
         kind (Any): Schema, see above.
-        place (str): Where the value stands, for the error.
+        place (str): Name of the value's place, for the error.
 
     Raises:
         KeyError: If something is missing.

@@ -108,7 +108,7 @@ class Tiles:
         planes (int): B C, the number of planes.
         size (int): H W, the number of elements of a plane.
         constants (tuple): The kernels' constants PLANES, BLOCK and ACC.
-        warps (int): As above.
+        warps (int): The number of warps per program, as above.
         programs (int): The number of programs over the planes.
         across (int): The number of blocks in a plane.
     """

@@ -25,7 +25,7 @@ class KeyBank:
         capacity (int): T, the number of keys to come.
 
     Attributes:
-        capacity (int): T.
+        capacity (int): T, as above.
         count (int): The number of keys so far.
         state (Tensor | None): (T + 1, B, h, d), the buffer as autograd sees it:
             the layers form a chain, and the keys' gradients travel back along it
