@@ -1,16 +1,16 @@
 """ResNet-18 with CKA-SR on ImageNet-1K, dense: pre-training, table 4.
 
 Train: tools/train.py configs/cka_sr_resnet18_imagenet.py
-Published (arXiv 2307.07389, appendix): 69.62 without, 69.90 with. For less
-(docs/cka_sr.md), by --cfg-options:
+Published top-1 accuracy (arXiv 2307.07389, appendix): 69.62 without CKA-SR, 69.90
+with it. Cheaper settings (docs/cka_sr.md), by --cfg-options:
     custom_hooks.0.samples=8 custom_hooks.0.interval=5
 """
-# The host's recipe, 100 epochs: the paper's for pre-training is not known.
+# The host's recipe, 100 epochs: the paper does not give its pre-training recipe.
 _base_ = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
 
 custom_imports = dict(imports=['ela_mm'], allow_failed_imports=False)
 
-# The released code's for ResNet-18, on all samples of every batch.
+# The weight that the released code has for ResNet-18, on all samples of a batch.
 custom_hooks = [
     dict(
         type='CKARegularizationHook', weight=1e-5, samples=-1, interval=1),

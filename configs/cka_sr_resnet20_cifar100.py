@@ -5,13 +5,13 @@ The table's other densities (0.3, 0.15, 0.1, 0.02, 0.002) and AugCKA-SR, by
 --cfg-options: custom_hooks.0.density=0.3 custom_hooks.1.variant=AugCKA-SR
 The whole table: tools/ablation.py --preset cka_sr
 """
-# CIFAR-100, batches of 128, crop with 4 pixels of padding, flip.
+# Base: CIFAR-100, batches of 128, crop with 4 pixels of padding, flip.
 _base_ = './ela_resnet20_cifar100.py'
 
 custom_imports = dict(imports=['ela_mm'])
 
-# The paper's ResNet-20 has basic blocks of 16, 32 and 64 channels, ELA's has
-# bottlenecks. Without zeros in the last norms, which is mmpretrain's default,
+# The paper's ResNet-20 has basic blocks of 16, 32 and 64 channels, not the
+# bottlenecks of ELA's. zero_init_residual, mmpretrain's default, is off, so that
 # blocks differ from the start.
 model = dict(
     backbone=dict(

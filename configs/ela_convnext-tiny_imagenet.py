@@ -1,7 +1,7 @@
 """ELA-ConvNeXt-T on ImageNet-1K, 300 epochs, from scratch.
 
 Train: tools/train.py configs/ela_convnext-tiny_imagenet.py
-The paper prunes its ResNets at the start and half way; here as well.
+Like the paper's ResNets, it is pruned near the start and half way.
 """
 _base_ = 'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'
 

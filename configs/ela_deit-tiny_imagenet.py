@@ -1,8 +1,8 @@
 """ELA-DeiT-Ti on ImageNet-1K, 300 epochs, from scratch.
 
 Train: tools/train.py configs/ela_deit-tiny_imagenet.py
-Attention is placed, normed and grouped (every 4 blocks) as in MRLA's DeiT. The
-paper prunes its ResNets at the start and half way; here as well.
+Attention is placed, normed and grouped (every 4 blocks) as in MRLA's DeiT. Like the
+paper's ResNets, it is pruned near the start and half way.
 """
 _base_ = 'mmpretrain::deit/deit-tiny_4xb256_in1k.py'
 

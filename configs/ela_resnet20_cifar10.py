@@ -1,8 +1,8 @@
 """ELA-ResNet-20 on CIFAR-10, 180 epochs: the paper's section 4.1, table 1.
 
 Train: tools/train.py configs/ela_resnet20_cifar10.py
-The data is fetched to data/cifar10 on first use.
-Its twins, by --cfg-options:
+The data is downloaded to data/cifar10 on first use.
+The networks to compare with, by --cfg-options:
     MRLA-base   custom_hooks="[]"
     MRLA-light  custom_hooks="[]" model.backbone.attention=light
     plain       custom_hooks="[]" model.backbone.attention=None

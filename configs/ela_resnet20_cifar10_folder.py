@@ -1,4 +1,4 @@
-"""ELA-ResNet-20 on CIFAR-10 as pictures in one folder per class.
+"""ELA-ResNet-20 on CIFAR-10 as image files, in one folder per class.
 
 Expects data/cifar10_images/train/<class>/*.jpg and test/<class>/*.jpg.
 """

@@ -12,7 +12,7 @@ dataset = dict(
     _delete_=True,
     type='DigitsClassificationDataset',
     pipeline=[dict(type='PackInputs')])
-# MMPretrain's own tools would have workers persist that are not there.
+# MMPretrain's own tools would set it to True, which fails without workers.
 loader = dict(batch_size=64, num_workers=0, persistent_workers=False)
 train_dataloader = dict(dataset=dict(split='train', **dataset), **loader)
 val_dataloader = dict(dataset=dict(split='val', **dataset), **loader)

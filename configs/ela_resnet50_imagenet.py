@@ -1,7 +1,7 @@
 """ELA-ResNet-50 on ImageNet-1K, 100 epochs: the paper's section 4.1, table 2.
 
 Train: tools/train.py configs/ela_resnet50_imagenet.py
-Its twins, by --cfg-options:
+The networks to compare with, by --cfg-options:
     MRLA-base   custom_hooks="[]"
     MRLA-light  custom_hooks="[]" model.backbone.attention=light
     plain       custom_hooks="[]" model.backbone.attention=None

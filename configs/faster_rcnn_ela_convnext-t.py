@@ -2,8 +2,8 @@
 
 Train: tools/train.py configs/faster_rcnn_ela_convnext-t.py
 Backbone, weights and layer-wise learning rates are those of mmdet's Mask R-CNN
-with ConvNeXt-T; attention learns at the rate of its block. The paper has
-ResNets; its windows and numbers are taken over.
+with ConvNeXt-T; attention learns at the rate of its block. Windows and
+parameters are the paper's for ResNets.
 """
 _base_ = [
     'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',

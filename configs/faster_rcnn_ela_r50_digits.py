@@ -28,7 +28,7 @@ model = dict(
         rcnn=dict(sampler=dict(num=64))),
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)))
 
-# Small pictures and training from scratch: the paper's setting for CIFAR.
+# The paper's settings for CIFAR, which fit small images and training from scratch.
 custom_hooks = [
     dict(
         type='ELAPruneHook',
@@ -70,7 +70,7 @@ val_dataloader = dict(
         data_prefix=dict(img='val/'),
         test_mode=True,
         pipeline=load_pipeline + [
-            dict(type='Resize', scale=(96, 96)),  # their size; sets the scale
+            dict(type='Resize', scale=(96, 96)),  # their size; sets scale_factor
             boxes,
             dict(
                 type='PackDetInputs',

@@ -6,11 +6,11 @@ _base_ = 'mmseg::fcn/fcn_r50-d8_4xb2-80k_cityscapes-512x1024.py'
 
 custom_imports = dict(imports=['ela_mm'], allow_failed_imports=False)
 
-# Starts as the plain network with the base's ImageNet weights, bit for bit.
+# It starts as the plain network with the base's ImageNet weights, bit for bit.
 model = dict(backbone=dict(type='ELAResNetV1c', zero_init_attention=True))
 
-# The paper has no segmentation. Windows are where its COCO runs have them, in
-# the first and the seventh twelfth; alpha, beta and mu are those of COCO.
+# The paper has no segmentation. As in its COCO runs, windows are in the first and
+# the seventh twelfth of the training; alpha, beta and mu are those of COCO.
 custom_hooks = [
     dict(
         type='ELAPruneHook',

@@ -28,10 +28,10 @@ model = dict(
         channels=64,
         num_classes=11,
         norm_cfg=norm_cfg,
-        # Seven pixels of eight are background.
+        # Seven eighths of the pixels are background.
         loss_decode=dict(class_weight=[0.2] + [1.] * 10)))
 
-# Small pictures and training from scratch: the paper's setting for CIFAR.
+# The paper's settings for CIFAR, which fit small images and training from scratch.
 custom_hooks = [
     dict(
         type='ELAPruneHook',

@@ -2,7 +2,7 @@
 
 Train: tools/train.py configs/retinanet_ela_regnetx-3.2GF.py
 frozen_stages=1, norm_eval=True and the RegNet weights stay as the base has
-them. The paper has ResNets; its windows and numbers are taken over.
+them. Windows and parameters are the paper's for ResNets.
 """
 _base_ = [
     'mmdet::regnet/retinanet_regnetx-3.2GF_fpn_1x_coco.py',

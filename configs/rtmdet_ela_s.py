@@ -2,8 +2,8 @@
 
 Train: tools/train.py configs/rtmdet_ela_s.py
 Its stages have 1, 2, 2 and 1 blocks, so that two layers can be pruned; larger
-ones have more. The paper prunes ImageNet's networks at the start and half way;
-here as well, with its numbers for COCO.
+RTMDets have more. Windows are near the start and half way, as the paper has them
+for ImageNet; alpha, beta and mu are its values for COCO.
 """
 _base_ = 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py'
 

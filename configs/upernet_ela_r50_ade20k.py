@@ -6,10 +6,10 @@ _base_ = 'mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py'
 
 custom_imports = dict(imports=['ela_mm'], allow_failed_imports=False)
 
-# Starts as the plain network with the base's ImageNet weights, bit for bit.
+# It starts as the plain network with the base's ImageNet weights, bit for bit.
 model = dict(backbone=dict(type='ELAResNetV1c', zero_init_attention=True))
 
-# As in fcn_ela_r50-d8_cityscapes.py.
+# Windows and parameters are chosen as in fcn_ela_r50-d8_cityscapes.py.
 custom_hooks = [
     dict(
         type='ELAPruneHook',

@@ -1,4 +1,4 @@
-"""What the COCO configs share: the paper's section 4.2 and table 5.
+"""The common part of the COCO configs: the paper's section 4.2 and table 5.
 
 Each of them adds one line, which replaces the backbone of its base:
 

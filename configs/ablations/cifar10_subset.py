@@ -1,4 +1,4 @@
-"""Plain, MRLA-base and ELA ResNet-20 on a fixed tenth of CIFAR-10's pictures.
+"""Plain, MRLA-base and ELA ResNet-20 on a fixed tenth of CIFAR-10's images.
 
 About half an hour on two cores. Expects data/cifar10_images, one folder per
 class, as configs/ela_resnet20_cifar10_folder.py does.

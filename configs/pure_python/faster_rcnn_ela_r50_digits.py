@@ -128,7 +128,7 @@ model = dict(
             nms=dict(type=nms, iou_threshold=0.5),
             max_per_img=100)))
 
-# The pictures are made from scikit-learn's digits on first use.
+# The images are made from scikit-learn's digits on first use.
 data_root = 'data/digits/'
 boxes = dict(type=LoadAnnotations, with_bbox=True)
 train_dataloader.update(

@@ -62,7 +62,7 @@ model = dict(
         num_classes=11,
         norm_cfg=norm_cfg,
         align_corners=False,
-        # Seven pixels of eight are background.
+        # Seven eighths of the pixels are background.
         loss_decode=dict(
             type=CrossEntropyLoss, class_weight=[0.2] + [1.] * 10)),
     train_cfg=dict(),

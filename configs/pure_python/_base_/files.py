@@ -1,4 +1,4 @@
-"""What the configs whose pictures are files have in common."""
+"""The common part of the configs whose images are files."""
 from mmengine.config import read_base
 from mmengine.dataset import DefaultSampler
 from mmengine.optim import LinearLR, OptimWrapper

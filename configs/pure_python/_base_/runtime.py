@@ -1,4 +1,4 @@
-"""What the configs of this folder have in common: measure, skip, log, save."""
+"""The common part of this folder's configs: measuring, skipping, logging, saving."""
 from mmengine.hooks import (
     CheckpointHook,
     DistSamplerSeedHook,
@@ -10,7 +10,7 @@ from mmengine.visualization import LocalVisBackend
 
 from ela_mm import ELAPruneHook, ReseedHook, ebqm
 
-# Classes instead of names: no registry is asked, so there is no scope.
+# Types are classes, not names: no registry is asked, so no scope is needed.
 default_scope = None
 
 default_hooks = dict(
@@ -20,7 +20,7 @@ default_hooks = dict(
     checkpoint=dict(type=CheckpointHook, interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type=DistSamplerSeedHook))
 
-# Small pictures and training from scratch: the paper's setting for CIFAR.
+# The paper's settings for CIFAR, which fit small images and training from scratch.
 custom_hooks = [
     dict(
         type=ELAPruneHook,
