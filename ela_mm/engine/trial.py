@@ -1,8 +1,9 @@
 """Measures how much a network loses without some of its layers."""
+import contextlib
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
-from typing import Any, Dict, FrozenSet, Iterable, Iterator, List, Sequence
+from typing import Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +31,10 @@ class Trial:
         candidates (List[str]): Names of the active layers to choose from.
         skip (str): How layers are skipped, see ``skip_layers`` of the
             backbone. Defaults to ``'layer'``.
+
+    Attributes:
+        announce (Callable): Called with the names of each set of layers right
+            before it is tried. Does nothing unless it is set.
     """
 
     def __init__(self,
@@ -39,6 +44,7 @@ class Trial:
                  candidates: List[str],
                  skip: str = 'layer') -> None:
         self.candidates = candidates
+        self.announce: Callable[[FrozenSet[str]], Any] = lambda names: None
         self._original = model
         self._source = batches
         self._sizes = list(sizes)
@@ -71,9 +77,22 @@ class Trial:
         added = self._losses_without(names) - self._losses_without(())
         return float(np.average(added, weights=self._sizes))
 
+    def follow(self, names: Iterable[str]) -> None:
+        """Try what another rank tries, whose losses count.
+
+        Losses of detectors average their normalisers over all ranks
+        (``reduce_mean``), so that no rank can compute one alone.
+
+        Args:
+            names (Iterable[str]): Names of the layers that it announced.
+        """
+        with contextlib.suppress(Exception):  # the other rank reports it
+            self._losses_without(tuple(names))
+
     def _losses_without(self, names: Sequence[str]) -> np.ndarray:
         key = frozenset(names)
         if key not in self._losses:
+            self.announce(key)
             with without(self._model, names, self._skip):
                 self._losses[key] = np.array(
                     [loss_of(self._model, batch) for batch in self._batches])

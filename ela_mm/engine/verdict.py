@@ -9,6 +9,7 @@ from ..pruning.decision import Decision, Moment, decide
 from ..pruning.windows import Window
 from .ranks import from_main_rank
 from .sanity import first_not_finite
+from .trial import Trial
 
 
 def verdict_of(hook, runner, window: Window,
@@ -17,6 +18,8 @@ def verdict_of(hook, runner, window: Window,
 
     Rank 0 decides for all: statistics are equal, but ranks may have different
     versions of scipy, different processors, and their own statistics of norms.
+    A criterion that measures on the network does so on all ranks in step, since
+    the losses of some detectors exchange numbers; those of rank 0 count.
 
     Args:
         hook (ELAPruneHook): Hook of the run.
@@ -27,15 +30,23 @@ def verdict_of(hook, runner, window: Window,
     Returns:
         Decision: The decision of rank 0.
     """
-    return from_main_rank(
-        _decide(hook, runner, window, measured) if is_main_process() else None)
-
-
-def _decide(hook, runner, window: Window,
-            measured: Dict[str, LayerKL]) -> Optional[Decision]:
-    criterion = hook.criterion_of(window)
     network = hook.held_out and hook.held_out.trial(
         runner.model, list(measured), hook.skip)
+    if is_main_process():
+        if network:
+            network.announce = from_main_rank
+        return from_main_rank(_decide(hook, runner, window, measured, network))
+    while True:
+        # Nobody waits for longer than one set of layers takes.
+        told = from_main_rank(None)
+        if isinstance(told, Decision):
+            return told
+        network.follow(told)
+
+
+def _decide(hook, runner, window: Window, measured: Dict[str, LayerKL],
+            network: Optional[Trial]) -> Decision:
+    criterion = hook.criterion_of(window)
     start = time.perf_counter()
     decision = decide(
         hook.backbone.attention_layers, measured, criterion, criterion.config,

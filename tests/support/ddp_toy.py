@@ -17,13 +17,14 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
-from mmengine.registry import DATA_SAMPLERS, HOOKS, METRICS
+from mmengine.registry import DATA_SAMPLERS, HOOKS, METRICS, MODELS
 
 from ela_mm.engine import ELAPruneHook, ranks
 from ela_mm.engine.hooks.ela_prune_hook import find_backbone
 from ela_mm.engine.journal.record import decision_to_json
 from ela_mm.pruning import statistics
 from support import pictures  # noqa: F401  registers a dataset
+from support.toy import ToyClassifier
 
 
 class Counting:
@@ -42,6 +43,19 @@ class Counting:
             return function(tensor, *args, **kwargs)
 
         return noted
+
+
+@MODELS.register_module(force=True)
+class ReducingClassifier(ToyClassifier):
+    """Its loss has a normaliser of all ranks, as ATSS's, FCOS's or DETR's."""
+
+    def forward(self, inputs, targets=None, mode='tensor'):
+        result = super().forward(inputs, targets, mode)
+        if mode == 'loss':
+            count = torch.ones(1) / get_world_size()
+            dist.all_reduce(count)  # mmdet's reduce_mean
+            result['loss'] = result['loss'] / count.squeeze()
+        return result
 
 
 @HOOKS.register_module(force=True)

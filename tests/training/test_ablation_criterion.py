@@ -1,5 +1,6 @@
 """Pruning by the loss that skipping a layer adds, in a real Runner."""
 import copy
+import logging
 import random
 from types import SimpleNamespace
 
@@ -20,12 +21,15 @@ from ela_mm import ELAPruneHook
 from ela_mm.engine.held_out import HeldOut
 from ela_mm.engine.journal.record import read_record
 from ela_mm.engine.trial import Trial, copy_of, loss_of
+from ela_mm.engine.verdict import verdict_of
 from ela_mm.errors import UsageError
 from ela_mm.pruning import LayerKL, decide
 from ela_mm.pruning.build import build_criterion
 from ela_mm.pruning.decision import Moment
+from ela_mm.pruning.trust import Rules
 
 IMAGES = 6
+VERDICT = 'ela_mm.engine.verdict'
 HELD = [0, 2, 5, 8, 10, 13]  # of 16, evenly spaced
 BACKBONE = dict(type='mmpretrain.ELAResNet', depth=18, base_channels=16,
                 stem_channels=16, drop_path_rate=.5)
@@ -288,6 +292,42 @@ def test_pictures_without_labels_are_a_note():
     assert 'has to load annotations' in decision.note
 
 
+@pytest.mark.parametrize('fails', [False, True])
+def test_ranks_try_the_network_in_step(fails):
+    """All of them each set of layers once, and rank 0's decision is theirs."""
+    model, trials, told = network(), [], []
+    measured = {x.name: LayerKL(.1 * i, .01, 8, 4, 0, [])
+                for i, x in enumerate(model.backbone.attention_layers) if x.index}
+    pictures = dict(inputs=batch(1)['inputs']) if fails else batch(1)
+
+    def trial(*args):
+        trials.append(Trial(args[0], [pictures], [4], *args[1:]))
+        return trials[-1]
+
+    criterion = build_criterion(dict(BY_LOSS, n=2))
+    hook = SimpleNamespace(
+        held_out=SimpleNamespace(trial=trial), criterion_of=lambda _: criterion,
+        backbone=model.backbone, skip='layer', rules=Rules(), images=IMAGES,
+        redundancy='paper', first_kl={}, by_epoch=True)
+    runner = SimpleNamespace(model=model, epoch=0, iter=4,
+                             logger=logging.getLogger('none'))
+
+    def verdict(main, exchange):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f'{VERDICT}.is_main_process', lambda: main)
+            patch.setattr(f'{VERDICT}.from_main_rank', exchange)
+            return verdict_of(hook, runner, (1, 1), measured)
+
+    decision = verdict(True, lambda value: told.append(value) or value)
+    assert told[-1] is decision and len(decision.skipped) == (0 if fails else 2)
+    left = iter(told)
+    assert verdict(False, lambda value: next(left)) is decision
+    assert next(left, None) is None
+    first, second = trials
+    assert first._losses.keys() == second._losses.keys()
+    assert len(told) == 1 + (1 if fails else len(first._losses))
+
+
 # --- what can be held out ----------------------------------------------------
 
 
@@ -327,8 +367,9 @@ def served_by(held):
 
 
 @pytest.mark.parametrize('wrap', [
-    lambda x: x, lambda x: RepeatDataset(x, 3), MultiImageMixDataset],
-    ids=['plain', 'repeated', 'mixed'])
+    lambda x: x, lambda x: RepeatDataset(x, 3), MultiImageMixDataset,
+    lambda x: mmengine_runner._SlicedDataset(x, len(x))],
+    ids=['plain', 'repeated', 'mixed', 'sliced'])
 def test_sets_in_wrappers(wrap):
     base = ToyPictures(10, serialize=wrap is MultiImageMixDataset)
     dataset = wrap(base)

@@ -177,12 +177,17 @@ def test_a_curve_is_of_all_ranks(two):
 
 @pytest.mark.slow
 def test_rank_0_asks_the_network(tmp_path):
-    """Norms of the ranks differ: each would measure another loss."""
+    """Norms of the ranks differ: each would measure another loss.
+
+    No rank can compute it alone: ranks exchange numbers for it.
+    """
     runs = launch(
         tmp_path / 'asks', 2,
         hook=dict(criterion=dict(type='ablation', n=2, images=4)),
-        **{'train_dataloader.dataset': dict(
-            type='ToyPictures', size=16, _delete_=True)})
+        env_cfg=dict(dist_cfg=dict(timeout=60)),
+        **{'model.type': 'ReducingClassifier',
+           'train_dataloader.dataset': dict(
+               type='ToyPictures', size=16, _delete_=True)})
     first, second = runs
     assert_equal_states(first['state'], second['state'])
     assert what_was_decided(first) == what_was_decided(second)
@@ -192,8 +197,9 @@ def test_rank_0_asks_the_network(tmp_path):
     resumed = launch(
         tmp_path / 'again', 2, '--resume', tmp_path / 'asks' / 'epoch_1.pth',
         hook=dict(criterion=dict(type='ablation', n=2, images=4)),
-        **{'train_dataloader.dataset': dict(
-            type='ToyPictures', size=16, _delete_=True)})
+        **{'model.type': 'ReducingClassifier',
+           'train_dataloader.dataset': dict(
+               type='ToyPictures', size=16, _delete_=True)})
     assert_equal_states(resumed[0]['state'], first['state'])
     assert what_was_decided(resumed[1]) == what_was_decided(first)
 
