@@ -14,6 +14,8 @@ from mmcv.ops import (
     soft_nms,
 )
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.optim import OneCycleLR
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.utils import digit_version
 from support import ROOT
 from support.malicious import RunsCode
@@ -202,9 +204,10 @@ def test_nothing_else_is_allowed(monkeypatch):
     checkpoints.install()
     assert {name for _, name in allowed} == {
         'mmengine.logging.history_buffer.HistoryBuffer', 'numpy.ndarray',
+        'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler',
         'numpy.dtype', 'builtins.getattr',
         *(f'{type(np.dtype(kind)).__module__}.{type(np.dtype(kind)).__name__}'
-          for kind in (np.float64, np.int64)),
+          for kind in np.typecodes['AllInteger'] + '?efd'),
         *(f'numpy.{core}.multiarray.{name}' for core in ('core', '_core')
           for name in ('_reconstruct', 'scalar')),
     }
@@ -213,6 +216,39 @@ def test_nothing_else_is_allowed(monkeypatch):
             assert what is restricted_getattr
         else:
             assert what.__name__ == name.rpartition('.')[2]
+
+
+@pytest.mark.parametrize('curve', ['cos', 'linear'])
+def test_the_state_of_onecycle_resumes(tmp_path, curve):
+    """It holds the function of its curve."""
+    def scheduler():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=.1)
+        return OneCycleLR(optimizer, eta_max=.2, total_steps=9,
+                          anneal_strategy=curve)
+
+    first, second = scheduler(), scheduler()
+    for _ in range(4):
+        first.step()
+    torch.save(first.state_dict(), tmp_path / 'state.pth')
+    second.load_state_dict(torch.load(tmp_path / 'state.pth',
+                                      weights_only=True))
+    for schedule in (first, second):
+        schedule.step()
+    assert second.get_last_value() == first.get_last_value()
+
+
+@pytest.mark.parametrize('kind', [
+    'bool', 'int8', 'uint8', 'int32', 'int64', 'float16', 'float32', 'float64'])
+def test_a_metric_of_any_kind_of_number_resumes(tmp_path, kind):
+    """The hub has it as the best score."""
+    hub = MessageHub.get_instance(f'best score of {kind}')
+    for name, value in dict(scalar=np.dtype(kind).type(1),
+                            array=np.ones(1, kind)).items():
+        hub.update_info(name, value)
+    torch.save(hub.state_dict(), tmp_path / 'hub.pth')
+    loaded = torch.load(tmp_path / 'hub.pth', weights_only=True)
+    assert loaded['runtime_info'] == hub.runtime_info
+    assert loaded['runtime_info']['array'].dtype == kind
 
 
 class UsesGetattr:
@@ -239,7 +275,9 @@ def test_malicious_checkpoints_are_refused(tmp_path):
 
 @pytest.mark.parametrize('obj, name', [(HistoryBuffer, '__init__'),
                                        (os, 'system'), (HistoryBuffer, 'data'),
-                                       (HistoryBuffer(), 'mean')])
+                                       (HistoryBuffer(), 'mean'),
+                                       (OneCycleParamScheduler, '__init__'),
+                                       (OneCycleParamScheduler, 'mean')])
 def test_restricted_getattr_reaches_nothing_else(obj, name):
     with pytest.raises(ValueError, match='do not trust it'):
         restricted_getattr(obj, name)

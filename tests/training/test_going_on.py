@@ -268,6 +268,7 @@ class Course(BaseMetric):
 
 # One of each kind that mmengine has, of rates and of momenta: a run of them
 # all ends with other values if any one has taken a step too many or too few.
+# But for OneCycleLR, which undoes what the others do: tests/project/test_compat.
 SCHEDULERS = [
     dict(type='LinearLR', start_factor=.5, by_epoch=False, end=6),
     dict(type='ConstantLR', factor=.9, end=2),
