@@ -132,6 +132,8 @@ def _bases(dataset: Dataset) -> Iterator[Tuple[BaseDataset, Callable]]:
             yield from _bases(member)
     elif isinstance(dataset, _PLAIN) or kind in _PLAIN_BY_NAME:
         yield from _bases(dataset.dataset)
+    elif kind == '_SlicedDataset':  # Runner's, for num_batch_per_epoch
+        yield from _bases(dataset._dataset)
     elif kind in _MIXING_BY_NAME:
         for base, loading in _bases(dataset.dataset):
             yield base, lambda part, loading=loading: _mixing(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.hooks import Hook
+from mmengine.runner import runner as mmengine_runner
 from mmengine.runner.loops import IterBasedTrainLoop, _InfiniteDataloaderIterator
 from support.pictures import ToyPictures
 from support.toy import ToyClassifier, toy_runner
