@@ -75,7 +75,7 @@ def with_defaults(plugins: Sequence[dict]) -> List[dict]:
         plugins (Sequence[dict]): Plugins that :func:`check_plugins` accepts.
 
     Returns:
-        List[dict]: Plugins with :data:`DEFAULTS` where they say nothing else.
+        List[dict]: Plugins with ``DEFAULTS`` for arguments that they leave out.
     """
     return [
         dict(plugin, cfg=dict(DEFAULTS.get(plugin['cfg']['type'], {}),
@@ -194,7 +194,8 @@ def _chosen(chosen: Optional[Sequence[int]], total: int,
     if wrong:
         raise UsageError(
             f'plugin blocks={tuple(chosen)}: stage {stage_index + 1} has blocks '
-            f'0 to {total - 1}; choose among them, and the stage by stages')
+            f"0 to {total - 1}; choose among them (the key 'stages' chooses "
+            'stages)')
     return chosen
 
 
