@@ -166,8 +166,9 @@ def override(cfg: Config, options: Optional[Dict[str, Any]]) -> None:
             (pair for pair in pairs if not _fits(cfg, *pair)), pairs[0])
         raise UsageError(
             f'{key}={value!r} does not fit the config '
-            f'({str(error.args[0])[:200]}): expected keys that lead through '
-            'its mappings and lists, and a mapping where one stands') from error
+            f'({str(error.args[0])[:200]}): expected dotted keys that follow '
+            'its mappings and lists, and a mapping to replace a mapping'
+        ) from error
 
 
 def _fits(cfg: Config, key: str, value: Any) -> bool:

@@ -89,10 +89,10 @@ def check_weights(model: nn.Module) -> None:
         if apart > DRIFT * size:
             raise UsageError(
                 f'the ranks no longer train one network: {name} differs by '
-                f'{apart:.3g}, where it is {size:.3g} at most. Something '
-                'trains that DDP does not exchange, such as parameters '
-                'released by hand on some ranks. Go on from the last '
-                'checkpoint without what did it')
+                f'{apart:.3g} between them, and is {size:.3g} at most. '
+                'Something trains that DDP does not exchange, such as '
+                'parameters that were unfrozen by hand on some ranks. Remove '
+                'the cause, and resume from the last checkpoint')
 
 
 def from_main_rank(value: T) -> T:

@@ -144,9 +144,10 @@ class Criterion:
         if self.asks_network:
             if network is None:
                 raise UsageError(
-                    f'criterion {self.config["type"]} asks the network what '
-                    'its layers are worth, which numbers of a window do not '
-                    'say; tools/analyze.py ablate CONFIG CHECKPOINT does')
+                    f'criterion {self.config["type"]} measures on the network '
+                    'what its layers are worth, which the KL divergences of a '
+                    'window do not tell; tools/analyze.py ablate CONFIG '
+                    'CHECKPOINT measures it')
             parameters = dict(parameters, network=network)
         skip, score = self._evaluate(kl, parameters)
         if skip.shape != kl.shape or skip.dtype != bool:

@@ -218,9 +218,9 @@ class KLStatistics:
                     samples=int(layer[2]))
             if not is_state(layer):
                 raise UsageError(
-                    f"the checkpoint's statistics of {name} are none: expected "
-                    f'{SUMS} sums and as many values as batches; it was '
-                    'changed or damaged, resume from another one')
+                    f"the checkpoint's statistics of {name} cannot be read: "
+                    f'expected {SUMS} sums and as many values as batches; the '
+                    'file was changed or damaged, resume from another one')
             self._layers[name] = LayerSums(device, layer)
             if _distributed() and dist.get_rank() != 0:
                 self._layers[name].forget_values()

@@ -613,5 +613,5 @@ def test_a_frozen_shortcut_is_no_checkpointed_one():
 def test_an_exchanged_downsample_is_told_of():
     net = ELAResNet(18, base_channels=32, attention='light', norm_eval=False)
     net.layer2[0].downsample = nn.Conv2d(32, 64, 1, stride=2)
-    with pytest.raises(ValueError, match='downsample of a block was exchanged'):
+    with pytest.raises(ValueError, match='downsample of a block was replaced'):
         net(torch.randn(2, 3, 64, 64))

@@ -265,5 +265,5 @@ def test_a_state_that_is_none_is_refused(change):
     state = statistics.state_dict()
     KLStatistics().load_state_dict(state, 'cpu')
     state['layer1.1'] = change and {**state['layer1.1'], **change}
-    with pytest.raises(UsageError, match='statistics of layer1.1 are none'):
+    with pytest.raises(UsageError, match='statistics of layer1.1 cannot be read'):
         KLStatistics().load_state_dict(state, 'cpu')

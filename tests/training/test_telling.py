@@ -231,6 +231,6 @@ def test_the_tool_ends_as_shells_expect(tmp_path):
     assert process.returncode == 130
     assert 'Traceback' not in said + process.stderr
     # That of epoch 1 was over by then.
-    assert 'validated before: what came out is taken from then' in said
+    assert 'validated before: the results of that validation are used' in said
     assert 'validating the resumed checkpoint' not in said
     assert said.rstrip().endswith('goes on from epoch_2.pth')

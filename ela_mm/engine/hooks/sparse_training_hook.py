@@ -160,9 +160,9 @@ class SparseTrainingHook(Hook):
         lost, total = count_lost(self.masks, self._weights)
         if self._were_sparse and lost:
             runner.logger.warning(
-                'the weights are of a sparse run, whose masks are taken up by '
-                f'resume=True alone: new ones are chosen, and {lost} of its '
-                f'{total} weights become 0')
+                'the weights are of a sparse run, but only resume=True restores '
+                f'its masks: new ones are chosen, and {lost} of its {total} '
+                'weights become 0')
 
     def _choose(self, runner) -> Tensors:
         gradients = {}

@@ -70,11 +70,11 @@ class ValidateResumedHook(Hook):
             validations.recall(runner.work_dir, self._loaded))
         if metrics is None:
             runner.logger.info('validating the resumed checkpoint: the '
-                               'interruption may have cut that off')
+                               'interruption may have cut its validation off')
             runner.val_loop.run()
         else:
             runner.logger.info('the resumed checkpoint was validated before: '
-                               'what came out is taken from then')
+                               'the results of that validation are used')
             _give(runner, metrics)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:

@@ -113,7 +113,7 @@ def _read_last_norms(blocks: Sequence[nn.Module],
                       0, last_norm_reader)
     except UsageError as error:
         raise UsageError(
-            "attention='dia' and 'rla' read what a block's last norm returns, "
-            f'and a {type(blocks[0]).__name__} of {type(blocks[0]).__module__} '
-            'hands it to no module: take a depth of 50 or more, whose blocks '
-            'are bottlenecks') from error
+            "attention='dia' and 'rla' read the output of a block's last norm, "
+            f'which a {type(blocks[0]).__name__} of '
+            f'{type(blocks[0]).__module__} does not pass to a module: take a '
+            'depth of 50 or more, whose blocks are bottlenecks') from error

@@ -77,9 +77,9 @@ class LightAttentionStage(Stage):
             _SHORTCUTS.reset(token)
         if not noted:
             raise UsageError(
-                'the downsample of a block was exchanged after attention had '
-                'been added, which mixes in what it computes: exchange its '
-                'parts instead')
+                'the downsample of a block was replaced after attention had '
+                'been added, which uses its output: replace the parts of the '
+                'downsample instead')
         _check_gradient(block, x, out, noted[-1])
         return out, noted[-1]
 
