@@ -4,6 +4,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 from torch import Tensor
 
+from ..engine import validations
 from ..engine.checkpoints import DEPLOY_KEY
 from ..engine.journal.record import decision_from_json, edit_to_json
 from ..engine.resumption import STATE_KEY
@@ -50,7 +51,8 @@ def edit_mask(checkpoint: Dict[str, Any],
     of averaged models are changed as well. The change is noted in the state of
     ELAPruneHook, so that the record of a resumed run contains it. Statistics of
     a window that has not ended are dropped, since they were measured between
-    other neighbours.
+    other neighbours. So is the note that the checkpoint was validated: a run
+    resumed from it validates the edited network.
 
     Args:
         checkpoint (Dict[str, Any]): Checkpoint of mmengine, loaded; not
@@ -98,7 +100,7 @@ def edit_mask(checkpoint: Dict[str, Any],
                              'undo')
     restore, skip = list(dict.fromkeys(restore)), list(dict.fromkeys(skip))
     _check_names(active, restore, skip)
-    edited = dict(checkpoint)
+    edited = validations.forget(checkpoint)
     for key, prefix in masks:
         edited[key] = _with_mask(edited[key], prefix, layers, restore, skip,
                                  skip_mode)

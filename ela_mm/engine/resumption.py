@@ -108,6 +108,7 @@ def restore(hook, runner, state: Optional[Dict[str, Any]]) -> None:
             hook.clock.go_on(hook.decisions[-1])
     _leave_out_other_windows(hook, runner)
     _warn_of_missed_windows(hook, runner)
+    _say_what_was_edited(hook, runner)
     _say_what_was_taken_up(hook, runner)
 
 
@@ -154,6 +155,13 @@ def _keep_begun_windows(hook, runner, begun: Dict[Given, Window]) -> None:
             runner.logger.info(
                 f'window {given} stays {window_name(span, windows.unit)}, as '
                 'it was when this run began it')
+
+
+def _say_what_was_edited(hook, runner) -> None:
+    for edit in hook.journal.edits:
+        if edit.iter == runner.iter:  # earlier ones are known to this run
+            runner.logger.info(
+                f'the mask of this checkpoint was edited by hand: {edit}')
 
 
 def _say_what_was_taken_up(hook, runner) -> None:

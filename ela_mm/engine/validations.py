@@ -62,6 +62,27 @@ def recall(work_dir: str, name: Optional[str]) -> Optional[Dict[str, float]]:
     return metrics
 
 
+def forget(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+    """Copy a checkpoint without the note that it was validated.
+
+    For a checkpoint whose network is changed: the results are not of the new
+    one, which a resumed run has to validate.
+
+    Args:
+        checkpoint (Dict[str, Any]): Checkpoint of mmengine; not changed.
+
+    Returns:
+        Dict[str, Any]: A shallow copy.
+    """
+    copy = {key: value for key, value in checkpoint.items() if key != KEY}
+    hub = copy.get('message_hub') or {}
+    info = hub.get('runtime_info') or {}
+    if info.get('loop_stage') == 'val':  # saved by the validation itself
+        copy['message_hub'] = {
+            **hub, 'runtime_info': {**info, 'loop_stage': 'train'}}
+    return copy
+
+
 def _read(work_dir: str) -> Dict[str, Any]:
     try:
         with open(osp.join(work_dir, FILE_NAME), encoding='utf-8') as file:

@@ -22,3 +22,10 @@ class MaskEdit:
     restored: List[str] = field(default_factory=list)
     skipped: List[str] = field(default_factory=list)
     undone: Optional[Window] = None
+
+    def __str__(self) -> str:
+        done = [f'{what} {", ".join(names)}' for what, names in
+                (('restored', self.restored), ('skipped', self.skipped))
+                if names]
+        return ' and '.join(done) + (
+            f' (window {self.undone} undone)' if self.undone else '')

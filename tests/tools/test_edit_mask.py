@@ -3,16 +3,17 @@ import pytest
 import torch
 from mmengine.runner import Runner
 from support.running import tool
-from support.toy import toy_config, toy_runner
+from support.toy import energy, toy_config, toy_runner, validation
 
 from ela_mm.analysis.history import read_run
 from ela_mm.analysis.report.redundancy import summarize
 from ela_mm.apis.edit_mask import edit_mask
+from ela_mm.engine import validations
 from ela_mm.engine.checkpoints import DEPLOY_KEY
 from ela_mm.engine.journal.record import read_record
 from ela_mm.errors import UsageError
 
-EMA = dict(type='EMAHook', momentum=0.1)
+HOOKS = [dict(type='EMAHook', momentum=0.1), dict(type='ValidateResumedHook')]
 SMALL = {'model.backbone.depth': 18}  # two layers a stage
 
 
@@ -20,7 +21,7 @@ SMALL = {'model.backbone.depth': 18}  # two layers a stage
 def trained(tmp_path_factory):
     """Work dir of three epochs with EMA; window 1 decided, window 2 begun."""
     folder = tmp_path_factory.mktemp('trained')
-    toy_runner(folder, windows=[(1, 1), (3, 4)], max_epochs=4, hooks=[EMA],
+    toy_runner(folder, windows=[(1, 1), (3, 4)], max_epochs=4, hooks=HOOKS,
                **SMALL).train()
     return folder
 
@@ -35,9 +36,9 @@ def active_of(checkpoint, key='state_dict', prefix='backbone.'):
     return mask.tolist()
 
 
-def resume(trained, folder, path, **overrides):
+def resume(trained, folder, path, hooks=HOOKS, **overrides):
     cfg = toy_config(folder, windows=[(1, 1), (3, 4)], max_epochs=4,
-                     hooks=[EMA], load_from=str(path), resume=True,
+                     hooks=hooks, load_from=str(path), resume=True,
                      **{**SMALL, **overrides})
     runner = Runner.from_cfg(cfg)
     runner.train()
@@ -79,6 +80,32 @@ def test_an_undone_window_is_taken_back_everywhere(trained, tmp_path):
     # Its own checkpoints hold the edit, and may be edited once more.
     again = edit_mask(load(tmp_path / 'on' / 'epoch_2.pth'), skip=skipped[:1])
     assert len(again.checkpoint['ela_prune_hook']['edits']) == 2
+
+
+@pytest.mark.parametrize('saved_by', ['train', 'val'])
+def test_an_edited_network_is_validated(trained, tmp_path, saved_by):
+    """Whatever is known is of the network before the edit."""
+    checkpoint = load(trained / 'epoch_2.pth')
+    checkpoint['message_hub']['runtime_info']['loop_stage'] = saved_by
+    validations.remember(
+        str(tmp_path), checkpoint['ela_validated_as'], dict(energy=23.))
+    first = read_record(trained)['decisions'][0]
+    kept = next(x['name'] for x in first['layers'] if x['status'] == 'kept')
+    edited = edit_mask(checkpoint, skip=[kept]).checkpoint
+    assert set(checkpoint) - set(edited) == {'ela_validated_as'}
+    info = checkpoint['message_hub']['runtime_info']
+    assert info['loop_stage'] == saved_by  # the given one
+
+    torch.save(edited, tmp_path / 'edited.pth')
+    runner = resume(
+        trained, tmp_path, tmp_path / 'edited.pth',
+        HOOKS[1:],  # with EMA the average would be validated
+        **validation(),
+        **{'custom_hooks.0.windows': [(1, 1)], 'train_cfg.max_epochs': 2})
+    found = runner.message_hub.get_scalar('val/energy').current()
+    assert found == pytest.approx(energy(runner.model))
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert f'checkpoint was edited by hand: skipped {kept}' in log
 
 
 def test_momentum_of_layers_skipped_by_hand_is_forgotten(trained, tmp_path):

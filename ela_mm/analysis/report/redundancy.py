@@ -110,12 +110,8 @@ def _why(run: Run) -> str:
 
 
 def _by_hand(run: Run, edit: MaskEdit) -> str:
-    done = [f'{what} {", ".join(names)}' for what, names in
-            (('restored', edit.restored), ('skipped', edit.skipped)) if names]
     return (f'The run went on from a checkpoint of {run.unit} '
-            f'{run.place(edit)} that was edited by hand: '
-            f'{" and ".join(done)}' +
-            (f' (window {edit.undone} undone)' if edit.undone else '') + '.')
+            f'{run.place(edit)} that was edited by hand: {edit}.')
 
 
 def _gain(run: Run) -> List[str]:
