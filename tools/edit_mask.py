@@ -31,7 +31,8 @@ def parse_args() -> argparse.Namespace:
         'that later layers still see its key and value; default: layer')
     parser.add_argument(
         '--out', metavar='FILE.pth',
-        help='file to write; default: <checkpoint>_edited.pth')
+        help='file to write, which must not exist yet; default: '
+        '<checkpoint>_edited.pth')
     return parser.parse_args()
 
 
@@ -81,6 +82,9 @@ def main() -> None:
     if osp.realpath(target) == osp.realpath(args.checkpoint):
         raise UsageError(f'--out {target!r} is the checkpoint itself: expected '
                          'another file to write to')
+    if osp.lexists(target):
+        raise UsageError(f'{target!r} exists, perhaps from an earlier edit: '
+                         'name another file with --out, or remove it first')
     done = edit_mask(checkpoint, args.restore, args.skip, args.undo_window,
                      args.skip_mode)
     with whole_file(target) as file:

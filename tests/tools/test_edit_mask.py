@@ -155,6 +155,17 @@ def test_what_a_checkpoint_holds_is_described(trained):
     assert not list(trained.glob('*_edited.pth'))
 
 
+def test_an_earlier_edit_is_not_overwritten(trained, tmp_path):
+    path = tmp_path / 'epoch_2.pth'
+    path.symlink_to(trained / 'epoch_2.pth')
+    earlier = tmp_path / 'epoch_2_edited.pth'
+    earlier.write_text('an edit')
+    process = tool('edit_mask.py', path, '--undo-window', 1)
+    assert process.returncode != 0 and earlier.read_text() == 'an edit'
+    (line, ) = process.stderr.splitlines()[-1:]
+    assert str(earlier) in line and '--out' in line
+
+
 @pytest.mark.parametrize('arguments, message', [
     (dict(), 'nothing to do'),
     (dict(restore=['layer9.0']), "no attention layer 'layer9.0'.*layer1.0 to"),
