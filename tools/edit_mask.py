@@ -58,6 +58,9 @@ def tell(done: Edited, target: str) -> None:
               f'skipped: {", ".join(edit.restored)}')
     if edit.skipped:
         print(f'skipped: {", ".join(edit.skipped)}')
+    for name in done.skipped_firsts:
+        print(f'{name} is the first of its stage, which ELA never skips: it is '
+              'skipped as you ask')
     print(f'{done.before} -> {done.after} of {len(done.layers)} attention '
           f'layers active, in {" and ".join(done.places)}')
     if done.left_out is not None:

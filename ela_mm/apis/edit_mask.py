@@ -39,6 +39,14 @@ class Edited(NamedTuple):
     places: List[str]
     left_out: Optional[Tuple[int, int]]
 
+    @property
+    def skipped_firsts(self) -> List[str]:
+        """Skipped layers that are the first of their stage; ELA keeps these."""
+        firsts: Dict[str, str] = {}
+        for name in self.layers:
+            firsts.setdefault(name.rsplit('.', 1)[0], name)
+        return [n for n in self.edit.skipped if n in firsts.values()]
+
 
 def edit_mask(checkpoint: Dict[str, Any],
               restore: Sequence[str] = (),
@@ -218,9 +226,8 @@ def _check_names(active: Dict[str, bool], restore: Sequence[str],
                                  (skip, 'skip', False)):
         for name in names:
             if name not in active:
-                order = list(active)
-                raise UsageError(f'no attention layer {name!r}: the checkpoint '
-                                 f'has {order[0]} to {order[-1]}')
+                raise UsageError(f'no attention layer {name!r} is in the '
+                                 f'checkpoint: it has {", ".join(active)}')
             if name in restore and name in skip:
                 raise UsageError(f'{name} is to be restored and skipped: '
                                  'expected one of them')

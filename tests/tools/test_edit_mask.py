@@ -138,6 +138,18 @@ def test_an_edit_within_a_window_starts_its_statistics_over(trained):
     assert checkpoint['ela_prune_hook']['statistics']  # the given one
 
 
+def test_a_first_layer_is_skipped_and_named(trained, tmp_path):
+    first = read_record(trained)['decisions'][0]
+    kept = [x['name'] for x in first['layers']
+            if x['name'] not in first['skipped']]
+    process = tool('edit_mask.py', trained / 'epoch_2.pth', '--skip', *kept,
+                   '--out', tmp_path / 'edited.pth')
+    said = [line.split()[0] for line in process.stdout.splitlines()
+            if 'is the first of its stage' in line]
+    assert said == ['layer1.0', 'layer2.0', 'layer3.0', 'layer4.0']
+    assert not any(active_of(load(tmp_path / 'edited.pth')))
+
+
 def test_retrieval_alone_stays_visible(trained):
     checkpoint = load(trained / 'epoch_2.pth')
     done = edit_mask(checkpoint, skip=['layer1.0'], skip_mode='retrieval')
@@ -168,7 +180,7 @@ def test_an_earlier_edit_is_not_overwritten(trained, tmp_path):
 
 @pytest.mark.parametrize('arguments, message', [
     (dict(), 'nothing to do'),
-    (dict(restore=['layer9.0']), "no attention layer 'layer9.0'.*layer1.0 to"),
+    (dict(restore=['layer9.0']), "no .* 'layer9.0' is .*layer1.1, layer2.0,"),
     (dict(restore=['layer1.0']), 'layer1.0 is active already'),
     (dict(skip=['layer1.0'], restore=['layer1.0']), 'to be restored and skipp'),
     (dict(undo_window=2), r'window 2: expected one .*1: \(1, 1\)'),
