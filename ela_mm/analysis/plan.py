@@ -30,6 +30,14 @@ from .planned_criteria import (  # noqa: F401
     most_of,
     rules_in_words,
 )
+from .rehearsal import (
+    FirstBatchError,
+    begin,
+    first,
+    first_batch,
+    try_samples,
+    try_validation,
+)
 from .schedule import Schedule, read_schedule
 
 # Seconds that timing may take, if the number of rounds is not given.
@@ -93,7 +101,8 @@ class Plan(NamedTuple):
         times (List[StepTime]): Step times with all layers, with half of the
             prunable ones skipped, and with as many skipped as the criterion
             can skip in a window; empty if not measured.
-        refused (List[str]): Reasons why the training would not start.
+        refused (List[str]): Reasons why the training would not start, or
+            would end at its first batch or at that of its first validation.
         notes (List[str]): Sentences on what could not be found out.
         rules (Sequence[str]): When a criterion is not followed, in words.
     """
@@ -111,12 +120,14 @@ def make_plan(cfg: Config,
               progress: Callable = iter) -> Plan:
     """Find out what a training will do.
 
-    Network, data and Runner are built, and a few steps with a learning rate of
-    0 are timed. Nothing is kept or written.
+    Network, data and Runner are built, the first batches of training and
+    validation are tried, and a few steps with a learning rate of 0 are timed.
+    Nothing is kept or written. Of the hooks, only this package's are asked.
 
     Args:
         cfg (Config): Config of the training; not changed.
-        rounds (int, optional): Number of timed rounds of steps; 0: none.
+        rounds (int, optional): Number of timed rounds of steps; 0: none, and
+            the first batches are loaded, but the network does not see them.
             Defaults to 3, or to 1 if these would take longer than a minute.
         progress (Callable): Function that wraps the list of rounds, to show a
             bar. Defaults to ``iter``.
@@ -158,12 +169,16 @@ def make_plan(cfg: Config,
                 if windows is not None and cfg.get('resume'):
                     _attempt(lambda: _go_on(windows, runner, cfg.load_from),
                              refused)
+                if not refused:
+                    _attempt(lambda: try_samples(runner), refused)
                 if rounds != 0 and not refused:
+                    _attempt(lambda: try_validation(runner), refused,
+                             'validation is not tried: ', notes)
                     times = _attempt(
                         lambda: _step_times(runner, layers, _most(cfg, layers),
                                             skip_mode_of(cfg), rounds,
-                                            progress), notes,
-                        'step times are not known: ') or []
+                                            progress), refused,
+                        'step times are not known: ', notes) or []
             elif runner is not None:
                 notes.append(f'{type(runner).__name__} is built, but not '
                              'rehearsed')
@@ -180,20 +195,28 @@ def make_plan(cfg: Config,
                 rules_in_words(hook) if criteria else ())
 
 
-def _attempt(make: Callable[[], Any], told: List[str], what: str = '') -> Any:
+def _attempt(make: Callable[[], Any],
+             told: List[str],
+             what: str = '',
+             unknown: Optional[List[str]] = None) -> Any:
     """Call a function; if it fails, note why and return None.
 
     Args:
         make (Callable): Function that may raise anything.
         told (List[str]): List to append a sentence to if it does.
-        what (str): Begin of that sentence. Defaults to ``''``.
+        what (str): Begin of that sentence, unless the first batch is to blame.
+            Defaults to ``''``.
+        unknown (List[str], optional): List for errors that the training need
+            not raise: all but those of the first batch. Defaults to ``told``.
     """
     try:
         return make()
-    except UsageError as error:
-        told.append(f'{what}{error}')
+    except FirstBatchError as error:
+        told.append(str(error))
     except Exception as error:
-        told.append(f'{what}{type(error).__name__}: {error}')
+        (told if unknown is None else unknown).append(what + (
+            '' if isinstance(error, UsageError) else
+            f'{type(error).__name__}: ') + str(error))
     return None
 
 
@@ -323,11 +346,8 @@ def _step_times(runner: Runner, layers: Sequence[PlannedLayer], most: int,
                 progress: Callable) -> List[StepTime]:
     """Time steps on the first samples, in turns; the learning rate is 0."""
     backbone = find_backbone(runner.model)
-    loader = runner.train_dataloader
-    size = (getattr(loader, 'batch_size', None)
-            or getattr(loader.batch_sampler, 'batch_size', 1))
-    batch = loader.collate_fn(
-        [loader.dataset[i] for i in range(min(size, len(loader.dataset)))])
+    batch = first_batch(runner.train_dataloader)
+    begin(runner)
     runner.optim_wrapper.initialize_count_status(runner.model, 0,
                                                  runner.max_iters)
     for group in runner.optim_wrapper.optimizer.param_groups:
@@ -355,10 +375,11 @@ def _step_times(runner: Runner, layers: Sequence[PlannedLayer], most: int,
         return step
 
     steps = {label: step_with(names) for label, names in wanted.items()}
+    with first('the first training step'):
+        taken = seconds_of(steps['all layers']) * len(steps)
     warm_up = 1
     if rounds is None:
         rounds = 3
-        taken = seconds_of(steps['all layers']) * len(steps)
         if taken * (warm_up + rounds) > PATIENCE:
             rounds, warm_up = 1, 0
     times = time_in_turns(steps, rounds, warm_up, progress)

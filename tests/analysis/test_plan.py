@@ -223,12 +223,16 @@ def test_what_would_be_refused_is_said(tmp_path, change, reason):
     assert plan_sections(plan)[-1].text[0].startswith('REFUSED: ')
 
 
-def test_what_cannot_be_timed_or_rehearsed_is_no_refusal(tmp_path):
-    """As several optimizers, or a runner with a strategy."""
+def test_what_cannot_be_timed_or_rehearsed_is_no_refusal(tmp_path, monkeypatch):
+    """As too little memory, or a runner with a strategy."""
+
+    def exhausted(step):
+        raise RuntimeError('CUDA out of memory')
+
+    monkeypatch.setattr('ela_mm.analysis.plan.seconds_of', exhausted)
     cfg = toy_config(tmp_path, max_epochs=2, **SMALL)
-    cfg.train_dataloader.collate_fn = dict(type='pseudo_collate')
     cfg.model.backbone.frozen_stages = 1  # attention there stays random
-    plan = make_plan(cfg, rounds=1)  # the toy takes a tensor
+    plan = make_plan(cfg, rounds=1)
     assert not plan.refused and not plan.times
     noise, unknown = plan.notes
     assert '2 attention layers lie in frozen stages with random' in noise
@@ -239,6 +243,28 @@ def test_what_cannot_be_timed_or_rehearsed_is_no_refusal(tmp_path):
     plan = make_plan(cfg, rounds=1)
     assert not plan.refused
     assert plan.notes[0] == 'FlexibleRunner is built, but not rehearsed'
+
+
+@pytest.mark.parametrize('change, rounds, reason', [
+    (('train_dataloader', 'dataset', dict(type='ToyDataset', label=7)), 1,
+     'the first training step raises IndexError: Target 7 is out of bounds.'),
+    (('train_dataloader', 'collate_fn', dict(type='pseudo_collate')), 1,
+     'the first training step raises '),  # the toy takes a tensor
+    (('val_dataloader', 'collate_fn', dict(type='pseudo_collate')), 1,
+     'the first step of validation raises '),
+    (('train_dataloader', 'dataset', dict(type='ToyDataset', label='gone')), 0,
+     "the first batch of training raises KeyError: 'gone'"),
+    (('val_dataloader', 'dataset', dict(type='ToyDataset', label='gone')), 0,
+     "the first batch of validation raises KeyError: 'gone'"),
+])
+def test_errors_of_the_first_batches_are_refusals(tmp_path, change, rounds,
+                                                  reason):
+    cfg = toy_config(tmp_path, max_epochs=2, **{**SMALL, **validation()})
+    loader, part, value = change
+    cfg[loader][part] = value
+    plan = make_plan(cfg, rounds=rounds)
+    assert len(plan.refused) == 1 and plan.refused[0].startswith(reason)
+    assert not any('step times' in note for note in plan.notes)
 
 
 def test_a_resumed_run_says_where_it_goes_on(tmp_path):

@@ -13,9 +13,16 @@ from ela_mm.hosts.mmdet import ELAResNet
 
 @DATASETS.register_module(force=True)
 class ToyDataset(Dataset):
-    """The same pictures of noise in every process."""
+    """The same pictures of noise in every process.
 
-    def __init__(self, size: int = 8) -> None:
+    Args:
+        size (int): Number of pictures.
+        label (int | str | None): Label of all; a word raises an error when a
+            picture is loaded. By default labels alternate.
+    """
+
+    def __init__(self, size: int = 8, label=None) -> None:
+        self.label = label
         generator = torch.Generator().manual_seed(7)
         self.images = torch.randn(size, 3, 32, 32, generator=generator)
 
@@ -23,7 +30,10 @@ class ToyDataset(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict:
-        return dict(inputs=self.images[index], targets=index % 2)
+        if isinstance(self.label, str):
+            raise KeyError(self.label)
+        target = index % 2 if self.label is None else self.label
+        return dict(inputs=self.images[index], targets=target)
 
 
 @MODELS.register_module(force=True)

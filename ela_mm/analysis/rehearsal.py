@@ -1,0 +1,97 @@
+"""Tries the first batches of a training, whose errors would end it."""
+import re
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Iterator
+
+import torch
+from mmengine.hooks import RuntimeInfoHook
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..errors import UsageError
+
+# Whether memory suffices, depends on the machine, not on the config.
+_OUT_OF_MEMORY = re.compile('out of memory|(not enough|allocate) memory', re.I)
+
+
+class FirstBatchError(UsageError):
+    """An error that the first batch of a training or a validation raises."""
+
+
+@contextmanager
+def first(what: str) -> Iterator[None]:
+    """Name what raises an error, as the training itself would.
+
+    Args:
+        what (str): What is tried, in words.
+
+    Raises:
+        FirstBatchError: On any error but lack of memory, which is raised as
+            it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+            raise
+        raise FirstBatchError(
+            f'{what} raises {type(error).__name__}: {error}') from error
+
+
+def first_batch(loader: DataLoader) -> Any:
+    """Load the first samples of a set in this process, in the set's order.
+
+    Args:
+        loader (DataLoader): Loader of the set.
+
+    Returns:
+        Any: A batch, as the loader makes it.
+    """
+    data = loader.dataset
+    size = (getattr(loader, 'batch_size', None)
+            or getattr(loader.batch_sampler, 'batch_size', 1))
+    samples = islice(data, size) if isinstance(data, IterableDataset) else (
+        data[i] for i in range(min(size, len(data))))
+    return loader.collate_fn(list(samples))
+
+
+def try_samples(runner: Runner) -> None:
+    """Load the first batch of training, and that of validation if there is one.
+
+    Args:
+        runner (Runner): Runner whose training loop is built.
+
+    Raises:
+        FirstBatchError: If one raises an error.
+    """
+    with first('the first batch of training'):
+        first_batch(runner.train_dataloader)
+    if runner.val_loop is not None:
+        with first('the first batch of validation'):
+            first_batch(runner.val_dataloader)
+
+
+def try_validation(runner: Runner) -> None:
+    """Let the network predict on the first batch of validation, if there is one.
+
+    Args:
+        runner (Runner): Runner whose training loop is built.
+
+    Raises:
+        FirstBatchError: If that raises an error.
+    """
+    if runner.val_loop is None:
+        return
+    batch = first_batch(runner.val_dataloader)
+    runner.model.eval()
+    with first('the first step of validation'), torch.no_grad():
+        runner.model.val_step(batch)
+    runner.model.train()
+
+
+def begin(runner: Runner) -> None:
+    """Tell MessageHub that the first epoch begins: some models ask it."""
+    for hook in runner.hooks:
+        if isinstance(hook, RuntimeInfoHook):
+            hook.before_train(runner)
