@@ -121,7 +121,7 @@ class Schedule(NamedTuple):
         return [
             text for window in self.windows
             for text in (self._too_early(window), self._too_short(window),
-                         self._too_late(window)) if text
+                         self._too_late(window), self._last(window)) if text
         ]
 
     def _too_early(self, window: Span) -> Optional[str]:
@@ -146,6 +146,13 @@ class Schedule(NamedTuple):
         return (f'{window.label} ends after early stopping could end the run, '
                 f'at {self.clock.words(self.earliest_stop)} at the earliest: '
                 'then it decides nothing')
+
+    def _last(self, window: Span) -> Optional[str]:
+        if not self.clock.end or window.end < self.clock.end:
+            return None
+        return (f'{window.label} ends with the training: skipping layers then '
+                'saves no training time, and the network is not trained '
+                'without them')
 
 
 def read_schedule(cfg: Config,

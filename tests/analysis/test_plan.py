@@ -127,6 +127,8 @@ def schedule_with(windows=(), **parts):
     ((350, 400), dict(earliest_stop=399), 'could end the run, at iteration '
      r'399 \(epoch 8\)'),
     ((350, 400), dict(earliest_stop=400), None),
+    ((450, 500), {}, 'ends with the training: .* saves no training time'),
+    ((449, 499), {}, None),
 ])
 def test_what_is_seldom_meant_is_said(window, parts, warning):
     import re
