@@ -476,7 +476,7 @@ def test_a_report_tries_layers_as_the_run_skips_them(classifier, recorded,
         raise UsageError('asked')
 
     monkeypatch.setattr(report, 'ablate', ablate)
-    cfg, model = report._load(read_run(str(work_dir)), str(config), str(
+    cfg, model, _ = report._load(read_run(str(work_dir)), str(config), str(
         max(work_dir.glob('epoch_*.pth'))), None, 'cpu')
     run = SimpleNamespace(record=dict(criterion=dict(type='EBQM'), **recorded))
     with pytest.raises(UsageError, match='asked'):

@@ -1,4 +1,7 @@
 """A mask edited by hand: in every copy, and known to the run that goes on."""
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.runner import Runner
@@ -6,6 +9,7 @@ from support.running import tool
 from support.toy import energy, toy_config, toy_runner, validation
 
 from ela_mm.analysis.history import read_run
+from ela_mm.analysis.report import report
 from ela_mm.analysis.report.redundancy import summarize
 from ela_mm.apis.edit_mask import edit_mask
 from ela_mm.engine import validations
@@ -205,3 +209,38 @@ def test_checkpoints_that_cannot_be_edited(trained):
         edit_mask(checkpoint, undo_window=1)
     assert edit_mask(checkpoint, skip=['layer1.0']).after == sum(
         active_of(checkpoint)) - 1
+
+
+def test_a_report_tells_two_networks_apart(trained, tmp_path, monkeypatch):
+    """The record's, and that of the checkpoint which is measured."""
+    for dear in ('timeline_section', 'window_section', '_schedule',
+                 'attention_section', '_what_if'):
+        monkeypatch.setattr(report, dear, lambda *_: [])
+    monkeypatch.setattr(report, 'render',
+                        lambda title, lines, *_: '\n'.join(lines))
+    folder = tmp_path / 'run'
+    shutil.copytree(trained, folder)
+    (folder / 'last_checkpoint').write_text('epoch_4.pth')  # not the original's
+
+    def said(**options):
+        path = report.write_report(
+            str(folder), without=report.PARTS[1:], say=lambda line: None,
+            **options)
+        first = Path(path).read_text().splitlines()[0]
+        return first if first.startswith('Two networks') else None
+
+    assert said() is None
+    name = read_record(folder)['active'][-1]
+    edited = folder / 'edited.pth'
+    torch.save(edit_mask(load(folder / 'epoch_4.pth'), skip=[name]).checkpoint,
+               edited)
+    text = said(checkpoint=str(edited))
+    assert f'edited.pth, with {len(read_record(folder)["active"]) - 1}' in text
+    assert f'{name} is skipped in it and active in the record' in text
+    assert f'Its mask was edited by hand: skipped {name}.' in text
+    # The run goes on from it, though nothing is left to train.
+    resume(folder, folder, edited)
+    text = said()
+    assert f'{name} is active in it and skipped in the record' in text
+    assert 'epoch_4.pth' in text and 'by hand' not in text
+    assert said(checkpoint=str(edited)) is None

@@ -11,10 +11,12 @@ from torch import nn
 
 from ...apis.data import annotated_batches, dataset_batches, sample_of, set_of
 from ...apis.loading import load_model, read_config
-from ...engine.journal.record import windows_of, write_whole
+from ...engine.journal.record import edits_of, windows_of, write_whole
+from ...engine.resumption import STATE_KEY
 from ...engine.trial import loss_of
 from ...errors import UsageError
 from ...models.backbones.layer_attention_mixin import find_backbone
+from ...pruning.edit import MaskEdit
 from ...version import __version__
 from ..ablate import ablate
 from ..attention import measure
@@ -133,9 +135,10 @@ def write_report(work_dir: str,
     if set(PARTS) - set(without):
         loaded = attempt('the model',
                          lambda: _load(run, *paths, cfg_options, device))
-    measured = similar = cost = features = ablated = None
+    measured = similar = cost = features = ablated = other = None
     if loaded is not None:
-        cfg, model = loaded
+        cfg, model, edits = loaded
+        other = _other_network(run, model, edits, paths[1])
         pictures = progress('pictures')
         measured = attempt(
             'attention', lambda: attention_section(
@@ -166,8 +169,8 @@ def write_report(work_dir: str,
                  if section]
     if cost is not None:
         sections.append(cost_section(cost))
-    page = render(f'ELA: what was pruned in {name_of(work_dir)}', summarize(run, cost),
-                  sections,
+    page = render(f'ELA: what was pruned in {name_of(work_dir)}',
+                  [*([other] if other else []), *summarize(run, cost)], sections,
                   ['Config: {}. Checkpoint: {}.'.format(*paths), *left_out,
                    *footer()])
     write_whole(page, osp.abspath(path))
@@ -193,7 +196,37 @@ def _load(run: Run, config: Optional[str], checkpoint: Optional[str],
         if path is None:
             raise UsageError(f'no {kind} in {run.work_dir!r}')
     cfg = read_config(config, cfg_options)
-    return cfg, load_model(cfg, checkpoint)[0].to(device)
+    model, saved = load_model(cfg, checkpoint)
+    state = saved.get(STATE_KEY) or {}
+    return cfg, model.to(device), edits_of(state)
+
+
+def _other_network(run: Run, model: nn.Module, edits: List[MaskEdit],
+                   path: str) -> Optional[str]:
+    """Say that the checkpoint has other active layers than the run ended with.
+
+    It is older than the record says, or its mask was edited by hand, or the
+    record mentions an edit of a checkpoint from which nothing was trained.
+    """
+    active = {x.name for x in find_backbone(model).attention_layers if x.active}
+    recorded = set(run.record['active'])
+    if active == recorded:
+        return None
+    differ = [
+        f'{", ".join(names)} {"are" if len(names) > 1 else "is"} {what}'
+        for names, what in (
+            ([n for n in run.record['layers'] if n in active - recorded],
+             'active in it and skipped in the record'),
+            ([n for n in run.record['layers'] if n in recorded - active],
+             'skipped in it and active in the record')) if names]
+    by_hand = [str(edit) for edit in edits if edit not in run.edits]
+    return (
+        'Two networks are on this page. Decisions, the timeline and what-if are '
+        f'those of the record, with {len(recorded)} active layers. Attention, '
+        'similarity, costs, features and ablation are measured on '
+        f'{osp.basename(path)}, with {len(active)}: {"; ".join(differ)}.' +
+        (f' Its mask was edited by hand: {"; ".join(by_hand)}.' if by_hand
+         else '') + ' To measure another checkpoint, name it with --checkpoint.')
 
 
 def _features(cfg: Config, model: nn.Module, channels: int,
