@@ -344,7 +344,7 @@ def _ask_hooks(runner: Runner, refused: List[str]) -> None:
 def _step_times(runner: Runner, layers: Sequence[PlannedLayer], most: int,
                 skip: str, rounds: Optional[int],
                 progress: Callable) -> List[StepTime]:
-    """Time steps on the first samples, in turns; the learning rate is 0."""
+    """Time steps on the first batch, in turns; the learning rate is 0."""
     backbone = find_backbone(runner.model)
     batch = first_batch(runner.train_dataloader)
     begin(runner)

@@ -40,7 +40,9 @@ def first(what: str) -> Iterator[None]:
 
 
 def first_batch(loader: DataLoader) -> Any:
-    """Load the first samples of a set in this process, in the set's order.
+    """Load the first batch in this process, in the order of the sampler.
+
+    Files are often sorted by class: the first of them would show one label.
 
     Args:
         loader (DataLoader): Loader of the set.
@@ -49,11 +51,11 @@ def first_batch(loader: DataLoader) -> Any:
         Any: A batch, as the loader makes it.
     """
     data = loader.dataset
-    size = (getattr(loader, 'batch_size', None)
-            or getattr(loader.batch_sampler, 'batch_size', 1))
-    samples = islice(data, size) if isinstance(data, IterableDataset) else (
-        data[i] for i in range(min(size, len(data))))
-    return loader.collate_fn(list(samples))
+    if isinstance(data, IterableDataset):
+        samples = list(islice(data, loader.batch_size or 1))
+    else:
+        samples = [data[i] for i in next(iter(loader.batch_sampler))]
+    return loader.collate_fn(samples)
 
 
 def try_samples(runner: Runner) -> None:

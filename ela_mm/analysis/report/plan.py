@@ -46,8 +46,8 @@ def layers_section(layers: Sequence[PlannedLayer]) -> Section:
             for what in ('frozen', 'inert', 'prunable', 'active')
         ])
     table = Table(
-        'Layers by stage; numbers are those of the blocks',
-        ['stage', 'layers', 'frozen', 'inert', 'prunable', 'skipped already'],
+        'Layers by stage: how many, and which blocks, from 0',
+        ['stage', 'number', 'frozen', 'inert', 'prunable', 'skipped already'],
         rows, [['layer', *PlannedLayer._fields[1:], 'prunable']] +
         [[*layer, layer.prunable] for layer in layers])
     return Section('Layers', text, [table])
@@ -256,7 +256,7 @@ def _times_section(times: Sequence[StepTime]) -> Section:
     rows = [[x.label, str(x.layers), f'{x.median:.3g}',
              f'{min(x.seconds):.3g} to {max(x.seconds):.3g}',
              f'{x.ratio:.2f}'] for x in times]
-    text = ['Whole training steps on the first samples, timed in turns, '
+    text = ['Whole training steps on the first batch, timed in turns, '
             f'{rounds} round{"s" * (rounds > 1)}, on this machine. Compare the '
             'ratios: each is the median over the rounds.']
     spread = max(max(x.seconds) - min(x.seconds) for x in times)
