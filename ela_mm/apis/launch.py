@@ -21,6 +21,7 @@ from ..engine.checkpoints import is_intact
 from ..errors import INTERRUPTED, UsageError, while_read
 from .data import prepare_config
 from .loading import config_from_file, override, settings
+from .options import options_explained
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -144,7 +145,8 @@ def build_runner(cfg: Config, trains: bool = True) -> Runner:
         Runner: Runner of the config's ``runner_type``.
 
     Raises:
-        UsageError: If nothing can be written to the work dir.
+        UsageError: If nothing can be written to the work dir, or on an option
+            that its class does not have.
     """
     _check_work_dir(cfg.work_dir)
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
@@ -154,7 +156,8 @@ def build_runner(cfg: Config, trains: bool = True) -> Runner:
         if kind is not None:  # else building it raises an error
             build = type(kind.__name__, (kind, ),
                          dict(dump_config=_dump_beside_log)).from_cfg
-    runner = build(cfg)
+    with options_explained(cfg._cfg_dict):
+        runner = build(cfg)
     for handler in runner.logger.handlers:
         if isinstance(handler, logging.FileHandler):
             _escape(handler.stream)

@@ -20,6 +20,7 @@ from ..engine.hooks.ela_prune_hook import ELAPruneHook
 from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import ela_backbones
 from .downloads import download_explained
+from .options import options_explained
 
 # Errors that mmengine raises on an option that does not fit the config.
 _MISFITS = (AttributeError, KeyError, TypeError)
@@ -222,12 +223,17 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def build_any_model(cfg: Config) -> nn.Module:
-    """Build a config's model, with or without an ELA backbone."""
+    """Build a config's model, with or without an ELA backbone.
+
+    Raises:
+        UsageError: On an option that its class does not have.
+    """
     enter_scope(cfg)
     config = deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:  # as Runner does
         config.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return MODELS.build(config)
+    with options_explained(cfg.model, 'model.'):
+        return MODELS.build(config)
 
 
 def load_model(cfg: Config, path: str) -> Tuple[nn.Module, dict]:

@@ -10,14 +10,17 @@ from support.training import without_times
 from ela_mm import ELAPruneHook
 from ela_mm.apis.launch import build_runner, check_has
 from ela_mm.apis.loading import (
+    build_any_model,
     criterion_of,
     prune_hook_of,
     redundancy_of,
     skip_mode_of,
 )
+from ela_mm.apis.options import options_explained
 from ela_mm.engine import SparseTrainingHook, surgery
 from ela_mm.engine.journal.record import read_record
 from ela_mm.errors import UsageError
+from ela_mm.hosts.mmdet import ELAResNet
 
 
 def test_hooks_forget_the_runner_before(tmp_path):
@@ -92,3 +95,33 @@ def test_a_work_dir_that_cannot_be_written_to_is_named(tmp_path, place, why):
     with pytest.raises(UsageError, match=f"{place}' cannot be written to "
                                          fr'\({why}\).*--work-dir'):
         build_runner(toy_config(tmp_path / place))
+
+
+def test_a_misspelt_option_is_named_with_its_class(tmp_path):
+    def config():
+        return toy_config(tmp_path, max_epochs=1)
+
+    near, far, base, hook = (config() for _ in range(4))
+    near.model.backbone.zero_init_atention = True
+    for build in (build_any_model, build_runner):
+        with pytest.raises(UsageError, match=(
+                r"^model\.backbone\.zero_init_atention=True: ELAResNet has no such "
+                r"option; did you mean 'zero_init_attention'")):
+            build(near)
+    far.model.backbone.qqq = 1  # the base class's options are expected, too
+    with pytest.raises(UsageError, match='qqq=1: .* expected .*head_dim.*depth'):
+        build_any_model(far)
+    base.model.backbone.frozen_stage = 1
+    with pytest.raises(UsageError, match="did you mean 'frozen_stages'"):
+        build_any_model(base)
+    hook.custom_hooks[0].window = hook.custom_hooks[0].windows
+    with pytest.raises(UsageError, match=(
+            r"^custom_hooks\.0\.window=.*: ELAPruneHook has .*'windows'")):
+        build_runner(hook)
+
+
+def test_an_option_that_is_not_in_the_config_keeps_its_error(tmp_path):
+    """A class that hands a wrong option on is at fault, not the config."""
+    config = toy_config(tmp_path)._cfg_dict
+    with pytest.raises(TypeError, match='depht'), options_explained(config):
+        ELAResNet(depht=18)
