@@ -20,6 +20,9 @@ TOOLS: Dict[str, List[str]] = {
     'benchmark': ['benchmark.py'],
     'ablation': ['ablation.py'],
 }
+# Questions of ela analyze, which need not be said before them.
+QUESTIONS = ('layers', 'attention', 'redundancy', 'features', 'similarity',
+             'ablate', 'whatif', 'cost', 'compare', 'report')
 USAGE = 'usage: ela COMMAND ...'
 CONFIGS_USAGE = """usage: ela configs [WORD ...]
        ela configs --copy NAME [--to FOLDER]
@@ -72,11 +75,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         configs(place.configs, words)
     elif name in ('-h', '--help'):
         print(help_text(place))
-    elif name not in TOOLS:
+    elif name not in TOOLS and name not in QUESTIONS:
         sys.exit(f'error: no command {name!r}: expected one of '
-                 f'{", ".join([*TOOLS, "configs"])}')
+                 f'{", ".join([*TOOLS, "configs"])}, or of ela analyze: '
+                 f'{", ".join(QUESTIONS)}')
     else:
-        tool, *first = TOOLS[name]
+        tool, *first = TOOLS.get(name, ['analyze.py', name])
         # argparse calls a program by the last part of its path.
         sys.argv = [f'ela {name}' if not first else 'ela', *first, *words]
         # As runpy does, but with a program name other than the tool's path.
@@ -95,7 +99,8 @@ def help_text(place: Place) -> str:
             about = f'The same as ela analyze {first[0]}.'
         lines.append(f'  {name:<11} {about}')
     lines += [f'  {"configs":<11} List the configs that come along, copy one.',
-              '', 'ela COMMAND --help says more.']
+              '', 'ela report is short for ela analyze report; so are',
+              f'{", ".join(QUESTIONS[:-1])}.', 'ela COMMAND --help says more.']
     return '\n'.join(lines)
 
 

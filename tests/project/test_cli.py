@@ -18,8 +18,17 @@ def test_every_tool_has_a_name():
     assert tools - named == {'demo.py'}  # which is of the repository
 
 
+def test_every_question_of_analyze_has_a_short_form(monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['ela'])
+    with pytest.raises(SystemExit):
+        cli.main(['analyze', '--help'])
+    known = re.search(r'{([\w,]+)}', capsys.readouterr().out)[1].split(',')
+    assert ['plan', *cli.QUESTIONS] == known and 'plan' in cli.TOOLS
+
+
 @pytest.mark.parametrize('words, said', [
     (['analyze', 'cost', '--help'], 'usage: ela analyze cost'),
+    (['whatif', '--help'], 'usage: ela whatif'),
     (['export', '--help'], 'usage: ela export'),
     (['edit-mask', '--help'], 'usage: ela edit-mask'),
 ])
