@@ -145,7 +145,8 @@ def parse_args() -> argparse.Namespace:
         'curves show the whole runs')
     command.add_argument(
         '--out', metavar='FOLDER',
-        help=f'folder of results; default: {FOLDER} in the first work dir')
+        help=f'folder of results; default: {FOLDER} in the folder '
+        'that holds all work dirs, or in that of the grid')
     command.add_argument(
         '--no-parameters', action='store_true',
         help='do not build the networks to count their parameters')

@@ -27,7 +27,7 @@ from ..plotting import printable
 from ..pruning.build import build_criterion
 from .ablate import ablate as ablate_layers
 from .attention import measure
-from .compare import compare_runs, find_runs
+from .compare import common_folder, compare_runs, find_runs
 from .cost import Cost, cost_of_config
 from .features import check_grad_cam, choose_layers, look
 from .history import as_of_checkpoint, decided, read_run
@@ -265,8 +265,7 @@ def compare(args: Namespace) -> None:
                          progress_bar('runs'), args.config, args.checkpoint)
     for line in summarize_comparison(found):
         print(printable(line))
-    # In the first work dir, or in the folder of the grid.
-    folder = args.out or osp.join(args.source[0], FOLDER)
+    folder = args.out or osp.join(common_folder(args.source), FOLDER)
     sections = compare_sections(found)
     show(sections, folder)
     try:

@@ -1,5 +1,6 @@
 """Compares runs: what they skipped, their metrics, and their parameters."""
 import glob
+import os
 import os.path as osp
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -108,6 +109,22 @@ def find_runs(folders: Sequence[str]) -> List[str]:
                          'the folder of a grid' if found else
                          'nothing is named: expected work dirs of runs')
     return found
+
+
+def common_folder(folders: Sequence[str]) -> str:
+    """Find where results of several runs belong: in none of the runs.
+
+    Args:
+        folders (Sequence[str]): Work dirs, or the folder of a grid.
+
+    Returns:
+        str: The folder of a grid, or the nearest folder that holds all work
+        dirs; the first work dir if nothing can be written there.
+    """
+    common = osp.commonpath(map(osp.abspath, folders))
+    if common == osp.dirname(common) or not os.access(common, os.W_OK):
+        return folders[0]
+    return osp.relpath(common)
 
 
 def compare_runs(folders: Sequence[str],

@@ -1,6 +1,7 @@
 """Runs side by side: what they skipped, what they cost, what tells them apart."""
 import csv
 import json
+import os.path as osp
 import shutil
 from dataclasses import replace
 
@@ -10,17 +11,20 @@ from support import ROOT
 from support.running import tool
 from support.toy import toy_runner, validation
 
-from ela_mm.analysis.compare import compare_runs, find_runs
+from ela_mm.analysis.compare import common_folder, compare_runs, find_runs
+from ela_mm.analysis.history import read_run
 from ela_mm.analysis.report.compare import (
     _narrowly,
+    _when,
     compare_sections,
     summarize_comparison,
 )
 from ela_mm.analysis.run_names import name_of, names_of
-from ela_mm.engine.journal.record import FILE_NAME, read_record
+from ela_mm.engine.journal.record import FILE_NAME, edit_to_json, read_record
 from ela_mm.errors import UsageError
 from ela_mm.experiments.grid import cells, read_grid
 from ela_mm.pruning.decision import Outcome
+from ela_mm.pruning.edit import MaskEdit
 
 SMALL = {'model.backbone.depth': 18}
 
@@ -59,6 +63,27 @@ def test_what_tells_runs_apart(runs):
     said = ' '.join(summarize_comparison(found))
     assert ('1 of 8 attention layers are skipped in all runs that have them, 2 in '
             'some, 5 in none') in said
+    assert 'of the same name' not in said
+    shorter = found.fates[0].copy()
+    shorter.popitem()
+    said = ' '.join(summarize_comparison(
+        found._replace(fates=[shorter, *found.fates[1:]])))
+    assert 'The networks have 7 to 8 layers; layers of the same name' in said
+
+
+def test_layers_changed_by_hand_are_named(runs):
+    run = read_run(str(runs / 'few'))
+    edit = edit_to_json(MaskEdit(2, 8, ['layer2.1'], ['layer3.1']))
+    run = run._replace(record=dict(run.record, edits=[edit]))
+    assert _when(run).endswith(
+        '; by hand: restored layer2.1 and skipped layer3.1')
+
+
+def test_results_of_several_runs_lie_in_none_of_them(runs):
+    few, many = str(runs / 'few'), str(runs / 'many')
+    assert osp.samefile(common_folder([few, many]), runs)
+    assert osp.samefile(common_folder([str(runs)]), runs)  # of a grid
+    assert common_folder([few, '/proc']) == few  # the root is no place
 
 
 def test_parameters_are_those_of_the_network(runs):

@@ -66,7 +66,7 @@ overrides:
 WRITTEN = {
     'deploying.md': [f'{RUN}/epoch_10_deploy.pth', 'net.onnx'],
     'getting_started.md': [f'{RUN}/ela_report.html'],
-    'reading_the_report.md': ['work_dirs/seed_0/ela_analysis/compare.html'],
+    'reading_the_report.md': ['work_dirs/ela_analysis/compare.html'],
     'training.md': ['work_dirs/my_grid/results.md'],
     'using_ela.md': ['OURS.pth', f'{RUN}/edited.pth'],
 }

@@ -64,6 +64,10 @@ def summarize_comparison(found: Compared) -> List[str]:
             f'{len(everywhere)} of {len(found.layers)} attention layers are '
             f'skipped in all runs that have them, {len(found.differing)} in '
             f'some, {nowhere} in none.')
+        sizes = sorted({len(fates) for fates in found.fates if fates})
+        if len(sizes) > 1:
+            lines[-1] += (f' The networks have {sizes[0]} to {sizes[-1]} layers; '
+                          'layers of the same name count as one.')
     ends = [(run.metrics[-1][1], name) for name, run in
             zip(found.names, found.runs)
             if run.metrics and math.isfinite(run.metrics[-1][1])]
@@ -135,8 +139,7 @@ def _when(run: Run) -> str:
         f'{", ".join(x.short for x in d.layers if x.name in d.skipped)}'
         for d in run.decisions if d.skipped
     ]
-    parts += [f'by hand: +{len(e.restored)} -{len(e.skipped)}'
-              for e in run.edits]
+    parts += [f'by hand: {edit}' for edit in run.edits]
     return '; '.join(parts) or ('-' if not run.record['layers'] else 'none')
 
 
