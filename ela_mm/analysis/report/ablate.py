@@ -128,9 +128,10 @@ def _of_decision(found: Ablated) -> str:
     criterion = dict(found.criterion)
     kind = criterion.pop('type')
     if found.decision is None:
-        return f'{kind} would skip no layer on these weights.'
+        return f'If a window ended with these weights, {kind} would skip no layer.'
     on = '' if found.ranked_by == 'kl' else f', by the {_NAMES[found.ranked_by]},'
-    return (f'{kind}{on} would skip {", ".join(found.decision.skipped)}: '
+    return (f'If a window ended with these weights, {kind}{on} would skip '
+            f'{", ".join(found.decision.skipped)}: '
             f'together, {_difference(found.decision)} loss' +
             ('' if found.decision.top1 is None else
              f', {found.decision.top1:+.2f} points of top-1') + '.')
