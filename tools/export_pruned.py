@@ -93,6 +93,9 @@ def main() -> None:
         print(f'{done.active} of {done.layers} attention layers are active; '
               f'left out {len(done.left_out)} tensors with {done.parameters:,} '
               'parameters and norm statistics of the others')
+    training = [key for key in checkpoint if key not in ('meta', 'state_dict')]
+    if training:
+        print(f'left out, as only training needs it: {", ".join(training)}')
     print(f'{args.checkpoint}: {megabytes(done.bytes_before)} -> {target}: '
           f'{megabytes(done.bytes_after)}')
     if args.onnx is None:

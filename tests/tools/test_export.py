@@ -380,8 +380,8 @@ def classifier(tmp_path_factory):
     model = get_model(str(config), device='cpu')
     seen_data(model)
     model.backbone.skip_layers(['layer2.1', 'layer3.3', 'layer3.4'])
-    torch.save(dict(meta=dict(epoch=1), state_dict=model.state_dict()),
-               folder / 'epoch_1.pth')
+    torch.save(dict(meta=dict(epoch=1), state_dict=model.state_dict(),
+                    optimizer=dict()), folder / 'epoch_1.pth')
     return config, folder / 'epoch_1.pth', model.eval()
 
 
@@ -393,6 +393,7 @@ def test_tool_exports_a_classifier(classifier, tmp_path):
     assert process.returncode == 0, process.stderr[-2000:]
     assert '13 of 16 attention layers are active; left out 24' in (
         process.stdout)
+    assert 'as only training needs it: optimizer\n' in process.stdout
     assert 'MB' in process.stdout and '-> scores' in process.stdout
     assert ('any number of pictures, of 48 x 64 pixels and no other size'
             in process.stdout)
