@@ -78,6 +78,7 @@ class StepClock:
     def go_on(self, decision: Decision) -> None:
         """Time the steps after a pruning done before the run was resumed."""
         if decision.times.after is None:
+            decision.times.resumed = True
             self._gain.wait_for(decision)
 
     def time_in_turns(self, runner, decision: Decision) -> None:

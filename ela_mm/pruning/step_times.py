@@ -24,6 +24,8 @@ class StepTimes:
             without the skipped layers over that with them, timed in turns
             right after the pruning; None if that was not done.
         rounds (int): Number of pairs of steps behind ``ratio``.
+        resumed (bool): Whether the run was resumed between the two medians,
+            which then are of two processes, perhaps on two machines.
     """
     before: Optional[float] = None
     after: Optional[float] = None
@@ -32,6 +34,7 @@ class StepTimes:
     after_quartiles: Optional[Tuple[float, float]] = None
     ratio: Optional[Tuple[float, float, float]] = None
     rounds: int = 0
+    resumed: bool = False
 
     @property
     def are_enough(self) -> bool:
@@ -56,7 +59,9 @@ class StepTimes:
                 f'{_seconds(self.after, self.after_quartiles)} '
                 f'(medians{quartiles}{steps})' +
                 ('' if self.differ else
-                 ': they differ by less than their spread'))
+                 ': they differ by less than their spread') +
+                ('; the run was resumed in between, and two processes may '
+                 'differ in speed without any pruning' if self.resumed else ''))
 
     def in_turns(self) -> str:
         """Put ``ratio`` into words; it must have been measured."""

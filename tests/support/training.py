@@ -6,7 +6,7 @@ from support.toy import toy_runner
 # What a record has of the clock, and two equal runs do not share.
 TIMES = ('step_time_before', 'step_time_after', 'steps_timed',
          'step_quartiles_before', 'step_quartiles_after', 'step_ratio',
-         'step_ratio_rounds', 'step_times')
+         'step_ratio_rounds', 'step_times', 'step_times_resumed')
 
 
 def without_times(entry: dict) -> dict:

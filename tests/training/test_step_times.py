@@ -1,5 +1,6 @@
 """Step times that mean something: quartiles, in turns, and over the training."""
 import random
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -365,6 +366,21 @@ def test_the_run_records_the_median_of_every_epoch(tmp_path):
                load_from=str(tmp_path / 'a' / 'epoch_2.pth')).train()
     again = read_record(tmp_path / 'b')['step_times']
     assert again[:2] == points[:2] and again[2][0] == 3
+
+
+def test_steps_of_two_processes_are_not_compared_without_a_word(tmp_path):
+    """Those before a pruning and, once resumed, those after it."""
+    make = partial(toy_runner, tmp_path, max_epochs=2, windows=[(1, 1)],
+                   hook=dict(criterion=dict(type='fixed', n=1)),
+                   **{'model.backbone.depth': 18})
+    make().train()
+    (whole, ) = read_run(str(tmp_path)).decisions
+    make(resume=True, load_from=str(tmp_path / 'epoch_1.pth')).train()
+    (resumed, ) = read_run(str(tmp_path)).decisions
+    said = 'the run was resumed in between'
+    assert whole.times.after and said not in whole.times.medians()
+    assert resumed.times.after and said in resumed.times.medians()
+    assert resumed.times.before == whole.times.before
 
 
 @pytest.mark.parametrize('least, ends', [(3, [3, 6]), (2, [2, 5])])

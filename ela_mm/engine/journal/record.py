@@ -232,6 +232,7 @@ _DECISION = {
     'step_quartiles_after?': [_NUMBER, _NUMBER],
     'step_ratio?': [_NUMBER, _NUMBER, _NUMBER],
     'step_ratio_rounds?': _INT,
+    'step_times_resumed?': (bool, ),
 }
 _EDIT = {
     'epoch': _INT,
@@ -330,6 +331,8 @@ def decision_to_json(decision: Decision) -> Dict[str, Any]:
             entry[name] = list(known)
     if times.ratio is not None:
         entry['step_ratio_rounds'] = times.rounds
+    if times.resumed:
+        entry['step_times_resumed'] = True
     for name in ('by_position', 'saturated', 'as_drawn'):
         if getattr(decision, name):
             entry[name] = True
@@ -407,4 +410,5 @@ def _times_from_json(entry: Dict[str, Any]) -> StepTimes:
         known('step_quartiles_before'),
         known('step_quartiles_after'),
         known('step_ratio'),
-        entry.get('step_ratio_rounds') or 0)
+        entry.get('step_ratio_rounds') or 0,
+        bool(entry.get('step_times_resumed')))
