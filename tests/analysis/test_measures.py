@@ -1,4 +1,7 @@
 """Rankings by another measure than KL: what pictures, tables and whatif say."""
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from support.toy import ToyClassifier, ToyDataset
@@ -171,6 +174,20 @@ def test_the_picture_draws_the_measure(redundancy, scale):
     assert drawn == pytest.approx(
         sorted(max(x, floor) for x in values.values()))
     assert redundancy == 'paper' or redundancy in axes.get_xlabel()
+
+
+def test_a_summary_says_what_attention_costs_and_why_layers_went(tmp_path):
+    decision = replace(decided(), as_drawn=True)
+    run = run_of(tmp_path, decision)
+    cost = SimpleNamespace(stages=[SimpleNamespace(seconds=2.)] * 2,
+                           seconds_before=5., seconds_after=4.4)
+    said = ' '.join(summarize(run, cost))
+    assert ('with all attention layers takes 1.25 times as long as one without '
+            'attention; as pruned, it takes 1.10 times as long.') in said
+    # The section of the window says as much and no more.
+    window = ' '.join(window_section(run, run.decisions[0]).text)
+    assert 'random first weights' in said and 'random first weights' in window
+    assert 'position' not in said and 'position' not in window
 
 
 def test_a_saturated_window_is_no_decision_on_redundancy(tmp_path):

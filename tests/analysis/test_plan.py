@@ -22,6 +22,7 @@ from ela_mm.analysis.report.plan import (
     plan_sections,
 )
 from ela_mm.analysis.schedule import Clock, Schedule, Span, read_schedule
+from ela_mm.config_types import imports_package
 from ela_mm.hosts.mmdet import ELAResNet
 from ela_mm.pruning import ebqm
 
@@ -175,6 +176,7 @@ def test_layers_are_what_training_makes_of_them():
     assert [n for n, x in layers.items() if x.prunable] == [
         'layer3.1', 'layer4.1']
     (table, ) = layers_section(list(layers.values())).tables
+    assert table.header[:3] == ['stage', 'number', 'frozen']
     assert table.rows[0] == ['layer1', '2', 'all', 'all', '-', '-']
     assert table.rows[1] == ['layer2', '2', '-', '-', '-', '0']
 
@@ -267,6 +269,30 @@ def test_errors_of_the_first_batches_are_refusals(tmp_path, change, rounds,
     plan = make_plan(cfg, rounds=rounds)
     assert len(plan.refused) == 1 and plan.refused[0].startswith(reason)
     assert not any('step times' in note for note in plan.notes)
+
+
+@pytest.mark.parametrize('imports, lacks', [
+    (None, True), (['json'], True), (['ela_mm'], False), ('ela_mm', False),
+    (['ela_mm.hosts.mmdet'], False),
+    (['support.toy'], False),  # a user's module that imports the package
+])
+def test_a_config_that_only_our_tools_can_build_is_noted(imports, lacks):
+    backbone = dict(type='mmdet.ELAResNet')
+    cfg = Config(dict(model=dict(backbone=backbone)))
+    if imports:
+        cfg.custom_imports = dict(imports=imports)
+    assert imports_package(cfg) is not lacks
+    cfg.model.backbone.type = ELAResNet  # needs no name in a registry
+    assert imports_package(cfg)
+
+
+def test_the_line_that_a_config_lacks_is_said(tmp_path):
+    cfg = toy_config(tmp_path, max_epochs=2, **SMALL)
+    del cfg.custom_imports
+    plan = make_plan(cfg, rounds=0)
+    assert not plan.refused
+    assert plan.notes[0].startswith(
+        "the config lacks custom_imports = dict(imports=['ela_mm']")
 
 
 def test_a_resumed_run_says_where_it_goes_on(tmp_path):

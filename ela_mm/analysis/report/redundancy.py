@@ -63,10 +63,10 @@ def summarize(run: Run, cost: Optional[Cost] = None) -> List[str]:
     if cost is not None:
         blocks = sum(stage.seconds for stage in cost.stages)
         lines.append(
-            'Measured side by side, the backbone\'s step takes '
-            f'{cost.seconds_before / blocks:.2f} times that of the same '
-            'network without attention with all layers, and '
-            f'{cost.seconds_after / blocks:.2f} times as pruned.')
+            'Measured side by side, a step of the backbone with all attention '
+            f'layers takes {cost.seconds_before / blocks:.2f} times as long as '
+            'one without attention; as pruned, it takes '
+            f'{cost.seconds_after / blocks:.2f} times as long.')
     if run.metrics:
         at, value = run.metrics[-1]
         best_at, best = run.best or run.metrics[-1]
@@ -100,10 +100,9 @@ def _why(run: Run) -> str:
                 'and measure later or longer.')
     if any(d.as_drawn for d in saying_nothing):
         return (f'In {spans} attention had not learned yet: the layers went by '
-                'its random first weights and their position in the stage, not '
-                'because attention had learned to repeat. Measure later or '
-                'longer, after the warm-up, or train attention at a higher '
-                'rate.')
+                'its random first weights, not because attention had learned to '
+                'repeat. Measure later or longer, after the warm-up, or train '
+                'attention at a higher rate.')
     return (f'In {spans} the layers ranked by their position in the stage, as '
             'uniform attention ranks them, not because attention had learned '
             'to repeat. Measure later or longer, or after the warm-up.')
