@@ -1,6 +1,7 @@
 """Interprets entries of configs: types by name or class, wrapped datasets."""
 import inspect
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any, Callable, Iterator, Optional, Tuple
 
@@ -41,6 +42,35 @@ def class_of(config: dict, registry: Registry) -> Optional[Callable]:
         return kind if inspect.isclass(kind) or callable(kind) else None
     with registry.switch_scope_and_registry(None) as current:
         return current.get(kind)
+
+
+def imports_package(cfg: Config) -> bool:
+    """Return whether a config imports this package wherever it is read.
+
+    This package's tools import it anyway; those of the hosts do not.
+
+    Args:
+        cfg (Config): Config that has been read, its imports included.
+
+    Returns:
+        bool: True if ``custom_imports`` names this package or a module that
+        imports it, or if types are classes, as in pure Python configs.
+    """
+    package = __name__.partition('.')[0]
+
+    def is_own(name: Any) -> bool:
+        return isinstance(name, str) and name.partition('.')[0] == package
+
+    if cfg.get('default_scope', '') is None or not isinstance(
+            (cfg.model.get('backbone') or {}).get('type', ''), str):
+        return True
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    names = [imports] if isinstance(imports, str) else imports
+    return any(
+        is_own(name) or any(
+            is_own(getattr(x, '__module__', getattr(x, '__name__', None)))
+            for x in vars(sys.modules.get(name, object)).values())
+        for name in names)
 
 
 def enter_scope(cfg: Config) -> None:

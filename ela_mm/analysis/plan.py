@@ -12,6 +12,7 @@ from ..apis.data import check_data, prepare_config
 from ..apis.downloads import weights_to_fetch
 from ..apis.launch import build_runner, check_checkpoint
 from ..apis.loading import build_model, prune_hook_of, skip_mode_of
+from ..config_types import imports_package
 from ..engine.hooks.ela_prune_hook import ELAPruneHook
 from ..engine.resumption import STATE_KEY, begun_windows
 from ..engine.sanity import resolve_windows
@@ -146,6 +147,10 @@ def make_plan(cfg: Config,
     except UsageError as error:
         refused.append(str(error))
         cfg.load_from = None
+    if not imports_package(cfg):
+        notes.append("the config lacks custom_imports = dict(imports=['ela_mm'], "
+                     'allow_failed_imports=False): without that line the '
+                     "hosts' own tools cannot build it")
     backbone = start_of(cfg, notes)
     noise = noise_of(backbone)
     if noise is not None:

@@ -288,7 +288,7 @@ def test_a_config_that_only_our_tools_can_build_is_noted(imports, lacks):
 
 def test_the_line_that_a_config_lacks_is_said(tmp_path):
     cfg = toy_config(tmp_path, max_epochs=2, **SMALL)
-    del cfg.custom_imports
+    cfg.custom_imports = None
     plan = make_plan(cfg, rounds=0)
     assert not plan.refused
     assert plan.notes[0].startswith(

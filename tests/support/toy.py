@@ -76,6 +76,7 @@ def toy_config(work_dir, max_epochs=3, windows=((1, 1), ), hooks=(),
         })
     cfg = Config(
         dict(
+            custom_imports=dict(imports=['ela_mm']),
             model=dict(
                 type='ToyClassifier',
                 backbone=dict(
