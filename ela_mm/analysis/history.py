@@ -264,7 +264,10 @@ def _read_logs(work_dir: str) -> _Logs:
     for path in sorted(filter(osp.isfile, glob.glob(pattern))):
         steps, metrics = _read_log(path)
         if not steps:
-            continue  # a test
+            # All was trained, and the resumed checkpoint validated; or, at
+            # step 0, a validation alone.
+            logs.metrics.update({x: m for x, m in metrics.items() if x})
+            continue
         begin = min(steps)
         first_val = steps[begin].get('epoch', begin)
         for points, start in ((logs.steps, begin), (logs.metrics, first_val)):

@@ -108,6 +108,8 @@ def test_an_edited_network_is_validated(trained, tmp_path, saved_by):
         **{'custom_hooks.0.windows': [(1, 1)], 'train_cfg.max_epochs': 2})
     found = runner.message_hub.get_scalar('val/energy').current()
     assert found == pytest.approx(energy(runner.model))
+    (last, ) = read_run(str(tmp_path)).metrics
+    assert last == (2, pytest.approx(found))
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert f'checkpoint was edited by hand: skipped {kept}' in log
 
