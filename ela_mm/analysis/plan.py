@@ -36,6 +36,7 @@ from .rehearsal import (
     begin,
     first,
     first_batch,
+    preparing_hooks,
     try_samples,
     try_validation,
 )
@@ -380,7 +381,7 @@ def _step_times(runner: Runner, layers: Sequence[PlannedLayer], most: int,
         return step
 
     steps = {label: step_with(names) for label, names in wanted.items()}
-    with first('the first training step'):
+    with first('the first training step', preparing_hooks(runner, 'train')):
         taken = seconds_of(steps['all layers']) * len(steps)
     warm_up = 1
     if rounds is None:

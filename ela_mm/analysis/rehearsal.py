@@ -2,10 +2,10 @@
 import re
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Iterator
+from typing import Any, Iterator, List
 
 import torch
-from mmengine.hooks import RuntimeInfoHook
+from mmengine.hooks import Hook, RuntimeInfoHook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -20,23 +20,51 @@ class FirstBatchError(UsageError):
 
 
 @contextmanager
-def first(what: str) -> Iterator[None]:
+def first(what: str, prepared_by: List[str] = ()) -> Iterator[None]:
     """Name what raises an error, as the training itself would.
 
     Args:
         what (str): What is tried, in words.
+        prepared_by (List[str]): Names of hooks that have not run, and may
+            prepare the network for it. Defaults to none.
 
     Raises:
         FirstBatchError: On any error but lack of memory, which is raised as
             it is.
+        RuntimeError: Instead, where hooks have not run: the training need not
+            raise it.
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
             raise
-        raise FirstBatchError(
-            f'{what} raises {type(error).__name__}: {error}') from error
+        text = f'{what} raises {type(error).__name__}: {error}'
+        if prepared_by:
+            raise RuntimeError(
+                f'{text} (a plan does not run {", ".join(prepared_by)}, which '
+                'may prepare it)') from error
+        raise FirstBatchError(text) from error
+
+
+def preparing_hooks(runner: Runner, mode: str) -> List[str]:
+    """Name the hooks of others that act before the first step of a mode.
+
+    Args:
+        runner (Runner): Runner of the training.
+        mode (str): ``'train'`` or ``'val'``.
+
+    Returns:
+        List[str]: Class names, without mmengine's hooks and this package's.
+    """
+    points = ['before_run', 'before_train', '_before_epoch', '_before_iter', *(
+        f'before_{mode}{part}' for part in ('', '_epoch', '_iter'))]
+    return [
+        type(hook).__name__ for hook in runner.hooks
+        if type(hook).__module__.split('.')[0] not in ('mmengine', 'ela_mm')
+        and any(getattr(type(hook), point) is not getattr(Hook, point)
+                for point in points)
+    ]
 
 
 def first_batch(loader: DataLoader) -> Any:
@@ -81,13 +109,14 @@ def try_validation(runner: Runner) -> None:
         runner (Runner): Runner whose training loop is built.
 
     Raises:
-        FirstBatchError: If that raises an error.
+        FirstBatchError: If that raises an error, as :func:`first` does.
     """
     if runner.val_loop is None:
         return
     batch = first_batch(runner.val_dataloader)
     runner.model.eval()
-    with first('the first step of validation'), torch.no_grad():
+    with first('the first step of validation',
+               preparing_hooks(runner, 'val')), torch.no_grad():
         runner.model.val_step(batch)
     runner.model.train()
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from support import ROOT
 from support.running import tool
@@ -48,6 +49,17 @@ class Witness(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint):
         self.checkpoints.append(self.iters)
+
+
+@HOOKS.register_module()
+class Prepares(Hook):
+    """Does before a step what a network may need for it."""
+
+    def before_train(self, runner):
+        raise AssertionError('a plan runs no hook of others')
+
+    def before_val(self, runner):
+        self.before_train(runner)
 
 
 SCHEDULERS = [
@@ -269,6 +281,20 @@ def test_errors_of_the_first_batches_are_refusals(tmp_path, change, rounds,
     plan = make_plan(cfg, rounds=rounds)
     assert len(plan.refused) == 1 and plan.refused[0].startswith(reason)
     assert not any('step times' in note for note in plan.notes)
+
+
+@pytest.mark.parametrize('loader, step', [
+    ('train_dataloader', 'the first training step'),
+    ('val_dataloader', 'the first step of validation')])
+def test_what_a_hook_may_prepare_is_no_refusal(tmp_path, loader, step):
+    """As prototypes for validation: a plan runs no hook of others."""
+    cfg = toy_config(tmp_path, max_epochs=2, **{**SMALL, **validation()})
+    cfg[loader].collate_fn = dict(type='pseudo_collate')
+    cfg.custom_hooks.append(dict(type='Prepares'))
+    plan = make_plan(cfg, rounds=1)
+    assert not plan.refused
+    (note, ) = [note for note in plan.notes if step in note]
+    assert 'a plan does not run Prepares, which may prepare it' in note
 
 
 @pytest.mark.parametrize('imports, lacks', [
