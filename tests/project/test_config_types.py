@@ -72,7 +72,7 @@ def test_no_scope_leaves_registries_to_themselves():
 def test_options_that_do_not_fit_are_named(option, said):
     cfg = Config(dict(model=dict(depth=50), hooks=[dict(mu=0), dict(mu=1)]))
     options = settings(['model.width=3', option])
-    with pytest.raises(UsageError, match=f'^{said}.*expected keys'):
+    with pytest.raises(UsageError, match=f'^{said}.*expected dotted keys'):
         override(cfg, options)
     override(cfg, settings(['hooks.1.mu=2', 'model.depth=18']))
     assert cfg.hooks[1].mu == 2 and cfg.model.depth == 18
