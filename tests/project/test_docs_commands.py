@@ -153,11 +153,11 @@ def with_layers_of(run, line):
     window, decision = next((i, d) for i, d in enumerate(
         record['decisions'], start=1) if d['skipped'])
     (kept, *_) = (x['name'] for x in decision['layers'] if x['status'] == 'kept')
-    for name, stand_in in {
-            'window 2': f'window {window}', 'layer3.5': decision['skipped'][0],
-            'layer2.1': kept}.items():
-        line = line.replace(name, stand_in)
-    return line
+    stand_ins = {'window 2': f'window {window}', 'layer2.1': kept,
+                 'layer3.5': decision['skipped'][0]}
+    # At once: what stands in for one name may be the other name.
+    return re.sub('|'.join(map(re.escape, stand_ins)),
+                  lambda found: stand_ins[found[0]], line)
 
 
 @pytest.mark.slow
