@@ -16,7 +16,7 @@ from ..config_types import imports_package
 from ..engine.hooks.ela_prune_hook import ELAPruneHook
 from ..engine.resumption import STATE_KEY, begun_windows
 from ..engine.sanity import resolve_windows
-from ..engine.surgery import noise_of
+from ..engine.surgery import random_attention_of
 from ..errors import UsageError
 from ..models.backbones.layer_attention_mixin import (
     LayerAttentionMixin,
@@ -153,7 +153,7 @@ def make_plan(cfg: Config,
                      'allow_failed_imports=False): without that line the '
                      "hosts' own tools cannot build it")
     backbone = start_of(cfg, notes)
-    noise = noise_of(backbone)
+    noise = random_attention_of(backbone)
     if noise is not None:
         notes.append(f'unless init_cfg brings trained attention, {noise}')
     layers = planned_layers(backbone)

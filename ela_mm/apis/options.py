@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
-from mmengine.registry import root
+from mmengine.registry import Registry, root
 
 from ..config_types import class_of
 from ..errors import UsageError
@@ -13,7 +13,7 @@ from ..errors import UsageError
 # Python names the class from 3.10 on.
 _UNEXPECTED = re.compile(
     r"(?:(\w+)\.)?\w+\(\) got an unexpected keyword argument '(\w+)'")
-_REGISTRIES = [x for x in vars(root).values() if type(x) is root.Registry]
+_REGISTRIES = [x for x in vars(root).values() if type(x) is Registry]
 
 
 @contextmanager

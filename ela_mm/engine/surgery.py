@@ -100,7 +100,7 @@ def prepare(runner) -> None:
         runner (Runner): Runner before training, its weights loaded.
     """
     backbone = find_backbone(runner.model)
-    noise = noise_of(backbone)
+    noise = random_attention_of(backbone)
     if noise is not None:
         runner.logger.warning(noise)
     inert = backbone.inert_layers
@@ -118,7 +118,7 @@ def prepare(runner) -> None:
         wrap_anew(runner)  # the model was wrapped before the mask was loaded
 
 
-def noise_of(backbone: LayerAttentionMixin) -> Optional[str]:
+def random_attention_of(backbone: LayerAttentionMixin) -> Optional[str]:
     """Describe random attention in frozen stages, which stays random.
 
     Args:
